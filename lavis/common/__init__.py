@@ -1,0 +1,1 @@
+"""Registry, configuration, hub, distribution and optimisation: what every other room may use."""

@@ -1,0 +1,96 @@
+"""Process groups that may be absent: every function works, and costs nothing, with one process.
+
+Start N processes with `torchrun --nproc_per_node=N …`; `init_from_env` then joins them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def is_on() -> bool:
+    """Whether a process group with more than one rank exists."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def init_from_env(backend: str | None = None, timeout_minutes: float = 30) -> bool:
+    """Join the group that torchrun describes in the environment. Returns whether there is one.
+
+    The time limit is finite on purpose: when a rank dies, the others end with an error instead
+    of waiting for it.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size() > 1
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return False
+    if backend is None:
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    return True
+
+
+def shutdown() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if is_on():
+        dist.barrier()
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """Every rank's picklable `value`, in rank order, on every rank."""
+    if not is_on():
+        return [value]
+    out: list[Any] = [None] * world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value` on every rank."""
+    if not is_on():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    """Mean of a tensor over ranks, outside autograd."""
+    if not is_on():
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / world_size()
+
+
+def all_gather_with_grad(value: torch.Tensor) -> torch.Tensor:
+    """Concatenation over ranks along dimension 0, through which gradients flow back to each rank."""
+    if not is_on():
+        return value
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(value), dim=0)

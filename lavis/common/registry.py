@@ -1,0 +1,177 @@
+"""Names for models, data sets, tasks, processors, schedules and runners.
+
+`registry` is one object. A decorator puts a class under a name; a look-up first imports the
+modules of the room that the kind lives in, then the entry points of the group `lavis.plugins`,
+so importing the library registers nothing and costs nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=type | Callable[..., Any])
+
+# kind -> the package whose modules register it
+_ROOMS = {
+    "model": "lavis.models",
+    "dataset": "lavis.datasets",
+    "task": "lavis.tasks",
+    "processor": "lavis.processors",
+    "runner": "lavis.runners",
+    "lr_scheduler": "lavis.common.optims",
+}
+PLUGIN_GROUP = "lavis.plugins"
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
+    """" Did you mean 'x'?" (with a leading space), or the known names if none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if near:
+        return " Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return " Known: " + ", ".join(known) + "."
+
+
+class Registry:
+    """The paper's registry: `@registry.register_model("blip_caption")`, `registry.get_model_class(...)`."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, dict[str, Any]] = {kind: {} for kind in _ROOMS}
+        self._paths: dict[str, str] = {}
+        self._state: dict[str, Any] = {}
+        self._imported: set[str] = set()
+        self._plugins_loaded = False
+
+    # ------------------------------------------------------------------ registering
+    def _add(self, kind: str, name: str) -> Callable[[T], T]:
+        def wrap(obj: T) -> T:
+            old = self._entries[kind].get(name)
+            if old is not None and (old.__module__, old.__qualname__) != (obj.__module__, obj.__qualname__):
+                raise KeyError(
+                    f"{kind} name {name!r} is already taken by {old.__module__}.{old.__qualname__}; "
+                    f"choose another name for {obj.__module__}.{obj.__qualname__}"
+                )
+            self._entries[kind][name] = obj
+            return obj
+
+        return wrap
+
+    def register_model(self, name: str) -> Callable[[T], T]:
+        return self._add("model", name)
+
+    def register_dataset(self, name: str) -> Callable[[T], T]:
+        return self._add("dataset", name)
+
+    register_builder = register_dataset  # the paper's name for it
+
+    def register_task(self, name: str) -> Callable[[T], T]:
+        return self._add("task", name)
+
+    def register_processor(self, name: str) -> Callable[[T], T]:
+        return self._add("processor", name)
+
+    def register_runner(self, name: str) -> Callable[[T], T]:
+        return self._add("runner", name)
+
+    def register_lr_scheduler(self, name: str) -> Callable[[T], T]:
+        return self._add("lr_scheduler", name)
+
+    def register_path(self, name: str, path: str) -> None:
+        """Remember a path under a name; a second value replaces the first."""
+        self._paths[name] = str(path)
+
+    def register(self, name: str, obj: Any) -> None:
+        """Remember any object under a dotted name."""
+        self._state[name] = obj
+
+    # ------------------------------------------------------------------ looking up
+    def import_module(self, name: str) -> None:
+        """Import a user's module so that its decorators run (the command line's `--import`)."""
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            if e.name is not None and (name == e.name or name.startswith(e.name + ".")):
+                raise ValueError(
+                    f"--import {name}: there is no such module; give a dotted name that Python can import "
+                    "from the current folder or the environment"
+                ) from e
+            raise
+
+    def _load(self, kind: str) -> dict[str, Any]:
+        room = _ROOMS[kind]
+        if room not in self._imported:
+            self._imported.add(room)
+            module = importlib.import_module(room)
+            for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
+                importlib.import_module(f"{room}.{info.name}")
+        if not self._plugins_loaded:
+            self._plugins_loaded = True
+            for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+                entry.load()
+        return self._entries[kind]
+
+    def _get(self, kind: str, name: str) -> Any:
+        entries = self._load(kind)
+        if name not in entries:
+            raise ValueError(f"there is no {kind.replace('_', ' ')} named {name!r}.{suggest(name, entries)}")
+        return entries[name]
+
+    def get_model_class(self, name: str) -> Any:
+        return self._get("model", name)
+
+    def get_dataset_class(self, name: str) -> Any:
+        return self._get("dataset", name)
+
+    get_builder_class = get_dataset_class
+
+    def get_task_class(self, name: str) -> Any:
+        return self._get("task", name)
+
+    def get_processor_class(self, name: str) -> Any:
+        return self._get("processor", name)
+
+    def get_runner_class(self, name: str) -> Any:
+        return self._get("runner", name)
+
+    def get_lr_scheduler_class(self, name: str) -> Any:
+        return self._get("lr_scheduler", name)
+
+    def names(self, kind: str) -> list[str]:
+        """All registered names of a kind, sorted."""
+        return sorted(self._load(kind))
+
+    def list_models(self) -> list[str]:
+        return self.names("model")
+
+    def list_datasets(self) -> list[str]:
+        return self.names("dataset")
+
+    def list_tasks(self) -> list[str]:
+        return self.names("task")
+
+    def list_processors(self) -> list[str]:
+        return self.names("processor")
+
+    def list_runners(self) -> list[str]:
+        return self.names("runner")
+
+    def list_lr_schedulers(self) -> list[str]:
+        return self.names("lr_scheduler")
+
+    def get_path(self, name: str) -> str | None:
+        return self._paths.get(name)
+
+    def get(self, name: str, default: Any = None, no_warning: bool = True) -> Any:
+        return self._state.get(name, default)
+
+    def unregister(self, kind: str, name: str) -> Any:
+        """Take a name out again (tests and notebooks that redefine a class)."""
+        return self._entries[kind].pop(name, None)
+
+
+registry = Registry()

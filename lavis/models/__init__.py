@@ -1,0 +1,151 @@
+"""Models: how to list them, load them, and get the processors that go with them (paper, section 4.2)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavis.common.registry import registry
+from lavis.models.base import BaseModel, Output, Preset, locate, read_description
+
+__all__ = [
+    "BaseModel",
+    "Output",
+    "Preset",
+    "build_model",
+    "load_model",
+    "load_model_and_preprocess",
+    "load_preprocess",
+    "model_zoo",
+]
+
+log = logging.getLogger("lavis")
+Processors = dict[str, Any]
+
+
+def load_model(
+    name: str,
+    model_type: str | None = None,
+    is_eval: bool = False,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+) -> BaseModel:
+    """Load a model.
+
+    Args:
+        name: a registered name (`model_zoo` lists them), or a folder that `save_pretrained` or a
+            training run wrote.
+        model_type: one of the name's types; may be left out for a folder, or where there is one only.
+        is_eval: whether to return it in evaluation mode. `generate`, `predict_answers` and the like
+            never use dropout, in either mode.
+        device: "cpu", "cuda", "mps", "auto", …
+        checkpoint: weights to use instead of the preset's: a folder, a `.safetensors` or official
+            `.pth` file, a URL, a Hugging Face id. Then nothing else is downloaded.
+
+    Raises:
+        ValueError: an unknown name or type (with the nearest known ones), weights that do not fit.
+        FileNotFoundError, OSError: weights that are not there or cannot be downloaded.
+    """
+    if model_type is None and _is_folder(name):
+        checkpoint, name = (Path(name) if checkpoint is None else checkpoint), _arch(Path(name))
+    cls = registry.get_model_class(name)
+    if checkpoint is not None:
+        path = locate(str(checkpoint))
+        if path.is_dir():
+            arch = _arch(path)
+            if arch != name:
+                raise ValueError(f"{path} holds a {arch}, not a {name}")
+            model = cls.from_folder(path)
+        else:
+            model = cls.build(cls.preset(_one_type(cls, model_type)).config, empty=True)
+            model.load_file(path)
+            model.model_type = model_type
+    else:
+        model = cls.from_pretrained(_one_type(cls, model_type))
+    if is_eval:
+        model.eval()
+    from lavis.common.device import pick_device
+
+    return model.to(pick_device(device))
+
+
+def load_preprocess(config: Mapping[str, Any]) -> tuple[Processors, Processors]:
+    """Processors of a `preprocess` mapping: (pictures', texts'), each {"train": …, "eval": …}.
+
+    A part that is not described passes its input on unchanged.
+    """
+    from lavis.processors import load_processor
+
+    def build(section: Mapping[str, Any] | None) -> Processors:
+        out = {}
+        for phase in ("train", "eval"):
+            cfg = dict((section or {}).get(phase) or {"name": "base_processor"})
+            out[phase] = load_processor(cfg.pop("name", "base_processor"), cfg)
+        return out
+
+    return build(config.get("vis_processor")), build(config.get("text_processor"))
+
+
+def load_model_and_preprocess(
+    name: str,
+    model_type: str | None = None,
+    is_eval: bool = False,
+    device: str | torch.device = "cpu",
+    checkpoint: str | Path | None = None,
+) -> tuple[BaseModel, Processors, Processors]:
+    """`load_model`, and the processors of its pictures and texts: (model, vis_processors, txt_processors)."""
+    model = load_model(name, model_type, is_eval=is_eval, device=device, checkpoint=checkpoint)
+    vis, txt = load_preprocess(model.preprocess_config())
+    return model, vis, txt
+
+
+def build_model(cfg: Mapping[str, Any]) -> BaseModel:
+    """A model of a recipe's `model` section; see `BaseModel.from_config`."""
+    if "arch" not in cfg:
+        raise ValueError(f"model.arch is missing; known: {', '.join(registry.list_models())}")
+    return registry.get_model_class(str(cfg["arch"])).from_config(cfg)
+
+
+class ModelZoo:
+    """All registered names and their types; prints as the paper's table."""
+
+    @property
+    def model_zoo(self) -> dict[str, list[str]]:
+        return {name: list(registry.get_model_class(name).PRESETS) for name in registry.list_models()}
+
+    def preset(self, name: str, model_type: str) -> Preset:
+        return registry.get_model_class(name).preset(model_type)
+
+    def __str__(self) -> str:
+        rows = [f"{name:<30} {', '.join(types)}" for name, types in self.model_zoo.items()]
+        line = "=" * 50
+        return "\n".join([line, f"{'Architectures':<30} Types", line, *rows])
+
+    def __iter__(self) -> Iterator[tuple[str, list[str]]]:
+        return iter(self.model_zoo.items())
+
+    def __len__(self) -> int:
+        return sum(len(types) for types in self.model_zoo.values())
+
+
+model_zoo = ModelZoo()
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name).is_dir()
+
+
+def _arch(folder: Path) -> str:
+    return str(read_description(folder)["arch"])
+
+
+def _one_type(cls: type[BaseModel], model_type: str | None) -> str:
+    if model_type is not None:
+        return model_type
+    if len(cls.PRESETS) == 1:
+        return next(iter(cls.PRESETS))
+    raise ValueError(f"{cls.registered_name} has several types; choose model_type from {', '.join(cls.PRESETS)}")

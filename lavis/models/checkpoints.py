@@ -1,0 +1,182 @@
+"""Weights in and out: file formats, the rules that turn a foreign checkpoint into ours, strict loading.
+
+After its rules a checkpoint must hold exactly the model's entries, each of the model's shape; anything
+else is an error that lists the differences. Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+log = logging.getLogger("lavis")
+
+WEIGHTS_NAME = "model.safetensors"
+StateDict = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the entries of one kind of file become those of one class. Patterns are shell-style.
+
+    rename: (prefix in the file, prefix in the model), tried in order, the first that fits is used.
+    drop: entries the class has no use for (momentum copies, queues, other heads).
+    resize: model entry -> function(tensor, wanted shape) that interpolates it.
+    fresh: model entries that the file need not have; they keep their starting values.
+    """
+
+    rename: tuple[tuple[str, str], ...] = ()
+    drop: tuple[str, ...] = ()
+    resize: Mapping[str, Callable[[torch.Tensor, torch.Size], torch.Tensor]] = field(default_factory=dict)
+    fresh: tuple[str, ...] = ()
+
+
+# State that only training uses; safe to leave behind, and said in one line when it is.
+TRAINING_STATE = ("*_m.*", "*_queue", "*queue_ptr", "temp")
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def read_state_dict(path: Path | str) -> StateDict:
+    """Tensors of a `.safetensors` file, or of a `.pth`/`.pt`/`.bin` archive of tensors.
+
+    An official checkpoint keeps its tensors under "model"; a plain dict of tensors will do too.
+    Archives are read without executing what they hold.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is cut short, is something else, or holds more than plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as f:
+                tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+                metadata = f.metadata() or {}
+        except SafetensorError as e:
+            raise ValueError(f"{path} is damaged or no safetensors file ({e}); download or save it again") from e
+        for alias, key in json.loads(metadata.get("aliases", "{}")).items():
+            tensors[alias] = tensors[key]
+        return tensors
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ValueError(
+            f"{path} could not be read as tensors: {reason}. It is cut short, is no PyTorch checkpoint, or holds "
+            "Python objects, which are never executed; download it again, or convert it to safetensors where it "
+            "came from"
+        ) from e
+    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not state:
+        raise ValueError(f"{path} holds no state dict (a dict of names and tensors, or one under the key 'model')")
+    strange = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
+    if strange:
+        raise ValueError(f"{path}: the entry {strange[0]!r} is no tensor; is this a model's checkpoint?")
+    return dict(state)
+
+
+# ----------------------------------------------------------------------------------------- applying
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(key, p) for p in patterns)
+
+
+def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rules, where: str) -> StateDict:
+    """Rename, drop and resize; then check that exactly the wanted entries are there.
+
+    Raises:
+        ValueError: listing missing, unexpected and differently shaped entries.
+    """
+    out: StateDict = {}
+    dropped: list[str] = []
+    for key, tensor in state.items():
+        for old, new in rules.rename:
+            if key.startswith(old):
+                key = new + key[len(old) :]
+                break
+        if key not in wanted and _matches(key, rules.drop):
+            dropped.append(key)
+            continue
+        if key in rules.resize and key in wanted and tensor.shape != wanted[key].shape:
+            tensor = rules.resize[key](tensor, wanted[key].shape)
+        out[key] = tensor
+    missing = [k for k in wanted if k not in out and not _matches(k, rules.fresh)]
+    unexpected = [k for k in out if k not in wanted]
+    reshaped = [
+        f"{k} is {tuple(out[k].shape)}, the model's is {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in out and out[k].shape != wanted[k].shape
+    ]
+    if missing or unexpected or reshaped:
+        parts = [
+            f"{len(found)} {label}: {', '.join(found[:4])}{', …' if len(found) > 4 else ''}"
+            for label, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+            if found
+        ]
+        raise ValueError(
+            f"{where} does not fit this model ({len(wanted)} entries): {'; '.join(parts)}. "
+            "Is it for another model name or type?"
+        )
+    if dropped:
+        log.info("%s: %d entries that this model does not use were left out (%s, …)", where, len(dropped), dropped[0])
+    return out
+
+
+def load_into(model: nn.Module, state: StateDict, rules: Rules, where: str) -> None:
+    """Put a checkpoint's tensors into a model (also one on the meta device), strictly.
+
+    Floating-point tensors take the model's dtype. The model's `tie_weights`, if any, runs afterwards.
+    """
+    wanted = model.state_dict()
+    state = apply_rules(state, wanted, rules, where)
+    for key, old in wanted.items():
+        if key not in state:
+            if old.is_meta:
+                raise AssertionError(f"{key} is fresh, but the model has no starting values")
+            state[key] = old
+        elif state[key].is_floating_point() and state[key].dtype != old.dtype:
+            state[key] = state[key].to(old.dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    tie = getattr(model, "tie_weights", None)
+    if tie is not None:
+        tie()
+
+
+# ------------------------------------------------------------------------------------------ writing
+
+
+def write_state_dict(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Save as safetensors; tied entries are written once, their aliases named in the metadata."""
+    first: dict[tuple[Any, ...], str] = {}
+    tensors: StateDict = {}
+    aliases: dict[str, str] = {}
+    for key, tensor in model.state_dict().items():
+        identity = (tensor.data_ptr(), tensor.shape, tensor.dtype)
+        if identity in first:
+            aliases[key] = first[identity]
+            continue
+        first[identity] = key
+        tensors[key] = tensor.detach().cpu().contiguous()
+    notes = {"format": "pt", **(metadata or {})}
+    if aliases:
+        notes["aliases"] = json.dumps(aliases)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata=notes)
+    temporary.replace(path)

@@ -1,0 +1,122 @@
+"""WordPiece tokenization of BERT and BLIP, and of the small presets.
+
+Built on the `tokenizers` package, from a plain vocabulary file; nothing is downloaded. B texts, T tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as _Tokenizer
+
+ASSETS = Path(__file__).parent / "assets"
+BERT_VOCABULARY = ASSETS / "bert-base-uncased.txt"
+TINY_VOCABULARY = ASSETS / "tiny_vocab.txt"
+
+# The original's detokenization, applied in this order to the whole text; it decides scores of captions.
+_TIGHT = [(f" {mark}", mark) for mark in ".?!,"] + [
+    (" ' ", "'"),
+    *((f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")),
+]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A padded batch: `ids` (B, T) long and `mask` (B, T) bool, True for tokens."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+class Tokenizer:
+    """Texts to padded ids and back.
+
+    Args:
+        vocabulary: a file with one piece per line.
+        extra: special tokens put after the vocabulary; BLIP's are [DEC], which begins a decoded text,
+            and [ENC], which begins a text that attends to a picture. As in the original, a user who
+            types one of them gets its special id.
+        cover: replace characters that the vocabulary lacks by "?", and never give up on a long word,
+            so that nothing becomes [UNK]. For small vocabularies; BERT's own behaviour without.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Path | str = BERT_VOCABULARY,
+        extra: Sequence[str] = ("[DEC]", "[ENC]"),
+        cover: bool = False,
+    ) -> None:
+        self.vocabulary = Path(vocabulary)
+        self.cover = cover
+        pieces = self.vocabulary.read_text(encoding="utf-8").split("\n")
+        if pieces and pieces[-1] == "":
+            pieces.pop()
+        vocab = {piece: i for i, piece in enumerate(pieces)}
+        for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
+            if token not in vocab:
+                raise ValueError(f"{self.vocabulary}: this is no BERT vocabulary, it has no {token}")
+        longest = 100_000 if cover else 100  # characters; BERT makes longer words [UNK]
+        inner = _Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=longest))
+        steps: list[normalizers.Normalizer] = [
+            normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True)
+        ]
+        if cover:
+            known = "".join(re.escape(p) for p in pieces if len(p) == 1)
+            steps.append(normalizers.Replace(Regex(rf"[^\s{known}]"), "?"))
+        inner.normalizer = normalizers.Sequence(steps)
+        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+        inner.add_special_tokens(
+            [AddedToken(t, special=True, normalized=False) for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")]
+        )
+        inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in extra])
+        self._inner = inner
+        self.pad_id, self.cls_id, self.sep_id = vocab["[PAD]"], vocab["[CLS]"], vocab["[SEP]"]
+        self.mask_id, self.unk_id = vocab["[MASK]"], vocab["[UNK]"]
+
+    def __len__(self) -> int:
+        return self._inner.get_vocab_size(with_added_tokens=True)
+
+    def id(self, token: str) -> int:
+        """The id of a piece."""
+        found = self._inner.token_to_id(token)
+        if found is None:
+            raise ValueError(f"{self.vocabulary} has no piece {token!r}")
+        return found
+
+    def encode(self, text: str, max_length: int | None = None) -> list[int]:
+        """[CLS] pieces [SEP]; cut to `max_length` ids, the [SEP] kept."""
+        ids = self._inner.encode(text, add_special_tokens=False).ids
+        if max_length is not None:
+            ids = ids[: max(max_length - 2, 0)]
+        return [self.cls_id, *ids, self.sep_id]
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        *,
+        max_length: int | None = None,
+        pad_to: int | None = None,
+        device: torch.device | None = None,
+    ) -> Tokens:
+        """Encode texts and pad them to the longest, or to `pad_to` ids."""
+        rows = [self.encode(text, max_length) for text in texts]
+        width = max([len(r) for r in rows] + [pad_to or 0])
+        ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        lengths = torch.tensor([len(r) for r in rows])
+        mask = torch.arange(width)[None, :] < lengths[:, None]
+        return Tokens(ids.to(device), mask.to(device))
+
+    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
+        """Text of ids without special tokens, the spaces of tokenization taken out."""
+        text = self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
+        for spaced, tight in _TIGHT:
+            text = text.replace(spaced, tight)
+        return text
