@@ -134,6 +134,7 @@ class BaseModel(nn.Module):
     # for files that hold this class's own weights, and for those it is fine-tuned from
     RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
     PRETRAINED_RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
+    FOREIGN_RULES: ClassVar[tuple[checkpoints.Rules, ...]] = ()  # told apart by their markers
 
     registered_name: ClassVar[str]
     config: Any
@@ -205,8 +206,10 @@ class BaseModel(nn.Module):
 
     # ------------------------------------------------------------------------------ weights
     def load_file(self, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None) -> None:
+        """Load a file's weights (or a folder's), strictly. The file's kind is seen from its entries."""
         state = checkpoints.read_state_dict(path / checkpoints.WEIGHTS_NAME if path.is_dir() else path)
-        checkpoints.load_into(self, state, rules or self.RULES, name or str(path))
+        foreign = next((r for r in self.FOREIGN_RULES if r.marker in state), None)
+        checkpoints.load_into(self, state, foreign or rules or self.RULES, name or str(path))
 
     def load_checkpoint(self, source: str | Path) -> None:
         """Replace the weights by those of a folder, file, URL or Hugging Face id, strictly."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from lavis.common.registry import registry
 from lavis.models.base import BaseModel, Output, Preset
-from lavis.models.checkpoints import TRAINING_STATE, Rules
+from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn import generation
 from lavis.nn.losses import IGNORE, language_modelling_loss
@@ -152,7 +152,7 @@ class Blip(BaseModel):
     """What BLIP's heads share: the picture encoder, the tokenizer, reading of samples."""
 
     config: BlipConfig
-    PRETRAINED_DROP: ClassVar[tuple[str, ...]] = ()
+    FOREIGN_RULES = (TRANSFORMERS_BLIP,)
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ import fnmatch
 import json
 import logging
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,22 +30,43 @@ StateDict = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Rules:
-    """How the entries of one kind of file become those of one class. Patterns are shell-style.
+    """How the entries of one kind of file become those of one class.
 
-    rename: (prefix in the file, prefix in the model), tried in order, the first that fits is used.
-    drop: entries the class has no use for (momentum copies, queues, other heads).
+    marker: an entry that only this kind of file has; says which rules a file needs.
+    rename: (regular expression, replacement), all applied in order.
+    drop: entries the class has no use for (momentum copies, queues, other heads); shell patterns.
     resize: model entry -> function(tensor, wanted shape) that interpolates it.
-    fresh: model entries that the file need not have; they keep their starting values.
+    make: shell pattern of model entries that the file lacks -> function(wanted shape) that makes them.
+    fresh: model entries that the file need not have; they keep their starting values; shell patterns.
     """
 
+    marker: str = ""
     rename: tuple[tuple[str, str], ...] = ()
     drop: tuple[str, ...] = ()
     resize: Mapping[str, Callable[[torch.Tensor, torch.Size], torch.Tensor]] = field(default_factory=dict)
+    make: Mapping[str, Callable[[torch.Size], torch.Tensor]] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
 
 
 # State that only training uses; safe to leave behind, and said in one line when it is.
 TRAINING_STATE = ("*_m.*", "*_queue", "*queue_ptr", "temp")
+
+# transformers' BLIP (BlipForConditionalGeneration, BlipForQuestionAnswering): the text side has the
+# official names already; what is not a weight there (position ids) is made.
+TRANSFORMERS_BLIP = Rules(
+    marker="vision_model.embeddings.class_embedding",
+    rename=(
+        (r"^vision_model\.embeddings\.class_embedding$", "visual_encoder.cls_token"),
+        (r"^vision_model\.embeddings\.position_embedding$", "visual_encoder.pos_embed"),
+        (r"^vision_model\.embeddings\.patch_embedding\.", "visual_encoder.patch_embed.proj."),
+        (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"visual_encoder.blocks.\1.attn.qkv."),
+        (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.", r"visual_encoder.blocks.\1.attn.proj."),
+        (r"^vision_model\.encoder\.layers\.(\d+)\.layer_norm(\d)\.", r"visual_encoder.blocks.\1.norm\2."),
+        (r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"visual_encoder.blocks.\1.mlp."),
+        (r"^vision_model\.post_layernorm\.", "visual_encoder.norm."),
+    ),
+    make={"*.position_ids": lambda shape: torch.arange(shape[-1]).expand(shape)},
+)
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -108,15 +130,17 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
     dropped: list[str] = []
     for key, tensor in state.items():
         for old, new in rules.rename:
-            if key.startswith(old):
-                key = new + key[len(old) :]
-                break
+            key = re.sub(old, new, key)
         if key not in wanted and _matches(key, rules.drop):
             dropped.append(key)
             continue
         if key in rules.resize and key in wanted and tensor.shape != wanted[key].shape:
             tensor = rules.resize[key](tensor, wanted[key].shape)
         out[key] = tensor
+    for key in [k for k in wanted if k not in out]:
+        maker = next((f for pattern, f in rules.make.items() if fnmatch.fnmatchcase(key, pattern)), None)
+        if maker is not None:
+            out[key] = maker(wanted[key].shape)
     missing = [k for k in wanted if k not in out and not _matches(k, rules.fresh)]
     unexpected = [k for k in out if k not in wanted]
     reshaped = [

@@ -301,9 +301,12 @@ class TextDecoder(nn.Module):
         self.tie_weights()
 
     def tie_weights(self) -> None:
-        """Make the aliases one parameter again (after weights were assigned)."""
+        """Make the aliases one parameter again (after weights were assigned).
+
+        Where a file's aliases differ, the later entry wins, as when the original copies them in turn.
+        """
         predictions = self.cls.predictions
-        predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+        self.bert.embeddings.word_embeddings.weight = predictions.decoder.weight
         predictions.bias = predictions.decoder.bias
 
     def reset_parameters(self) -> None:

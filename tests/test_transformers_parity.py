@@ -1,0 +1,161 @@
+"""Tiny random models equal transformers' BLIP: values, gradients, generated texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from lavis.models.blip import BlipCaption, BlipConfig, BlipVQA
+from lavis.models.checkpoints import TRANSFORMERS_BLIP, load_into
+from lavis.nn.text import TextConfig
+from lavis.nn.vit import ViTConfig
+from tests.small import images
+
+transformers = pytest.importorskip("transformers")
+
+CONFIG = BlipConfig(
+    image_size=64,
+    vit=ViTConfig(width=64, depth=3, heads=4, patch_size=16),
+    text=TextConfig(
+        vocab_size=1602, width=64, depth=3, heads=4, hidden=96, max_positions=64, memory_width=64,
+        dropout=0.0, attention_dropout=0.0,
+    ),
+    vocabulary="tiny",
+    cover=True,
+)  # fmt: skip
+
+
+def peer(kind: str, tokenizer):
+    config = transformers.BlipConfig(
+        text_config={
+            "vocab_size": 1602, "hidden_size": 64, "encoder_hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64,
+            "label_smoothing": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "projection_dim": 16,
+            "bos_token_id": tokenizer.id("[DEC]"), "eos_token_id": tokenizer.sep_id,
+            "sep_token_id": tokenizer.sep_id, "pad_token_id": tokenizer.pad_id,
+        },
+        vision_config={
+            "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "image_size": 64, "patch_size": 16, "layer_norm_eps": 1e-6, "attention_dropout": 0.0,
+        },
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(config)
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    return model.eval()
+
+
+def ours(cls, theirs):
+    config = dataclasses.replace(CONFIG, prompt="a picture of " if cls is BlipCaption else "")
+    model = cls.build(config, empty=True)
+    load_into(model, dict(theirs.state_dict()), TRANSFORMERS_BLIP, "transformers")
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    tokenizer = BlipCaption.build(CONFIG, empty=True).tokenizer
+    theirs = peer("BlipForConditionalGeneration", tokenizer)
+    return ours(BlipCaption, theirs), theirs
+
+
+def same_gradients(model, theirs):
+    renamed = {}
+    for key, parameter in theirs.named_parameters():
+        for old, new in TRANSFORMERS_BLIP.rename:
+            key = re.sub(old, new, key)
+        renamed[key] = parameter.grad
+    checked = 0
+    for key, parameter in model.named_parameters():
+        if renamed.get(key) is None:
+            continue
+        peak = renamed[key].abs().max()
+        assert (parameter.grad - renamed[key]).abs().max() <= 2e-4 * peak + 1e-7, key
+        checked += 1
+    assert checked > 0.9 * len(renamed)
+
+
+def test_caption_loss_logits_and_gradients(pair):
+    model, theirs = pair
+    image, texts = images(2), ["a picture of a red star", "a picture of two large blue squares"]
+    tokens = model.tokenizer(texts)
+    tokens.ids[:, 0] = model.bos_id
+    labels = tokens.ids.masked_fill(~tokens.mask, -100)
+    labels[:, : model.prompt_length] = -100
+    model.zero_grad()
+    theirs.zero_grad()
+    out = model({"image": image, "text_input": texts})
+    out.loss.backward()
+    vision = theirs.vision_model(pixel_values=image)[0]
+    peer_out = theirs.text_decoder(
+        input_ids=tokens.ids, attention_mask=tokens.mask.long(), encoder_hidden_states=vision, labels=labels,
+        reduction="mean",
+    )  # fmt: skip
+    peer_out.loss.backward()
+    torch.testing.assert_close(out.loss, peer_out.loss, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(
+        out.intermediate_output.decoder_output.logits, peer_out.logits, rtol=1e-3, atol=1e-4
+    )
+    same_gradients(model, theirs)
+
+
+def test_greedy_captions(pair):
+    model, theirs = pair
+    image = images(3)
+    prompt = torch.tensor([[model.bos_id, *model.tokenizer.encode(model.prompt)[1:-1]]] * 3)
+    vision = theirs.vision_model(pixel_values=image)[0]
+    ids = theirs.text_decoder.generate(
+        input_ids=prompt, encoder_hidden_states=vision, max_length=20, min_length=6, num_beams=1, do_sample=False,
+        eos_token_id=model.tokenizer.sep_id, pad_token_id=model.tokenizer.pad_id,
+    )  # fmt: skip
+    wanted = [model.tokenizer.decode(row)[len(model.prompt) :] for row in ids.tolist()]
+    assert model.generate({"image": image}, num_beams=1, max_length=20, min_length=6) == wanted
+
+
+def test_beam_captions_with_one_length(pair):
+    # transformers divides by the length without the prompt; with every text of one length that
+    # cannot change the order.
+    model, theirs = pair
+    image = images(3)
+    prompt = torch.tensor([[model.bos_id, *model.tokenizer.encode(model.prompt)[1:-1]]] * 3)
+    vision = theirs.vision_model(pixel_values=image)[0].repeat_interleave(4, dim=0)
+    arguments = {"num_beams": 4, "max_length": 14, "min_length": 14}
+    ids = theirs.text_decoder.generate(
+        input_ids=prompt, encoder_hidden_states=vision.view(3, 4, *vision.shape[1:])[:, 0], do_sample=False,
+        eos_token_id=model.tokenizer.sep_id, pad_token_id=model.tokenizer.pad_id, **arguments,
+    )  # fmt: skip
+    wanted = [model.tokenizer.decode(row)[len(model.prompt) :] for row in ids.tolist()]
+    assert model.generate({"image": image}, **arguments) == wanted
+
+
+def test_vqa_loss_and_gradients():
+    tokenizer = BlipVQA.build(dataclasses.replace(CONFIG, prompt=""), empty=True).tokenizer
+    theirs = peer("BlipForQuestionAnswering", tokenizer)
+    model = ours(BlipVQA, theirs)
+    image = images(2)
+    questions, answers = ["what color is the star", "what shape is the one"], ["red", "a circle"]
+    weights = torch.tensor([0.6, 1.0])
+    out = model(
+        {"image": image, "text_input": questions, "answer": answers, "weight": weights, "n_answers": torch.tensor([1, 1])}
+    )
+    out.loss.backward()
+    q = tokenizer(questions)
+    assert q.mask.all(), "transformers ignores the question's mask; the questions here must be of one length"
+    q.ids[:, 0] = model.enc_id
+    a = tokenizer(answers)
+    a.ids[:, 0] = model.bos_id
+    vision = theirs.vision_model(pixel_values=image)[0]
+    states = theirs.text_encoder(
+        input_ids=q.ids, attention_mask=q.mask.long(), encoder_hidden_states=vision, return_dict=True
+    ).last_hidden_state
+    each = theirs.text_decoder(
+        input_ids=a.ids, attention_mask=a.mask.long(), encoder_hidden_states=states,
+        encoder_attention_mask=q.mask.long(), labels=a.ids.masked_fill(~a.mask, -100), reduction="none",
+    ).loss  # fmt: skip
+    ((weights * each).sum() / 2).backward()
+    torch.testing.assert_close(out.intermediate_output.decoder_output.loss, each, rtol=1e-4, atol=1e-4)
+    same_gradients(model, theirs)
