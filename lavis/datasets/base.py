@@ -1,0 +1,278 @@
+"""What every data set is: records on one side, samples on the other, and where its files lie.
+
+A registered class is the whole data set: it names its annotation files (`sources`), its media folder
+(`media`), its options (a frozen dataclass) and turns a record into a sample. The two families below
+it, `CaptionDataset` (captioning.py) and `VQADataset` (vqa.py), leave little to write for a new one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch.utils.data
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lavis.datasets.collate import Sample, collate
+from lavis.datasets.tables import Record, read_records
+
+
+@dataclass(frozen=True)
+class Source:
+    """One annotation file.
+
+    Args:
+        storage: where it lies, relative to the cache root, or an absolute path.
+        url: where it is published (or a local path), None when it can't be fetched.
+        md5, sha256: checksums of the published file, in hex.
+    """
+
+    storage: str
+    url: str | None = None
+    md5: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For data sets without settings of their own."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A data set's description after a recipe's overrides: what `Dataset.load` builds a split from."""
+
+    name: str
+    type: str = "default"
+    sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
+    vis_root: Path | None = None
+    options: Any = field(default_factory=NoOptions)
+
+
+class Dataset(torch.utils.data.Dataset[Sample]):
+    """One split of a data set.
+
+    Args:
+        records: plain dicts, one per item of the annotation file (any sequence, lazy ones too).
+        split: "train", "val", "test" or a name of the data set's own.
+        vis_root: the folder that the records' media paths are relative to.
+        vis_processor, text_processor: callables applied to picture and text; None leaves them raw.
+        options: the data set's own settings, an instance of its `Options`.
+    """
+
+    name: ClassVar[str] = ""
+    types: ClassVar[tuple[str, ...]] = ("default",)
+    data_type: ClassVar[str] = "images"
+    sources: ClassVar[Mapping[str, Source | Sequence[Source]]] = {}
+    media: ClassVar[str | None] = None  # relative to the cache root
+    Options: ClassVar[type] = NoOptions
+    train_splits: ClassVar[tuple[str, ...]] = ("train",)
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        split: str,
+        *,
+        vis_root: str | Path | None = None,
+        vis_processor: Callable[..., Any] | None = None,
+        text_processor: Callable[..., Any] | None = None,
+        options: Any = None,
+        annotation_paths: Sequence[Path] = (),
+    ) -> None:
+        self.records = records
+        self.split = split
+        self.training = split in self.train_splits
+        self.vis_root = None if vis_root is None else Path(vis_root)
+        self.options = self.Options() if options is None else options
+        self.annotation_paths = tuple(annotation_paths)
+        self.set_processors(vis_processor, text_processor)
+
+    # ------------------------------------------------------------------ building
+    @classmethod
+    def split_names(cls, plan: Plan) -> tuple[str, ...]:
+        """The splits that this plan has."""
+        return tuple(plan.sources)
+
+    @classmethod
+    def load(cls, split: str, plan: Plan) -> Dataset:
+        """Build one split: find or fetch its annotation files, read the first as records."""
+        paths = [locate(source, f"{plan.name}/{split}") for source in plan.sources[split]]
+        return cls(
+            read_records(paths[0]),
+            split,
+            vis_root=plan.vis_root,
+            options=plan.options,
+            annotation_paths=paths,
+        )
+
+    def set_processors(
+        self, vis_processor: Callable[..., Any] | None, text_processor: Callable[..., Any] | None
+    ) -> None:
+        """Replace both processors; None leaves pictures or texts raw."""
+        self.vis_processor, self.text_processor = vis_processor, text_processor
+        self._vis, self._text = _with_stream(vis_processor), _with_stream(text_processor)
+
+    # ------------------------------------------------------------------ samples
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, rng: np.random.Generator | None = None) -> Sample:
+        """The sample at `index`.
+
+        Args:
+            index: 0 … len - 1 (negative indices count from the end).
+            rng: the stream that every random choice is drawn from; None takes a fresh one.
+
+        Raises:
+            IndexError: outside the range.
+            FileNotFoundError, OSError: a missing or broken picture, named with its path.
+        """
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"{self.name}/{self.split} has {n} samples; there is no sample {index}")
+        return self.make_sample(index % n, np.random.default_rng() if rng is None else rng)
+
+    def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
+        """Turn item `index` into a sample; a data set or its family writes this."""
+        raise NotImplementedError(f"{type(self).__name__} has no make_sample")
+
+    def collater(self, samples: Sequence[Mapping[str, Any] | None]) -> Sample:
+        """Samples to a batch; see `lavis.datasets.collate.collate`."""
+        return collate(samples)
+
+    # ------------------------------------------------------------------ media and text
+    def picture(self, record: Mapping[str, Any]) -> Image.Image:
+        """The record's picture, RGB, as stored (no processor)."""
+        return open_picture(self._media_path(str(record["image"])), self._what_to_do())
+
+    def image(self, record: Mapping[str, Any], rng: np.random.Generator) -> Any:
+        """The record's picture after the vision processor."""
+        picture = self.picture(record)
+        return picture if self._vis is None else self._vis(picture, rng)
+
+    def text(self, text: str, rng: np.random.Generator) -> Any:
+        """A text after the text processor."""
+        return text if self._text is None else self._text(text, rng)
+
+    def _media_path(self, relative: str) -> Path:
+        path = Path(relative)
+        return path if path.is_absolute() or self.vis_root is None else self.vis_root / path
+
+    def _what_to_do(self) -> str:
+        return (
+            f"the pictures of {self.name!r} are expected under {self.vis_root}; put them there, or name "
+            f"their folder with vis_path (in a recipe: build_info.{self.data_type}.storage)"
+        )
+
+    def check(self) -> None:
+        """Look for the media folder before a long run starts.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        if self.vis_root is not None and not self.vis_root.is_dir():
+            raise FileNotFoundError(f"the folder {self.vis_root} does not exist; {self._what_to_do()}")
+
+    def extra_metrics(self, predictions: Mapping[Any, str]) -> dict[str, float]:
+        """Metrics that only this data set can compute.
+
+        Args:
+            predictions: the predicted text by image_id (captions) or question_id (answers).
+
+        Returns:
+            Numbers with the unit in their name; empty for most data sets.
+        """
+        return {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}/{self.split}: {len(self)} samples>"
+
+
+# ---------------------------------------------------------------------- helpers
+def _with_stream(processor: Callable[..., Any] | None) -> Callable[[Any, np.random.Generator], Any] | None:
+    """Call `processor(item, rng=rng)` where it takes a stream, `processor(item)` where it doesn't."""
+    if processor is None:
+        return None
+    try:
+        parameters = inspect.signature(processor).parameters.values()
+    except ValueError:  # some builtins have no signature; none of them takes a stream
+        parameters = ()  # type: ignore[assignment]
+    if any(p.name == "rng" or p.kind is p.VAR_KEYWORD for p in parameters):
+        return lambda item, rng: processor(item, rng=rng)
+    return lambda item, rng: processor(item)
+
+
+def open_picture(path: Path, advice: str = "", upright: bool = False) -> Image.Image:
+    """Decode a picture file to RGB.
+
+    Args:
+        path: the file.
+        advice: what to do when it is missing, for the message.
+        upright: turn it as its EXIF orientation says. False shows the pixels as stored, which is how
+            published data sets were read when published numbers were made.
+
+    Raises:
+        FileNotFoundError: there is no such file; `advice` says what to do about it.
+        OSError: it is there but can't be decoded.
+    """
+    try:
+        with Image.open(path) as picture:
+            return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"there is no picture {path}" + (f"; {advice}" if advice else "")) from e
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise OSError(f"the picture {path} cannot be decoded ({e}); replace it or remove its record") from e
+
+
+def under_cache_root(storage: str | Path) -> Path:
+    """An absolute path as it is, else a path that exists from the current folder, else under the cache."""
+    from lavis.common import hub
+
+    path = Path(storage).expanduser()
+    if path.is_absolute() or path.exists():
+        return path
+    return Path(hub.cache_root()) / path
+
+
+def locate(source: Source, what: str) -> Path:
+    """The local path of an annotation file, fetched on first use.
+
+    Raises:
+        FileNotFoundError: it isn't there and there is no URL to fetch it from.
+    """
+    path = under_cache_root(source.storage)
+    if path.is_file():
+        return path
+    if source.url is None:
+        raise FileNotFoundError(f"{what}: there is no annotation file {path}, and no URL to fetch it from")
+    if "://" not in source.url:
+        local = Path(source.url).expanduser()
+        if not local.is_file():
+            raise FileNotFoundError(f"{what}: there is no annotation file {path}, nor {local}")
+        return local
+    from lavis.common import hub
+
+    return Path(hub.fetch(source.url, sha256=source.sha256, md5=source.md5, to=path))
+
+
+def group_by(keys: Iterable[Any]) -> list[list[int]]:
+    """Positions of equal keys, in the order of first appearance."""
+    groups: dict[Any, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(key, []).append(position)
+    return list(groups.values())
+
+
+def draw(rng: np.random.Generator, n: int, k: int) -> list[int]:
+    """k of the numbers 0 … n - 1 in random order, each at most once unless k > n."""
+    if k == 1:
+        return [int(rng.integers(n))]
+    chosen = [int(i) for i in rng.permutation(n)[:k]]
+    return chosen + [int(i) for i in rng.integers(n, size=max(0, k - n))]

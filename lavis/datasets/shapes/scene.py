@@ -1,0 +1,188 @@
+"""Scenes of coloured shapes: what is in a picture, before it is drawn or described.
+
+A scene is a plain dict, so it can be stored beside a picture:
+
+    {"objects": [{"shape", "color", "size", "texture", "x", "y", "r"}, …], "background": {…}}
+
+x and y are the centre, r half the width, as fractions of the picture's side (x to the right, y down).
+The background holds only numbers for drawing; no text ever mentions it.
+
+What words mean, for the generators of captions and questions and for the judge alike:
+
+- *size* is "small" or "large"; every large object is at least 1.4 times as wide as every small one.
+- a *relation* between two objects holds if their centres differ by at least `MARGIN` (an eighth of the
+  side) in that direction. Generators say less than that: they also want the direction to be the
+  dominant one (`clearly`), so nobody is asked whether something up and to the right is "above".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+Obj = dict[str, Any]
+Scene = dict[str, Any]
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "heart")
+COLORS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown")
+NEW_COLORS = ("black", "cyan")
+SIZES = ("small", "large")
+TEXTURES = ("solid", "striped", "dotted")
+NEW_TEXTURES = ("checkered",)
+ALL_COLORS = COLORS + NEW_COLORS
+ALL_TEXTURES = TEXTURES + NEW_TEXTURES
+
+MAX_OBJECTS = 5
+MARGIN = 0.125
+RADII = {"small": (0.12, 0.126, 0.132), "large": (0.19, 0.195, 0.205)}
+_FINE = ("star", "ring")  # too narrow, when small, for a texture to be told apart
+
+# (colour, shape) pairs that occur in the split `unseen` only: one or two for each colour and each shape.
+# 3 is coprime to 8, so the first diagonal meets every shape once; the second adds every other colour.
+HELD_OUT = frozenset(
+    [(c, SHAPES[(3 * i + 1) % 8]) for i, c in enumerate(COLORS)]
+    + [(c, SHAPES[(3 * i + 6) % 8]) for i, c in enumerate(COLORS) if i % 2 == 0]
+)
+
+SPLITS = ("train", "val", "test", "unseen", "new_train", "new_test")
+
+_OBJECT_COUNTS = np.cumsum([0.14, 0.24, 0.26, 0.2, 0.16])
+
+
+def stream(seed: int, split: str, index: int, purpose: int = 0) -> np.random.Generator:
+    """The random stream of one picture; `purpose` keeps scene, captions and questions apart."""
+    return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
+
+
+def has_new_things(split: str) -> bool:
+    """Whether a split shows the new colours and textures."""
+    return split in ("new_train", "new_test")
+
+
+def allowed_pairs(split: str) -> list[tuple[str, str]]:
+    """The (colour, shape) pairs that objects of a split may have."""
+    if split == "unseen":
+        return [(c, s) for c in COLORS for s in SHAPES]
+    colors = ALL_COLORS if has_new_things(split) else COLORS
+    return [(c, s) for c in colors for s in SHAPES if (c, s) not in HELD_OUT]
+
+
+ALLOWED_PAIRS = {split: allowed_pairs(split) for split in SPLITS}
+_HELD_OUT = sorted(HELD_OUT)
+
+
+def _pick(rng: np.random.Generator, options: Any) -> Any:
+    return options[int(rng.random() * len(options))]
+
+
+def _draw_kind(rng: np.random.Generator, split: str, first: bool) -> tuple[str, str, str]:
+    """Colour, shape and texture of an object; the first object always has what the split is about."""
+    texture = _pick(rng, TEXTURES) if rng.random() < 0.6 else "solid"
+    special = first or rng.random() < 0.6
+    if split == "unseen" and special:
+        return (*_pick(rng, _HELD_OUT), texture)
+    if has_new_things(split) and special:
+        if rng.random() < 0.35:
+            texture = _pick(rng, NEW_TEXTURES)
+        else:
+            return _pick(rng, NEW_COLORS), _pick(rng, SHAPES), texture
+    return (*_pick(rng, ALLOWED_PAIRS[split]), texture)
+
+
+def _draw_objects(rng: np.random.Generator, split: str, count: int) -> list[Obj]:
+    allowed = set(ALLOWED_PAIRS[split])
+    objects: list[Obj] = []
+    for position in range(count):
+        color, shape, texture = _draw_kind(rng, split, position == 0)
+        u = rng.random()
+        if objects and u < 0.55:  # repeat something, so that there is something to count and compare
+            other = _pick(rng, objects)
+            if u < 0.3:
+                color, shape = other["color"], other["shape"]
+            elif u < 0.43 and (other["color"], shape) in allowed:
+                color = other["color"]
+            elif (color, other["shape"]) in allowed:
+                shape = other["shape"]
+        room = sum(o["size"] == "large" for o in objects) < (2 if count < MAX_OBJECTS else 1)
+        size = "large" if rng.random() < 0.55 and room else "small"
+        if texture != "solid" and shape in _FINE:
+            size = "large"
+        objects.append(
+            {"shape": shape, "color": color, "size": size, "texture": texture, "r": _pick(rng, RADII[size])}
+        )
+    return objects
+
+
+def _place(rng: np.random.Generator, objects: list[Obj]) -> bool:
+    """Give every object a free place; False if one found none."""
+    placed: list[Obj] = []
+    for obj in sorted(objects, key=lambda o: -o["r"]):
+        r = obj["r"]
+        free = (0.02 + r + rng.random((40, 2)) * (0.96 - 2 * r)).round(4).tolist()
+        for x, y in free:
+            if all(math.hypot(x - o["x"], y - o["y"]) >= 1.12 * (r + o["r"]) + 0.01 for o in placed):
+                obj["x"], obj["y"] = x, y
+                placed.append(obj)
+                break
+        else:
+            return False
+    return True
+
+
+def _make_room(rng: np.random.Generator, objects: list[Obj]) -> bool:
+    """Shrink one large object, so that the number of objects need not depend on luck; False: none may."""
+    for obj in objects:
+        if obj["size"] == "large" and (obj["texture"] == "solid" or obj["shape"] not in _FINE):
+            obj["size"], obj["r"] = "small", _pick(rng, RADII["small"])
+            return True
+    return False
+
+
+def make_scene(seed: int, split: str, index: int) -> Scene:
+    """The scene of picture `index`: a function of these three arguments alone."""
+    rng = stream(seed, split, index)
+    count = 1 + int(np.searchsorted(_OBJECT_COUNTS, rng.random()))
+    objects = _draw_objects(rng, split, count)
+    while not _place(rng, objects):
+        if not _make_room(rng, objects):
+            objects = _draw_objects(rng, split, count)
+    background = {
+        "level": round(float(0.72 + 0.2 * rng.random()), 3),
+        "tint": [round(float(t), 3) for t in (rng.random(3) - 0.5) * 0.12],
+        "gradient": [round(float(g), 3) for g in (rng.random(2) - 0.5) * 0.12],
+        "noise": round(float(0.03 * rng.random()), 4),
+        "lines": int(rng.random() * 4),
+        "seed": int(rng.integers(2**31)),
+    }
+    return {"objects": objects, "background": background}
+
+
+# ---------------------------------------------------------------------- meaning
+def shift(relation: str, a: Obj, b: Obj) -> tuple[float, float]:
+    """How far a lies from b along a relation's direction, and how far across it (fractions of the side)."""
+    dx, dy = a["x"] - b["x"], a["y"] - b["y"]
+    return {"left": (-dx, dy), "right": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[relation]
+
+
+def related(relation: str, a: Obj, b: Obj) -> bool:
+    """Whether a is left of / right of / above / below b, by at least `MARGIN`; or larger, smaller."""
+    if relation in ("larger", "smaller"):
+        order = SIZES.index(a["size"]) - SIZES.index(b["size"])
+        return order > 0 if relation == "larger" else order < 0
+    return shift(relation, a, b)[0] >= MARGIN
+
+
+def clearly(relation: str, a: Obj, b: Obj) -> bool:
+    """`related`, and the direction is the dominant one. What generators state and ask."""
+    if not related(relation, a, b):
+        return False
+    if relation in ("larger", "smaller"):
+        return True
+    along, across = shift(relation, a, b)
+    return along >= 1.2 * abs(across)
+
+
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above",
+            "larger": "smaller", "smaller": "larger"}  # fmt: skip

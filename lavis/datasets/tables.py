@@ -1,0 +1,128 @@
+"""Annotation files and tables: JSON, JSONL, CSV, TSV; every complaint names file and line."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read an annotation file that is a JSON list of objects, or has one JSON object per line.
+
+    Raises:
+        ValueError: it is neither; the message names file and line.
+    """
+    text = _decoded(path)
+    rows = _json_rows if text.lstrip().startswith("[") else _json_lines
+    return [row for _, row in rows(path, text)]
+
+
+def read_table(path: str | Path) -> list[tuple[int, Record]]:
+    """Read a table.
+
+    Args:
+        path: a .jsonl, .json, .csv or .tsv file in UTF-8 (a byte-order mark, CRLF and blank lines are fine).
+
+    Returns:
+        (line number, row) pairs; in a JSON list the number is the row's place, from 1. Empty cells of CSV
+        and TSV are None.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another suffix, encoding or syntax; the message names file and line.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no data file {path}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path}: the suffix should be one of {', '.join(SUFFIXES)}, not {path.suffix!r}")
+    stamp = path.stat()
+    return _read_table(path, (stamp.st_mtime_ns, stamp.st_size))
+
+
+@functools.lru_cache(maxsize=4)  # splits are built one by one, often from the same file
+def _read_table(path: Path, stamp: tuple[int, int]) -> list[tuple[int, Record]]:
+    text = _decoded(path)
+    kind = path.suffix.lower()
+    if kind == ".json":
+        rows = list(_json_rows(path, text))
+    elif kind in (".csv", ".tsv"):
+        rows = list(_separated_rows(path, text, "\t" if kind == ".tsv" else ","))
+    else:
+        rows = list(_json_lines(path, text))
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def _decoded(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = data[: e.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({e.reason}); save the file as UTF-8") from e
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Record]]:
+    # Not splitlines: JSON strings may hold other line separators of Unicode.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise ValueError(
+                f"{path}, line {number}: not valid JSON ({e.msg} at column {e.colno}); each line should be "
+                "one JSON object"
+            ) from e
+        yield number, _row(f"{path}, line {number}", row)
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from e
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} should hold a JSON list of objects, not {type(rows).__name__}")
+    for number, row in enumerate(rows, 1):
+        yield number, _row(f"{path}, record {number}", row)
+
+
+def _row(where: str, row: Any) -> Record:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: should be a JSON object, not {type(row).__name__} {str(row)[:40]!r}")
+    return row
+
+
+def _separated_rows(path: Path, text: str, separator: str) -> Iterator[tuple[int, Record]]:
+    # newline="": csv handles CRLF itself, and quoted fields may hold newlines.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    header: list[str] = []
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as e:
+            raise ValueError(f"{path}, line {reader.line_num}: {e}; is a quote open or misplaced?") from e
+        if fields is None:
+            return
+        if not any(f.strip() for f in fields):
+            continue
+        if not header:
+            header = [f.strip() for f in fields]
+            continue
+        if len(fields) != len(header):
+            raise ValueError(
+                f"{path}, line {reader.line_num}: {len(fields)} fields, but the header has {len(header)} "
+                f"({', '.join(header)}); put texts that contain the separator in double quotes"
+            )
+        yield reader.line_num, {k: v if v.strip() else None for k, v in zip(header, fields)}
