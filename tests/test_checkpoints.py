@@ -66,7 +66,7 @@ def test_a_wrong_checkpoint_says_what_differs(model, tmp_path):
     assert "bad.pth" in text
     assert "1 missing: visual_encoder.cls_token" in text
     assert "1 unexpected: surprise.weight" in text
-    assert "visual_encoder.norm.bias is (7,), the model's is (160,)" in text
+    assert "visual_encoder.norm.bias is (7,), the model's is (128,)" in text
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

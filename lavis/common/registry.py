@@ -105,12 +105,12 @@ class Registry:
     def _load(self, kind: str) -> dict[str, Any]:
         room = _ROOMS[kind]
         if room not in self._imported:
-            self._imported.add(room)
             module = importlib.import_module(room)
             for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
                 importlib.import_module(f"{room}.{info.name}")
+            self._imported.add(room)
         if not self._plugins_loaded:
-            self._plugins_loaded = True
+            self._plugins_loaded = True  # first: a plugin may look names up while it is loaded
             for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
                 entry.load()
         return self._entries[kind]

@@ -74,16 +74,16 @@ class BlipConfig:
     grad_checkpointing: int = 0
 
 
-# About 2.3 million parameters: for tests, for the embedded data, for a first try on own small data.
-TINY_VIT = ViTConfig(width=160, depth=4, heads=4, patch_size=8)
+# 1.9 million parameters as a captioner: for tests, for the embedded data, for a first try on own small data.
+TINY_VIT = ViTConfig(width=128, depth=4, heads=4, patch_size=8)
 TINY_TEXT = TextConfig(
     vocab_size=1602,
-    width=160,
+    width=128,
     depth=3,
     heads=4,
-    hidden=640,
+    hidden=512,
     max_positions=64,
-    memory_width=160,
+    memory_width=128,
     dropout=0.0,
     attention_dropout=0.0,
 )

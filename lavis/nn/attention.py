@@ -47,8 +47,13 @@ def attend(
     items = k.shape[0]
     if rows % items:
         raise ValueError(f"{rows} rows of queries cannot be shared out evenly among {items} memories")
-    grouped = q.reshape(items, (rows // items) * length, width)  # (B, G·T, D)
-    out = F.scaled_dot_product_attention(
-        split_heads(grouped, heads), k, v, attn_mask=mask, dropout_p=dropout
-    )  # (B, H, G·T, Dh)
+    grouped = split_heads(q.reshape(items, (rows // items) * length, width), heads)  # (B, H, G·T, Dh)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        # The CPU's bfloat16 backward is 8 times as slow as its float32 one (docs/log.md).
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(
+                grouped.float(), k.float(), v.float(), attn_mask=mask, dropout_p=dropout
+            ).to(q.dtype)
+    else:
+        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, dropout_p=dropout)
     return merge_heads(out).reshape(rows, length, width)

@@ -1,0 +1,44 @@
+# `make quickstart` and `make test` need Python >= 3.10 and make, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: quickstart test test-full lint types check-python clean
+
+quickstart: $(VENV)/.core
+	$(BIN)/python examples/quickstart.py
+
+test: lint types
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-full:
+	@$(MAKE) --no-print-directory test
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check-python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else f"Python 3.10 or newer is needed; {sys.executable} is {v.major}.{v.minor}. Try: make PYTHON=python3.11 ...")'
+
+$(VENV)/bin/python:
+	@$(MAKE) --no-print-directory check-python
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing the library and its report extra into $(VENV) ..."
+	$(PIP) -e '.[report]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@echo "installing what tests need into $(VENV) ..."
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
