@@ -138,7 +138,7 @@ class BaseModel(nn.Module):
 
     registered_name: ClassVar[str]
     config: Any
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None = None  # of models that read text
     model_type: str | None = None
 
     # ------------------------------------------------------------------------------ construction
@@ -218,7 +218,7 @@ class BaseModel(nn.Module):
         self.to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and vocab.txt, from which `load_model` restores this model."""
+        """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = dataclasses.asdict(self.config)
@@ -226,7 +226,8 @@ class BaseModel(nn.Module):
             config["vocabulary"] = VOCABULARY_NAME
         description = {"arch": self.registered_name, "model_type": self.model_type, "config": config}
         checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
-        shutil.copyfile(self.tokenizer.vocabulary, folder / VOCABULARY_NAME)
+        if self.tokenizer is not None:
+            shutil.copyfile(self.tokenizer.vocabulary, folder / VOCABULARY_NAME)
         temporary = folder / (CONFIG_NAME + ".tmp")
         temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
         temporary.replace(folder / CONFIG_NAME)

@@ -152,6 +152,7 @@ class Blip(BaseModel):
     """What BLIP's heads share: the picture encoder, the tokenizer, reading of samples."""
 
     config: BlipConfig
+    tokenizer: Tokenizer
     FOREIGN_RULES = (TRANSFORMERS_BLIP,)
 
     def __init__(self, config: BlipConfig) -> None:

@@ -1,0 +1,166 @@
+"""`lavis models`, `datasets`, `card` and `env`: what there is, and what a bug report needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lavis import __version__
+from lavis.cli import common
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+_PACKAGES = (
+    "torch", "numpy", "pillow", "tokenizers", "safetensors", "omegaconf", "huggingface_hub", "typer", "rich",
+    "tqdm", "transformers", "pycocoevalcap", "tensorboard", "easy-vqa",
+)  # fmt: skip
+
+
+def register(app: typer.Typer) -> None:
+    app.command("models")(models)
+    app.command("datasets")(datasets)
+    app.command("card")(card)
+    app.command("env")(env)
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Show only models whose name holds this.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List models, their types, where the weights are, and under which licence.
+
+    \b
+    Examples:
+      lavis models
+      lavis models vqa --json
+    """
+    from lavis.common.registry import registry
+
+    rows = []
+    for arch in registry.list_models():
+        if name is not None and name not in arch:
+            continue
+        for model_type, preset in registry.get_model_class(arch).PRESETS.items():
+            rows.append({"model": f"{arch}/{model_type}", **_preset(preset)})
+    if not rows:
+        raise ValueError(f"no model's name holds {name!r}; known: {', '.join(registry.list_models())}")
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    words = {True: "yes", False: "no", None: "not stated"}
+    common.table(
+        ["Model", "Weights", "Licence", "Commercial use", "What it is"],
+        [(r["model"], r["where"], r["licence"], words[r["commercial"]], r["note"]) for r in rows],
+    )
+
+
+def _preset(preset: Any) -> dict[str, Any]:
+    weights = preset.weights
+    if weights is None:
+        where = "none"
+    elif "://" in weights:
+        from lavis.common import hub
+
+        where = "downloaded" if hub.place_of(weights).is_file() else "to download"
+    else:
+        where = "packaged" if Path(weights).is_dir() else "not in this installation"
+    return {
+        "weights": weights, "where": where, "licence": preset.licence, "commercial": preset.commercial,
+        "note": preset.note,
+    }  # fmt: skip
+
+
+def _description(dataset_class: type) -> str:
+    module = sys.modules[dataset_class.__module__]
+    return (module.__doc__ or dataset_class.__doc__ or "").strip()
+
+
+def datasets(as_json: AsJson = False) -> None:
+    """List data sets.
+
+    \b
+    Example:
+      lavis datasets
+    """
+    from lavis.common.registry import registry
+
+    rows = []
+    for name in registry.list_datasets():
+        cls = registry.get_dataset_class(name)
+        headline = _description(cls).split("\n\n")[0].replace("\n", " ")
+        rows.append({"name": name, "types": list(cls.types), "description": headline})
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    common.table(
+        ["Name", "Types", "What it is"],
+        [(str(r["name"]), ", ".join(r["types"]), str(r["description"])) for r in rows],
+    )
+
+
+def card(name: Annotated[str, typer.Argument(help="The name of a data set.")]) -> None:
+    """Print the card of a data set: what is in it, its splits, licence, metrics and options.
+
+    \b
+    Example:
+      lavis card own
+    """
+    from lavis.common.registry import registry
+
+    print(_description(registry.get_dataset_class(name)))
+
+
+def env(as_json: AsJson = False) -> None:
+    """Show versions, devices and settings: what a bug report needs.
+
+    \b
+    Example:
+      lavis env
+    """
+    facts = _facts()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:<{width}}  {value}")
+
+
+def _facts() -> dict[str, Any]:
+    import torch
+
+    from lavis.common import hub
+
+    facts: dict[str, Any] = {
+        "lavis": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+    }
+    for package in _PACKAGES:
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["cpu"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(i)
+            facts[f"cuda:{i}"] = (
+                f"{device.name}, {device.total_memory / 1e9:.1f} GB, CUDA {torch.version.cuda}"
+            )
+    else:
+        facts["cuda"] = "none"
+    facts["mps"] = "yes" if torch.backends.mps.is_available() else "none"
+    facts["java"] = shutil.which("java") or "none (only METEOR and SPICE need it)"
+    facts["cache"] = str(hub.cache_root())
+    facts["offline"] = "yes" if hub.is_offline() else "no"
+    for name in ("LAVIS_MIRROR", "HF_ENDPOINT", "HF_HOME"):
+        facts[name] = os.environ.get(name, "not set")
+    return facts

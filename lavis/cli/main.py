@@ -1,0 +1,153 @@
+"""The command's entry point: global options, and errors as one line with an exit code.
+
+Exit codes: 0 done; 1 done, but some inputs could not be used; 2 bad input, nothing done; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from lavis import __version__
+from lavis.cli import info, predict, runs
+
+app = typer.Typer(
+    name="lavis",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for _module in (predict, runs, info):
+    _module.register(app)
+
+# typer brings its own copy of click in newer versions; its exceptions are found by what it re-exports
+_UsageProblem: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lavis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="Import a Python module first, so that what it registers is known. May be repeated.",
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Language-vision models: caption and ask about pictures, train, evaluate.
+
+    \b
+    Examples:
+      lavis caption photos/
+      lavis ask photo.jpg "what colour is the car?"
+      lavis train blip/caption_shapes --options run.max_iters=500
+      lavis train --task captioning --data train.jsonl --images photos/
+      lavis models
+    """
+    if imports:
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109 (sys.path holds strings)
+        from lavis.common.registry import registry
+
+        for module in imports:
+            registry.import_module(module)
+
+
+def _normalized(arguments: Sequence[str]) -> list[str]:
+    """Global options moved to the front, and `--options a=1 b=2` written as one option per value."""
+    front: list[str] = []
+    rest: list[str] = []
+    in_options = False
+    items = iter(arguments)
+    for item in items:
+        if item == "--":
+            rest += [item, *items]
+        elif item == "--debug":
+            front.append(item)
+        elif item == "--import":
+            front += [item, *(value for value in [next(items, None)] if value is not None)]
+        elif item == "--options":
+            in_options = True
+        elif in_options and not item.startswith("--"):
+            rest += ["--option", item]
+        else:
+            in_options = False
+            rest.append(item)
+    return front + rest
+
+
+def _say(message: object) -> None:
+    text = " ".join(str(message).split())
+    print(f"lavis: {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: the command line without the program's name; None takes `sys.argv`.
+
+    Returns:
+        The exit code.
+    """
+    args = _normalized(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in args
+    command = typer.main.get_command(app)
+    try:
+        # not command.main(): it has exit codes of its own for interrupts and broken pipes
+        with command.make_context("lavis", args) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except typer.Exit as e:
+        sys.stdout.flush()
+        return e.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # the reader of our output has gone (`lavis … | head`); keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except _UsageProblem as e:
+        message = e.format_message() if hasattr(e, "format_message") else str(e)
+        if type(e).__name__ == "NoArgsIsHelpError":  # the message is the help
+            print(message, file=sys.stderr)
+            return 2
+        asked = getattr(e, "ctx", None)
+        where = "lavis" if asked is None else asked.command_path
+        _say(f"{message.rstrip('.')}. See: {where} --help")
+        return 2
+    except (ValueError, OSError, ImportError) as e:
+        if debug:
+            traceback.print_exc()
+        _say(e if str(e) else type(e).__name__)
+        return 2
+    except RuntimeError as e:
+        if "out of memory" not in str(e).lower():
+            raise
+        if debug:
+            traceback.print_exc()
+        _say(f"out of memory; try a smaller --batch-size or run.batch_size_train, or --device cpu ({e})")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

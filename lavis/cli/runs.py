@@ -1,0 +1,268 @@
+"""`lavis train` and `lavis evaluate`, and the same as the scripts train.py and evaluate.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lavis.cli import common
+from lavis.cli.predict import ANSWERER, CAPTIONER
+
+_EPOCHS = 10  # of a run on data of one's own
+_ENDLESS = 1_000_000
+_STARTING_MODEL = {"captioning": CAPTIONER, "vqa": ANSWERER}
+
+Recipes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE...]",
+        help="A packaged recipe such as blip/caption_shapes, or YAML files, later ones over earlier ones.",
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "--options",
+        metavar="KEY=VALUE...",
+        help="Keys to change, such as run.max_epoch=5; --options takes several at once.",
+    ),
+]
+Task = Annotated[str | None, typer.Option(help="captioning or vqa, for data of your own.")]
+Data = Annotated[str | None, typer.Option(help="Your table (JSONL, JSON, CSV, TSV); see `lavis card own`.")]
+Images = Annotated[str | None, typer.Option(help="The folder that the table's pictures lie in.")]
+Model = Annotated[str | None, typer.Option(help="<name>/<type> or the folder of a checkpoint to start from.")]
+Out = Annotated[str | None, typer.Option(help="The folder for runs (default: output).")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples at a time, per process.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train")(train)
+    app.command("evaluate")(evaluate)
+
+
+def train(
+    recipe: Recipes = None,
+    options: Options = None,
+    task: Task = None,
+    data: Data = None,
+    images: Images = None,
+    val: Annotated[str | None, typer.Option(help="A table to validate on (default: 5% held out).")] = None,
+    test: Annotated[str | None, typer.Option(help="A table to test on at the end.")] = None,
+    model: Model = None,
+    out: Out = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after this many minutes.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The learning rate at the start.")] = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    precision: Precision = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the latest run of the output folder, if there is one.")
+    ] = False,
+) -> None:
+    """Train from a recipe, or on data of your own without one.
+
+    \b
+    Examples:
+      lavis train blip/caption_shapes
+      lavis train blip/caption_shapes --options run.max_iters=500 run.batch_size_train=16
+      lavis train my_recipe.yaml --out runs/ --resume
+      lavis train --task captioning --data train.jsonl --images photos/ --epochs 5
+      lavis train --task vqa --data qa.csv --val val.csv --model blip_vqa/vqav2 --minutes 60
+      torchrun --nproc_per_node=8 -m lavis train my_recipe.yaml
+    """
+    keys: dict[str, Any] = {
+        "run.output_dir": out, "run.device": device, "run.precision": precision, "run.init_lr": lr,
+        "run.max_minutes": minutes, "run.batch_size_train": batch_size, "run.max_epoch": epochs,
+        "run.resume_ckpt_path": "auto" if resume else None,
+    }  # fmt: skip
+    keys = {k: v for k, v in keys.items() if v is not None}
+    if data is None:
+        _refuse_without_data({"--task": task, "--images": images, "--val": val, "--test": test})
+        if epochs is not None:  # in place of a length in iterations
+            keys.update({"run.max_iters": None, "run.iters_per_inner_epoch": None})
+        content = None
+    else:
+        content = _own_recipe(task, {"train": data, "val": val, "test": test, "images": images}, model)
+        # with --minutes alone the clock ends the run
+        keys.setdefault("run.max_epoch", _ENDLESS if minutes is not None else _EPOCHS)
+    _train(_config(recipe, content, options, keys, model))
+
+
+def evaluate(
+    recipe: Recipes = None,
+    options: Options = None,
+    task: Task = None,
+    data: Data = None,
+    images: Images = None,
+    model: Model = None,
+    out: Out = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    precision: Precision = None,
+) -> None:
+    """Evaluate a model on the test splits of a recipe, or on data of your own. Prints the metrics as JSON.
+
+    \b
+    Examples:
+      lavis evaluate blip/caption_shapes --model output/20260101_120000/checkpoint_best
+      lavis evaluate my_recipe.yaml --options run.test_splits=[test] run.batch_size_eval=64
+      lavis evaluate --task captioning --data test.jsonl --images photos/ --model blip_caption/base_coco
+    """
+    keys: dict[str, Any] = {
+        "run.output_dir": out, "run.device": device, "run.precision": precision,
+        "run.batch_size_eval": batch_size,
+    }  # fmt: skip
+    keys = {k: v for k, v in keys.items() if v is not None} | {"run.evaluate": True}
+    content = None
+    if data is None:
+        _refuse_without_data({"--task": task, "--images": images})
+    else:
+        content = _own_recipe(task, {"val": data, "images": images}, model)
+        content["run"]["test_splits"] = ["val"]
+    _evaluate(_config(recipe, content, options, keys, model))
+
+
+# ---------------------------------------------------------------- configurations
+def _refuse_without_data(given: dict[str, Any]) -> None:
+    stray = [name for name, value in given.items() if value is not None]
+    if stray:
+        raise ValueError(
+            f"{' and '.join(stray)} belong to data of your own: add --data <table>, or give a recipe's name "
+            "and change it with --options"
+        )
+
+
+def _own_recipe(task: str | None, files: dict[str, str | None], model: str | None) -> dict[str, Any]:
+    """The sections of a run on a table of one's own; defaults that suit fine-tuning."""
+    from lavis.datasets.own import task_of
+    from lavis.datasets.tables import read_table
+
+    table = files.get("train") or files.get("val")
+    assert table is not None
+    rows = read_table(table)
+    found = task_of(table, sorted({name for _, row in rows for name in row}), task)
+    if found not in _STARTING_MODEL:
+        raise ValueError(f"--task is {found!r}; expected {' or '.join(_STARTING_MODEL)}")
+    section: dict[str, Any] = {k: v for k, v in files.items() if v is not None}
+    run: dict[str, Any] = {"task": found, "init_lr": 1e-5, "train_splits": ["train"], "valid_splits": ["val"]}
+    if "test" in section:
+        run["test_splits"] = ["test"]
+    if model is None:
+        start = _STARTING_MODEL[found]
+        run["init_lr"] = 3e-4  # a small model that has far to go
+        photographs = "blip_caption/base_coco" if found == "captioning" else "blip_vqa/vqav2"
+        common.note(
+            f"starting from the small packaged model {start} (64 px, made for drawings); "
+            f"for photographs add --model {photographs}"
+        )
+    else:
+        start = model
+    return {"model": _model_section(start), "datasets": {"own": {"task": found, **section}}, "run": run}
+
+
+def _model_section(spec: str) -> dict[str, Any]:
+    """The section `model` for `<name>/<type>` or a folder; a folder's own config is written out."""
+    from lavis.models.base import read_description
+
+    name, model_type = common.split_model(spec)
+    folder = Path(name)
+    if model_type is None and folder.is_dir():
+        description = read_description(folder)
+        config = dict(description["config"])
+        if config.get("vocabulary") == "vocab.txt":
+            config["vocabulary"] = str(folder / "vocab.txt")
+        named = {"arch": description["arch"], "model_type": description.get("model_type")}
+        return {**named, **config, "weights": name}
+    if model_type is None:
+        from lavis.common.registry import registry
+
+        types = list(registry.get_model_class(name).PRESETS)
+        if len(types) != 1:
+            raise ValueError(f"--model {name}: choose a type: {', '.join(f'{name}/{t}' for t in types)}")
+        model_type = types[0]
+    return {"arch": name, "model_type": model_type}
+
+
+def _config(
+    recipe: Sequence[str] | None,
+    content: dict[str, Any] | None,
+    options: Sequence[str] | None,
+    keys: dict[str, Any],
+    model: str | None,
+) -> Any:
+    """The configuration of recipes or of `content`, the flags' keys over it, the options over all."""
+    from lavis.common.config import Config, parse_options, recipe_names
+
+    layers = dict(keys)
+    if content is None and model is not None:
+        layers.update({f"model.{k}": v for k, v in _model_section(model).items()})
+    layers.update(parse_options(list(options or [])))
+    if content is not None:
+        if recipe:
+            raise ValueError(f"give a recipe ({' '.join(recipe)}) or --data, not both")
+        return Config.from_dict(content, layers)
+    if not recipe:
+        raise ValueError(
+            f"which recipe? Give a YAML file or one of: {', '.join(recipe_names())}. "
+            "For data of your own: --task captioning --data train.jsonl --images <folder>"
+        )
+    return Config.load(list(recipe), layers)
+
+
+# ---------------------------------------------------------------- running
+def _train(config: Any) -> None:
+    from lavis.common import dist
+    from lavis.runners import build
+
+    result = build(config).train()
+    if dist.is_main():
+        summary = {
+            "output_dir": str(result.output_dir),
+            "iterations": result.iterations,
+            "stopped": result.stopped,
+            "best": result.best,
+            "metrics": result.metrics,
+            "checkpoint_best": result.checkpoint_best and str(result.checkpoint_best),
+            "checkpoint_last": result.checkpoint_last and str(result.checkpoint_last),
+        }
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+
+
+def _evaluate(config: Any) -> None:
+    from lavis.common import dist
+    from lavis.runners import build
+
+    metrics = build(config).evaluate()
+    if dist.is_main():
+        print(json.dumps(metrics, indent=2, ensure_ascii=False))
+
+
+def script(kind: str, arguments: Sequence[str] | None = None) -> int:
+    """`python train.py --cfg-path FILE --options key=value …`, as in the paper's repository.
+
+    Args:
+        kind: "train" or "evaluate".
+        arguments: the command line; None takes `sys.argv`.
+
+    Returns:
+        The exit code.
+    """
+    from lavis.cli.main import main
+
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    out: list[str] = []
+    for item in args:
+        if item.startswith("--cfg-path="):
+            out.append(item.removeprefix("--cfg-path="))
+        elif item != "--cfg-path":
+            out.append(item)
+    return main([kind, *out])

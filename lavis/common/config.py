@@ -1,0 +1,496 @@
+"""Recipes: defaults < recipe file(s) < options, typed and checked before anything is built.
+
+A recipe is YAML with three sections. `model` names an `arch` and a `model_type` and overrides keys of its
+config; `datasets` maps names to their settings; `run` says what to do. The defaults of `run` are those of
+`lavis.runners.RunConfig` and of the task's `Config`; the two other sections are checked by the
+rooms that they belong to. Recipes of the original library load unchanged: see `LEGACY_RUN_KEYS`,
+`LEGACY_MODEL_KEYS` and `LATER_TASKS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lavis.common.files import write_text
+from lavis.common.registry import registry, suggest
+
+if typing.TYPE_CHECKING:
+    from lavis.runners.settings import RunConfig
+
+logger = logging.getLogger(__name__)
+
+D = TypeVar("D")
+
+SECTIONS = ("model", "datasets", "run")
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+# keys of the original's `run` that are accepted and have no effect here, with the reason
+LEGACY_RUN_KEYS = {
+    "world_size": "the number of processes comes from torchrun",
+    "dist_url": "the meeting point comes from torchrun",
+    "distributed": "a process group is joined whenever torchrun started one",
+    "rank": "the rank comes from torchrun",
+    "gpu": "the device number comes from torchrun",
+    "dist_backend": "nccl on CUDA, gloo elsewhere",
+    "use_dist_eval_sampler": "every evaluation is sharded and gives the same records on any number of ranks",
+}
+
+# keys of the original's `model` that have another name or no effect here
+LEGACY_MODEL_KEYS = {
+    "load_finetuned": "weights: finetuned, or pretrained when it is false",
+    "load_pretrained": "weights: none when it is false",
+    "finetuned": "weights: <path>",
+    "pretrained": "weights: <path>, when load_finetuned is false",
+    "vit_grad_ckpt": "grad_checkpointing: 0 when it is false",
+    "vit_ckpt_layer": "grad_checkpointing: the same number, when vit_grad_ckpt is true",
+    "med_config_path": "ignored: a model's config is a dataclass beside its class",
+}
+
+_EVERY_BLOCK = 1000  # more than any transformer has
+
+# Run keys of the original's tasks that this version does not have: their recipes can be read and converted;
+# running one says that the task is unknown.
+_TEXT_KEYS = ("num_beams", "max_len", "min_len", "length_penalty", "report_metric", "prompt")
+_VQA_KEYS = (*_TEXT_KEYS, "inference_method", "num_ans_candidates", "sample_id_key")
+LATER_TASKS: dict[str, tuple[str, ...]] = {
+    "aok_vqa": _VQA_KEYS,
+    "gqa": _VQA_KEYS,
+    "retrieval": (),
+    "multimodal_classification": ("max_len", "min_len", "length_penalty", "segments"),
+    "dialogue": _TEXT_KEYS,
+    "image_text_pretrain": (),
+}
+
+
+# ------------------------------------------------------------------------------------------ typed values
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join("null" if a is type(None) else _type_name(a) for a in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return f"list of {_type_name(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is dict:
+        return f"mapping of names to {_type_name(typing.get_args(kind)[1])}"
+    if typing.get_origin(kind) is typing.Literal:
+        return "one of " + ", ".join(str(a) for a in typing.get_args(kind))
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(kind, str(kind))
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, str):
+        try:  # YAML reads 2e-5 (no dot) as text
+            return int(value) if re.fullmatch(r"[+-]?\d+", value.strip()) else float(value)
+        except ValueError:
+            return None
+    return None
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """`value` as an instance of the annotation `kind`; raises a bare ValueError if it is none."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        for a in args:
+            if a is not type(None):
+                try:
+                    return _convert(value, a)
+                except ValueError:
+                    continue
+        raise ValueError
+    if origin is typing.Literal:
+        if value in args:
+            return value
+        raise ValueError
+    if origin is list:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            value = [value]  # `train_splits: train`
+        return [_convert(v, args[0]) for v in value]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError
+        return {str(k): _convert(v, args[1]) for k, v in value.items()}
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        raise ValueError
+    if kind in (int, float):
+        number = _number(value)
+        if number is None or (kind is int and number != int(number)):
+            raise ValueError
+        return kind(number)
+    if kind is str:
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, Path):
+            return str(value)
+        raise ValueError
+    if isinstance(value, kind):
+        return value
+    raise ValueError
+
+
+def typed(
+    cls: type[D], values: Mapping[str, Any], where: Mapping[str, str] | str = "", prefix: str = ""
+) -> D:
+    """An instance of a dataclass from plain values, each converted to the type of its field.
+
+    Args:
+        cls: a dataclass. A `__post_init__` may raise ValueError for values that do not fit together.
+        values: field name to value; text such as "2e-5" counts as a number where a number is due.
+        where: the source named in errors: one for all, or one per dotted key.
+        prefix: put before a key in errors, such as "run.".
+
+    Raises:
+        ValueError: an unknown key, or a value of another type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    out = {}
+    for key, value in values.items():
+        place = where if isinstance(where, str) else where.get(prefix + key, "")
+        place = f"{place}: " if place else ""
+        if key not in fields:
+            raise ValueError(f"{place}{prefix}{key} is no known key.{suggest(key, fields)}")
+        try:
+            out[key] = _convert(value, hints[key])
+        except (ValueError, OverflowError) as e:
+            expected = _type_name(hints[key])
+            raise ValueError(f"{place}{prefix}{key} is {value!r}; expected {expected}") from e
+    return cls(**out)
+
+
+# ------------------------------------------------------------------------------------------ reading
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes, such as "blip/caption_coco"."""
+    return sorted(p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml"))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: an existing path, or the name of a packaged recipe.
+
+    Raises:
+        FileNotFoundError: neither; near names are suggested.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    packaged = RECIPES / f"{name}.yaml"
+    if not path.is_absolute() and packaged.is_file():
+        return packaged
+    hint = suggest(Path(name).with_suffix("").as_posix(), recipe_names())
+    raise FileNotFoundError(
+        f"there is no recipe file {str(name)!r} and no packaged recipe of that name.{hint}"
+    )
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """One YAML file as a dict of plain values (interpolations such as ${run.seed} not yet resolved).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, no valid YAML, or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        config = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path}: expected a mapping with the sections {', '.join(SECTIONS)}")
+    content = OmegaConf.to_container(config, resolve=False)
+    if not content:
+        raise ValueError(f"{path}: the file is empty; expected the sections {', '.join(SECTIONS)}")
+    return typing.cast(dict[str, Any], content)
+
+
+_KEY = re.compile(r"[A-Za-z_][\w\-]*(\.[\w\-]+)*")
+
+
+def parse_options(options: Sequence[str] | Mapping[str, Any] | None) -> dict[str, Any]:
+    """Command-line options as a flat mapping from dotted key to value.
+
+    Args:
+        options: `["run.max_epoch=5", "model.load_finetuned=False"]`, the paper's pairs
+            `["run.max_epoch", "5", …]`, both mixed, or a mapping of dotted keys. Values are YAML: numbers,
+            true, null, [lists], {maps} and 'quoted text'.
+
+    Raises:
+        ValueError: a key without a value, a malformed key, or a value that is no YAML.
+    """
+    if not options:
+        return {}
+    if isinstance(options, Mapping):
+        return {str(k): v for k, v in options.items()}
+    if isinstance(options, str):
+        raise ValueError(f"options must be a list such as ['run.max_epoch=5'], not the text {options!r}")
+    flat: dict[str, Any] = {}
+    tokens = [str(t) for t in options]
+    i = 0
+    while i < len(tokens):
+        key, equals, text = tokens[i].partition("=")
+        i += 1
+        if not _KEY.fullmatch(key):
+            raise ValueError(
+                f"option {tokens[i - 1]!r}: expected key=value or key value, such as run.max_epoch=5; "
+                "put values with spaces in quotes: 'run.test_splits=[val, test]'"
+            )
+        if not equals:
+            if i == len(tokens):
+                raise ValueError(f"option {key!r} has no value; write {key}=value")
+            text = tokens[i]
+            i += 1
+        try:
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+        except (yaml.YAMLError, OmegaConfBaseException) as e:
+            raise ValueError(f"option {key}: the value {text!r} is not valid YAML") from e
+        flat[key] = typing.cast(dict[str, Any], value)["value"]
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        node = out
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"option {dotted}: {parent!r} was given a plain value by another option")
+        node[last] = value
+    return out
+
+
+def _dotted(value: Any, prefix: str = "") -> Iterable[str]:
+    if isinstance(value, Mapping):
+        for k, v in value.items():
+            yield f"{prefix}{k}"
+            yield from _dotted(v, f"{prefix}{k}.")
+
+
+# ------------------------------------------------------------------------------------------ the config
+class Config:
+    """A resolved, checked configuration.
+
+    Attributes:
+        run: `RunConfig`, typed.
+        task_config: the task's own `Config`, typed; None for a task that this version does not have.
+        model: dict for `lavis.models.build_model`. datasets: name to settings.
+        sources: dotted key to the file or option that set it.
+    """
+
+    def __init__(self, args: Any = None, *, layers: Sequence[tuple[str, dict[str, Any]]] = ()) -> None:
+        """The paper's constructor; elsewhere use `load` or `from_dict`.
+
+        Args:
+            args: has `cfg_path` and `options`, as the parsed command line of a script.
+            layers: (source, content) pairs, later ones over earlier ones, in place of `args`.
+        """
+        if args is not None:
+            layers = self._read(args.cfg_path, getattr(args, "options", None))
+        self.sources: dict[str, str] = {}
+        for source, content in layers:
+            self._check_sections(source, content)
+            self.sources.update(dict.fromkeys(_dotted(content), source))
+        merged = self._merge(layers)
+        self.model = self._model_section(merged.get("model") or {})
+        self.datasets = self._datasets_section(merged.get("datasets") or {})
+        self.run: RunConfig
+        self.task_config: Any
+        self.run, self.task_config, self._later = self._run_section(merged.get("run") or {})
+
+    @classmethod
+    def load(
+        cls,
+        recipe: str | Path | Sequence[str | Path],
+        options: Sequence[str] | Mapping[str, Any] | None = None,
+    ) -> Config:
+        """Read one or several recipes, later ones over earlier ones, and options over all.
+
+        Args:
+            recipe: path of a YAML file, name of a packaged recipe such as "blip/caption_shapes", or several.
+            options: see `parse_options`.
+
+        Raises:
+            FileNotFoundError: there is no such recipe.
+            ValueError: a file or option is malformed, or a key or value is not known.
+        """
+        return cls(layers=cls._read(recipe, options))
+
+    @staticmethod
+    def _read(
+        recipe: str | Path | Sequence[str | Path], options: Sequence[str] | Mapping[str, Any] | None
+    ) -> list[tuple[str, dict[str, Any]]]:
+        names = [recipe] if isinstance(recipe, (str, Path)) else list(recipe)
+        layers = [(str(path), read_yaml(path)) for path in map(find_recipe, names)]
+        if options:
+            layers.append(("options", _nested(parse_options(options))))
+        return layers
+
+    @classmethod
+    def from_dict(
+        cls, content: Mapping[str, Any], options: Sequence[str] | Mapping[str, Any] | None = None
+    ) -> Config:
+        """The same from a mapping with the sections `model`, `datasets` and `run`."""
+        layers = [("config", dict(content))]
+        if options:
+            layers.append(("options", _nested(parse_options(options))))
+        return cls(layers=layers)
+
+    # ------------------------------------------------------------------ checks
+    @staticmethod
+    def _check_sections(source: str, content: Mapping[str, Any]) -> None:
+        place = f"{source}: " if source else ""
+        for name, value in content.items():
+            if name not in SECTIONS:
+                from lavis.runners.settings import RunConfig
+
+                known = [f.name for f in dataclasses.fields(RunConfig)]
+                hint = f" Did you mean run.{name}?" if name in known else suggest(name, SECTIONS)
+                raise ValueError(f"{place}there is no section {name!r}.{hint}")
+            if value is not None and not isinstance(value, Mapping):
+                raise ValueError(f"{place}section {name} is {value!r}; expected a mapping of keys to values")
+
+    @staticmethod
+    def _merge(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+        contents = [{k: v for k, v in c.items() if v is not None} for _, c in layers]
+        try:
+            merged = OmegaConf.merge(*map(OmegaConf.create, contents)) if contents else OmegaConf.create({})
+            return typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+        except OmegaConfBaseException as e:
+            places = ", ".join(s for s, _ in layers if s)
+            raise ValueError(f"{places}: {' '.join(str(e).split())}") from e
+
+    def _model_section(self, section: dict[str, Any]) -> dict[str, Any]:
+        """The section with the original's keys put into ours; the rest is for the model's own config."""
+        model = {k: v for k, v in section.items() if k not in LEGACY_MODEL_KEYS}
+        flags = {}
+        kinds = {
+            "load_finetuned": bool,
+            "load_pretrained": bool,
+            "vit_grad_ckpt": bool,
+            "vit_ckpt_layer": int,
+        }
+        for key, kind in kinds.items():
+            if section.get(key) is not None:
+                try:
+                    flags[key] = _convert(section[key], kind)
+                except ValueError as e:
+                    place = self.sources.get(f"model.{key}", "config")
+                    expected = _type_name(kind)
+                    raise ValueError(f"{place}: model.{key} is {section[key]!r}; expected {expected}") from e
+        if "weights" not in model:
+            finetuned = flags.get("load_finetuned", flags.get("load_pretrained", True))
+            if finetuned and section.get("finetuned"):
+                model["weights"] = section["finetuned"]
+            elif finetuned and "load_finetuned" in flags:
+                model["weights"] = "finetuned"
+            elif not finetuned and not flags.get("load_pretrained", True):
+                model["weights"] = "none"
+            elif not finetuned:
+                model["weights"] = section.get("pretrained") or "pretrained"
+        if "vit_grad_ckpt" in flags:
+            blocks = flags.get("vit_ckpt_layer", _EVERY_BLOCK) if flags["vit_grad_ckpt"] else 0
+            model.setdefault("grad_checkpointing", blocks)
+        return model
+
+    def _datasets_section(self, section: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        for name, settings in section.items():
+            if settings is not None and not isinstance(settings, Mapping):
+                place = self.sources.get(f"datasets.{name}", "config")
+                raise ValueError(
+                    f"{place}: datasets.{name} is {settings!r}; expected a mapping of its settings"
+                )
+        return {str(name): dict(settings or {}) for name, settings in section.items()}
+
+    def _run_section(self, section: dict[str, Any]) -> tuple[RunConfig, Any, dict[str, Any]]:
+        from lavis.runners.settings import RunConfig
+
+        ignored = [k for k in section if k in LEGACY_RUN_KEYS]
+        if ignored:
+            logger.info("run keys without effect here: %s", ", ".join(ignored))
+        section = {k: v for k, v in section.items() if k not in LEGACY_RUN_KEYS}
+        run_keys = {f.name for f in dataclasses.fields(RunConfig)}
+        name = section.get("task")
+        task_class: Any = None
+        task_keys: set[str] = set()
+        if name is not None:
+            if name in registry.list_tasks():
+                task_class = registry.get_task_class(name).Config
+                task_keys = {f.name for f in dataclasses.fields(task_class)}
+            elif name in LATER_TASKS:
+                task_keys = set(LATER_TASKS[name])
+            else:
+                place = self.sources.get("run.task", "config")
+                raise ValueError(f"{place}: run.task is {name!r}.{suggest(name, registry.list_tasks())}")
+        for key in section:
+            if key not in run_keys | task_keys:
+                place = self.sources.get(f"run.{key}", "config")
+                hint = f" There is model.{key}." if key in self.model else suggest(key, run_keys | task_keys)
+                raise ValueError(f"{place}: run.{key} is no known key.{hint}")
+        run = typed(RunConfig, {k: v for k, v in section.items() if k in run_keys}, self.sources, "run.")
+        rest = {k: v for k, v in section.items() if k not in run_keys}
+        if task_class is None:
+            return run, None, rest
+        return run, typed(task_class, rest, self.sources, "run."), {}
+
+    # ------------------------------------------------------------------ writing
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every default of `run` included; `Config.from_dict` gives an equal config back."""
+        run = dataclasses.asdict(self.run)
+        run.update(self._later if self.task_config is None else dataclasses.asdict(self.task_config))
+        datasets = {name: dict(section) for name, section in self.datasets.items()}
+        return {"model": dict(self.model), "datasets": datasets, "run": run}
+
+    def to_yaml(self) -> str:
+        """The same as YAML: a recipe that repeats the run."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
+
+    def save(self, path: str | Path) -> Path:
+        """Write `to_yaml()` to a file, atomically."""
+        return write_text(path, self.to_yaml())
+
+    def pretty_print(self) -> None:
+        """Print the resolved configuration."""
+        print(self.to_yaml(), end="")
+
+    # ------------------------------------------------------------------ the paper's names
+    @property
+    def config(self) -> DictConfig:
+        """The whole configuration with attribute access."""
+        return OmegaConf.create(self.to_dict())
+
+    @property
+    def run_cfg(self) -> DictConfig:
+        """Section `run` with attribute access and `.get`."""
+        return typing.cast(DictConfig, self.config.run)
+
+    @property
+    def model_cfg(self) -> DictConfig:
+        """Section `model` with attribute access and `.get`."""
+        return typing.cast(DictConfig, self.config.model)
+
+    @property
+    def datasets_cfg(self) -> DictConfig:
+        """Section `datasets` with attribute access and `.get`."""
+        return typing.cast(DictConfig, self.config.datasets)

@@ -1,0 +1,172 @@
+"""Files and folders that are either complete or absent, whatever kills the process while they are written.
+
+A file is written beside its place and renamed into it. A log is a file of JSON lines, of which only the
+last can be torn. A folder is written beside its place, then swapped in by two renames; `existing_folder`
+finishes a swap that was cut between them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable (a no-op where folders cannot be opened, as on Windows)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file atomically: readers see the old content or the new one, never a part.
+
+    Args:
+        path: target; its folder is made if missing.
+        data: the whole content.
+
+    Returns:
+        The path written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a hidden temporary name in the same folder: os.replace is atomic only inside one file system
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        part.chmod(_default_mode())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+    return path
+
+
+def _default_mode() -> int:
+    # mkstemp makes private files; results are meant to be read by whoever may read the folder
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a UTF-8 text file atomically; see `write_bytes`."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> Path:
+    """Write a value as JSON atomically; see `write_bytes`.
+
+    Raises:
+        TypeError: the value holds something that JSON has no form for.
+    """
+    return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON object as one line.
+
+    If a kill has left a torn last line, the new line starts on its own line, so only the torn one is lost.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(dict(record), ensure_ascii=False).encode("utf-8") + b"\n"
+    with path.open("ab+") as f:
+        if f.seek(0, os.SEEK_END) > 0:
+            f.seek(-1, os.SEEK_END)
+            if f.read(1) != b"\n":
+                line = b"\n" + line
+        f.write(line)
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines; lines that a kill left torn (no valid JSON) are left out.
+
+    Returns:
+        The records in order; an empty list if the file does not exist.
+
+    Raises:
+        ValueError: a line is valid JSON but no object.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors: a torn line
+            continue
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}")
+        records.append(record)
+    return records
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(folder.name + suffix)
+
+
+def existing_folder(folder: str | Path) -> Path | None:
+    """The folder that `replace_folder` keeps at this place, after finishing a swap that was cut short.
+
+    Returns:
+        The complete folder, or None if none was ever completed.
+    """
+    folder = Path(folder)
+    new, old = _beside(folder, ".new"), _beside(folder, ".old")
+    if folder.exists():
+        return folder
+    if old.exists():
+        # `.old` appears only once `.new` is complete, so `.new` is the later of two complete folders
+        (new if new.exists() else old).rename(folder)
+        _sync_folder(folder.parent)
+        return folder
+    return None  # a lone `.new` is a first write that was cut: nothing complete exists
+
+
+def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
+    """Write a whole folder and put it in place of an earlier one; at any moment one complete folder exists.
+
+    Args:
+        folder: the place.
+        write: called with an empty folder to fill; whatever it raises leaves the earlier folder in place.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    existing_folder(folder)  # finish an earlier swap first: after this, `.new` and `.old` are rubbish
+    new, old = _beside(folder, ".new"), _beside(folder, ".old")
+    for rubbish in (new, old):
+        if rubbish.exists():
+            shutil.rmtree(rubbish)
+    new.mkdir(parents=True)
+    write(new)
+    for path in sorted(new.rglob("*")):
+        if path.is_file():
+            with path.open("rb+") as f:
+                os.fsync(f.fileno())
+    _sync_folder(new)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _sync_folder(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+    return folder

@@ -1,0 +1,167 @@
+"""Learning-rate schedules and the optimizer.
+
+A schedule is a function of (epoch, step within the epoch) and keeps no state, so there is nothing of it
+to save. All three warm up linearly within epoch 0 only, and change once per epoch after that:
+
+    linear_warmup_cosine_lr   (init - min) * (1 + cos(pi * epoch / max_epoch)) / 2 + min
+    linear_warmup_step_lr     max(min, init * decay_rate ** epoch)
+    constant_lr               init
+
+A step is one batch of each rank; with gradient accumulation a weight update takes several.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lavis.common.registry import registry
+
+
+class Scheduler:
+    """Base of the schedules: warm-up, and writing the rate into the optimizer.
+
+    Args:
+        optimizer: whose groups get `lr`, times the group's own `lr_scale` if it has one.
+        max_epoch: number of epochs of the run (inner epochs when a run counts iterations).
+        init_lr: the peak rate. min_lr: the floor of the decaying schedules.
+        warmup_steps: length of the warm-up in steps.
+        warmup_start_lr: rate at step 0 of the warm-up; below zero means `init_lr`, that is no warm-up.
+        decay_rate: factor per epoch, for `linear_warmup_step_lr`.
+
+    Raises:
+        ValueError: a schedule with `needs_decay_rate` was given none.
+    """
+
+    needs_decay_rate: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        init_lr: float,
+        max_epoch: int = 1,
+        min_lr: float = 0.0,
+        warmup_steps: int = 0,
+        warmup_start_lr: float = -1,
+        decay_rate: float | None = None,
+        **unused: Any,
+    ) -> None:
+        self.optimizer = optimizer
+        self.init_lr = init_lr
+        self.max_epoch = max_epoch
+        self.min_lr = min_lr
+        self.warmup_steps = warmup_steps
+        self.warmup_start_lr = warmup_start_lr if warmup_start_lr >= 0 else init_lr
+        if decay_rate is None and self.needs_decay_rate:
+            raise ValueError(f"{type(self).__name__} needs decay_rate (run.lr_decay_rate), for example 0.9")
+        self.decay_rate = decay_rate
+
+    def decayed(self, epoch: int) -> float:
+        """Rate after the warm-up, at an epoch counted from 0."""
+        raise NotImplementedError
+
+    def lr(self, cur_epoch: int, cur_step: int) -> float:
+        """Rate at a step of an epoch, both counted from 0."""
+        if cur_epoch == 0:
+            rise = (self.init_lr - self.warmup_start_lr) * cur_step / max(self.warmup_steps, 1)
+            return min(self.init_lr, self.warmup_start_lr + rise)
+        return self.decayed(cur_epoch)
+
+    def step(self, cur_epoch: int, cur_step: int) -> float:
+        """Write the rate of this step into the optimizer's groups; returns it, without any `lr_scale`."""
+        lr = self.lr(cur_epoch, cur_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        return lr
+
+
+@registry.register_lr_scheduler("linear_warmup_cosine_lr")
+class LinearWarmupCosineLRScheduler(Scheduler):
+    """Half a cosine from `init_lr` to `min_lr` over `max_epoch` epochs."""
+
+    def decayed(self, epoch: int) -> float:
+        wave = 0.5 * (1.0 + math.cos(math.pi * epoch / self.max_epoch))
+        return (self.init_lr - self.min_lr) * wave + self.min_lr
+
+
+@registry.register_lr_scheduler("linear_warmup_step_lr")
+class LinearWarmupStepLRScheduler(Scheduler):
+    """`init_lr` times `decay_rate` once per epoch, not below `min_lr`."""
+
+    needs_decay_rate = True
+
+    def decayed(self, epoch: int) -> float:
+        assert self.decay_rate is not None
+        return max(self.min_lr, self.init_lr * self.decay_rate**epoch)
+
+
+@registry.register_lr_scheduler("constant_lr")
+class ConstantLRScheduler(Scheduler):
+    """`init_lr`, after the warm-up if there is one."""
+
+    def decayed(self, epoch: int) -> float:
+        return self.init_lr
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Two groups of the trainable parameters: those with weight decay and those without.
+
+    No decay for tensors of fewer than two dimensions, nor for names that contain "bias", "ln" or "bn".
+    Used for models that have no `get_optimizer_params` of their own.
+    """
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
+        (plain if exempt else decay).append(parameter)
+    groups = [
+        {"params": decay, "weight_decay": weight_decay, "lr_scale": lr_scale},
+        {"params": plain, "weight_decay": 0.0, "lr_scale": lr_scale},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    model: nn.Module,
+    init_lr: float,
+    weight_decay: float = 0.05,
+    beta2: float = 0.999,
+    lr_layer_decay: float = 1.0,
+) -> torch.optim.AdamW:
+    """AdamW over a model's parameter groups.
+
+    Args:
+        model: asked for `get_optimizer_params(weight_decay, lr_scale)`; else grouped by `parameter_groups`.
+        init_lr: rate until a schedule sets it.
+        weight_decay: of the decayed group.
+        beta2: second-moment decay; the first is 0.9.
+        lr_layer_decay: handed to the model as `lr_scale`; the factors it puts into its groups are applied.
+
+    Raises:
+        ValueError: the model has no trainable parameter.
+    """
+    own = getattr(model, "get_optimizer_params", None)
+    if own is not None:
+        groups = own(weight_decay, lr_layer_decay)
+    elif lr_layer_decay != 1:
+        raise ValueError(
+            f"run.lr_layer_decay={lr_layer_decay} needs a model with get_optimizer_params; "
+            f"{type(model).__name__} has none"
+        )
+    else:
+        groups = parameter_groups(model.named_parameters(), weight_decay)
+    groups = [{**group, "params": list(group["params"])} for group in groups]
+    parameters = [p for group in groups for p in group["params"]]
+    if not parameters:
+        raise ValueError(f"{type(model).__name__} has no trainable parameter: nothing to optimise")
+    # the fused kernel updates all weights in one pass and is deterministic; MPS keeps torch's own choice
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return torch.optim.AdamW(groups, lr=init_lr, betas=(0.9, beta2), fused=True if fused else None)

@@ -1,0 +1,241 @@
+"""Training and evaluation. In a notebook:
+
+from lavis.runners import train
+result = train("blip/caption_shapes", options=["run.max_epoch=1"])
+result = train(model=model, datasets={"train": a, "val": b}, task="captioning", max_epoch=3)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lavis.common.config import Config
+    from lavis.runners.runner import Result, Runner
+
+_NAMES = ("Result", "RunConfig", "Runner", "RunnerBase", "RunnerIter", "RunnerIters")
+
+__all__ = [*_NAMES, "build", "build_datasets", "evaluate", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(import_module("lavis.runners.runner"), name)
+    raise AttributeError(f"module 'lavis.runners' has no attribute {name!r}")
+
+
+Options = Sequence[str] | Mapping[str, Any] | None
+
+
+def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
+    """The data sets of a configuration: of each one, the splits that `run` uses.
+
+    Processors (train, eval) that a data set's section leaves out are those of the model's preset.
+
+    Returns:
+        {name: {split: data set}}.
+
+    Raises:
+        ValueError: there is no data set, a key is unknown, or no data set has a split that `run` names.
+        FileNotFoundError: annotations or the folder of pictures are missing.
+    """
+    from lavis.common.registry import registry
+    from lavis.datasets.builders import build_datasets as build_one
+    from lavis.datasets.builders import make_plan
+
+    run = config.run
+    training = [] if run.evaluate else run.train_splits
+    wanted = list(dict.fromkeys([*training, *run.evaluation_splits]))
+    if not config.datasets:
+        raise ValueError("section datasets is empty; name at least one data set")
+    built = {}
+    for name, section in config.datasets.items():
+        section = dict(section)
+        for key, sides in preset_processors(config).items():
+            section[key] = {**sides, **(section.get(key) or {})}
+        dataset_class = registry.get_dataset_class(name)
+        known = dataset_class.split_names(make_plan(dataset_class, name, section))
+        built[name] = build_one(name, section, [split for split in wanted if split in known])
+        for dataset in built[name].values():
+            dataset.check()
+    for split in wanted:
+        if not any(split in splits for splits in built.values()):
+            raise ValueError(f"run names the split {split!r}, which none of {', '.join(built)} has")
+    return built
+
+
+def preset_processors(config: Config) -> dict[str, dict[str, Any]]:
+    """`vis_processor` and `text_processor` of the model's preset, at the configured image size."""
+    from lavis.common.registry import registry
+
+    if "arch" not in config.model:
+        return {}
+    model_class = registry.get_model_class(config.model["arch"])
+    if not hasattr(model_class, "preset") or "model_type" not in config.model:
+        return {}
+    preset = model_class.preset(config.model["model_type"])
+    size = config.model.get("image_size", getattr(preset.config, "image_size", None))
+    sized = {"image_size": size} if size else {}
+    return {
+        "vis_processor": {side: {**sized, **values} for side, values in preset.vis_processor.items()},
+        "text_processor": {side: dict(values) for side, values in preset.text_processor.items()},
+    }
+
+
+def build(
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    datasets: Mapping[str, Any] | None = None,
+    task: Any = None,
+    job_id: str | None = None,
+) -> Runner:
+    """Task, data sets, model and runner of a configuration; whatever can be wrong is checked first.
+
+    Args:
+        config: from `Config.load`. model, datasets, task: objects to use instead of building them;
+            datasets as {split: data set} or {name: {split: data set}}.
+        job_id: name of the run's folder.
+
+    Raises:
+        ValueError, FileNotFoundError: as the parts do.
+    """
+    import torch
+
+    from lavis.common import dist
+    from lavis.common.registry import registry
+    from lavis.runners.runner import check_training
+    from lavis.tasks import setup_task
+
+    run = config.run
+    dist.init_from_env(backend="gloo" if run.device == "cpu" else None)
+    if not run.evaluate:
+        check_training(run)
+    runner_class = registry.get_runner_class(run.runner)
+    task = setup_task(config) if task is None else task
+    if model is None and "arch" not in config.model:
+        raise ValueError(f"model.arch is missing; known: {', '.join(registry.list_models())}")
+    built = task.build_datasets(config) if datasets is None else by_name(datasets)
+    if model is None:
+        torch.manual_seed(run.seed)  # starting weights are part of what the seed decides
+        model = task.build_model(_without_weights(config, job_id))
+    runner: Runner = runner_class(cfg=config, task=task, model=model, datasets=built, job_id=job_id)
+    return runner
+
+
+def _without_weights(config: Config, job_id: str | None) -> Config:
+    """The configuration to build a model from: a run that is continued brings its own weights."""
+    from lavis.common.registry import registry
+    from lavis.runners.folder import resume_source
+
+    ours = hasattr(registry.get_model_class(config.model["arch"]), "preset")
+    if not ours or resume_source(config.run, job_id) is None:
+        return config
+    changed = copy.copy(config)
+    changed.model = {**config.model, "weights": "none"}
+    return changed
+
+
+def by_name(datasets: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{split: data set} as {"data": {split: data set}}; {name: {split: data set}} as it is."""
+    if all(isinstance(v, Mapping) for v in datasets.values()):
+        return {name: dict(splits) for name, splits in datasets.items()}
+    return {"data": dict(datasets)}
+
+
+def _configure(
+    recipe: Any,
+    model: Any,
+    datasets: Mapping[str, Any] | None,
+    task: Any,
+    options: Options,
+    run: Mapping[str, Any],
+) -> tuple[Config, nn.Module | None, Any]:
+    """The configuration of a call, the model if it is an object, and the task if it is one."""
+    from lavis.common.config import Config, parse_options
+
+    layers: dict[str, Any] = {f"run.{k}": v for k, v in run.items()}
+    task_object = None
+    if isinstance(task, str):
+        layers["run.task"] = task
+    elif task is not None:
+        task_object = task
+    if isinstance(model, str):
+        model = {"arch": model}
+    if isinstance(model, Mapping):
+        layers.update({f"model.{k}": v for k, v in model.items()})
+        model = None
+    if datasets is not None:
+        splits = {s for part in by_name(datasets).values() for s in part}
+        for key, split in (("train_splits", "train"), ("valid_splits", "val"), ("test_splits", "test")):
+            if recipe is None and split in splits:
+                layers.setdefault(f"run.{key}", [split])
+    layers.update(parse_options(options))
+    if recipe is None:
+        return Config.from_dict({}, layers), model, task_object
+    if isinstance(recipe, Config):
+        return Config.from_dict(recipe.to_dict(), layers), model, task_object
+    if isinstance(recipe, Mapping):
+        return Config.from_dict(recipe, layers), model, task_object
+    return Config.load(recipe, layers), model, task_object
+
+
+def train(
+    recipe: str | Path | Sequence[str | Path] | Mapping[str, Any] | Config | None = None,
+    *,
+    model: nn.Module | str | Mapping[str, Any] | None = None,
+    datasets: Mapping[str, Any] | None = None,
+    task: Any = None,
+    options: Options = None,
+    **run: Any,
+) -> Result:
+    """Train a model.
+
+    Args:
+        recipe: name or path of a recipe, several, a mapping with its sections, or a `Config`. May be left
+            out when model, datasets and task are given.
+        model: a model instance, its arch, or keys of the section `model`.
+        datasets: {split: data set} or {name: {split: data set}}, used as they are. Without a recipe the
+            splits train, val and test are used where they exist.
+        task: name or instance of a task.
+        options: as on the command line, such as ["run.max_epoch=1"]; they win over everything else.
+        **run: keys of the section `run`.
+
+    Returns:
+        `lavis.runners.Result`: history, best, metrics, paths.
+
+    Raises:
+        ValueError, FileNotFoundError: what is wrong with the configuration, before training starts.
+    """
+    config, given, task = _configure(recipe, model, datasets, task, options, {"evaluate": False, **run})
+    return build(config, model=given, datasets=datasets, task=task).train()
+
+
+def evaluate(
+    recipe: str | Path | Sequence[str | Path] | Mapping[str, Any] | Config | None = None,
+    *,
+    model: nn.Module | str | Mapping[str, Any] | None = None,
+    datasets: Mapping[str, Any] | None = None,
+    task: Any = None,
+    options: Options = None,
+    splits: Sequence[str] | None = None,
+    **run: Any,
+) -> dict[str, dict[str, float]]:
+    """Evaluate a model; arguments as for `train`.
+
+    Args:
+        splits: what to evaluate on; None takes `run.test_splits`.
+
+    Returns:
+        {split: metrics}.
+    """
+    if splits is not None:
+        run["test_splits"] = list(splits)
+    config, given, task = _configure(recipe, model, datasets, task, options, {"evaluate": True, **run})
+    return build(config, model=given, datasets=datasets, task=task).evaluate()

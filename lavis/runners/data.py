@@ -1,0 +1,237 @@
+"""Which samples make up which batch, and the loaders that workers fill.
+
+The order is a function of (seed, pass over the data); the random choices of a sample (augmentation,
+which caption) a function of (seed, pass, sample). Neither knows ranks or workers: global batch k is the
+k-th slice of the pass's permutation, and each rank takes its part of it. So N ranks train on the batches
+that one rank with N times the batch size would see, and a run can start anywhere.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
+
+from lavis.common import dist
+from lavis.common.device import to_device
+
+Key = tuple[int, int, int]  # (pass, data set, sample)
+
+# first entries of seeds, so that no two kinds of stream ever share numbers
+_ORDER, _MIX, _SAMPLE, _EVAL = range(4)
+
+
+def stream(*numbers: int) -> np.random.Generator:
+    """An independent random stream for a tuple of numbers (each 0 or more)."""
+    key = np.random.SeedSequence(numbers).generate_state(2, np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+class Order:
+    """The training order.
+
+    Args:
+        sizes: number of samples of each data set.
+        batch: size of a global batch, over all ranks.
+        seed: of the run.
+        ratios: how often each data set gives a batch, which then holds samples of this set only. None
+            concatenates the sets: a batch mixes them in proportion to their sizes.
+
+    Raises:
+        ValueError: there are fewer samples than one batch needs.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], batch: int, seed: int, ratios: Sequence[float] | None = None
+    ) -> None:
+        self.sizes, self.batch_size, self.seed = list(sizes), batch, seed
+        self.ratios = None if ratios is None else np.asarray(ratios, dtype=float) / sum(ratios)
+        smallest = min(self.sizes) if ratios is not None else sum(self.sizes)
+        if smallest < batch:
+            raise ValueError(
+                f"a training set has {smallest} samples, fewer than one global batch of {batch} "
+                "(run.batch_size_train times the number of processes); lower run.batch_size_train"
+            )
+        self._ends = np.cumsum(self.sizes)
+        # an incomplete last batch is left out; the permutation of the next pass mixes its samples in again
+        self.batches_per_pass = (
+            sum(self.sizes) // batch if ratios is None else sum(size // batch for size in self.sizes)
+        )
+        self._permutations: dict[int, tuple[int, np.ndarray]] = {}
+        self._mix: tuple[int, np.ndarray] | None = None
+
+    def _permutation(self, which: int, pass_: int, size: int) -> np.ndarray:
+        cached = self._permutations.get(which)
+        if cached is None or cached[0] != pass_:
+            cached = (pass_, stream(_ORDER, self.seed, which, pass_).permutation(size))
+            self._permutations[which] = cached
+        return cached[1]
+
+    def _choices(self, pass_: int) -> np.ndarray:
+        if self._mix is None or self._mix[0] != pass_:
+            chosen = stream(_MIX, self.seed, pass_).choice(
+                len(self.sizes), self.batches_per_pass, p=self.ratios
+            )
+            self._mix = (pass_, chosen)
+        return self._mix[1]
+
+    def batch(self, k: int) -> list[Key]:
+        """The samples of global batch k (counted from 0 over the whole run), in order."""
+        pass_, slot = divmod(k, self.batches_per_pass)
+        if self.ratios is None:
+            part = self._permutation(0, pass_, sum(self.sizes))[slot * self.batch_size :][: self.batch_size]
+            sets = np.searchsorted(self._ends, part, side="right")
+            starts = self._ends - np.asarray(self.sizes)
+            return [(pass_, int(s), int(i - starts[s])) for s, i in zip(sets, part)]
+        which = int(self._choices(pass_)[slot])
+        # A small set may go round several times within one pass of the mixture. Each pass may use up to
+        # `rounds` of them, so numbering from pass_ * rounds keeps them apart without looking back.
+        per_round = self.sizes[which] // self.batch_size
+        rounds = -(-self.batches_per_pass // per_round)
+        nth = int(np.count_nonzero(self._choices(pass_)[:slot] == which))
+        round_ = pass_ * rounds + nth // per_round
+        start = (nth % per_round) * self.batch_size
+        part = self._permutation(which, round_, self.sizes[which])[start : start + self.batch_size]
+        return [(round_, which, int(i)) for i in part]
+
+
+class Samples(TorchDataset[Any]):
+    """Several data sets behind keys (pass, set, sample): what a worker process holds."""
+
+    def __init__(self, datasets: Sequence[Any], seed: int, kind: int = _SAMPLE) -> None:
+        self.datasets, self.seed, self.kind = list(datasets), seed, kind
+
+    def __getitem__(self, key: Key) -> tuple[int, int, Any]:
+        pass_, which, index = key
+        dataset = self.datasets[which]
+        own = getattr(dataset, "sample", None)
+        if own is None:  # any torch data set will do
+            return which, index, dataset[index]
+        return which, index, own(index, stream(self.kind, self.seed, pass_, which, index))
+
+    def collate(self, items: list[tuple[int, int, Any]]) -> tuple[list[int], Any]:
+        """(indices, batch), joined by the `collater` of the first sample's data set."""
+        which = items[0][0]
+        collater = getattr(self.datasets[which], "collater", torch.utils.data.default_collate)
+        return [index for _, index, _ in items], collater([sample for _, _, sample in items])
+
+
+def _quiet_worker(_: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process alone decides when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Range:
+    """Batch sampler over this rank's part of global batches start … end - 1."""
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.start, self.end = order, 0, 0
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        rank, world = dist.rank(), dist.world_size()
+        size = self.order.batch_size // world
+        for k in range(self.start, self.end):
+            yield self.order.batch(k)[rank * size : (rank + 1) * size]
+
+
+class TrainLoader:
+    """Batches of a training run, from any position; workers live as long as this object.
+
+    Args:
+        datasets: the training sets. order: their order. seed: of the run.
+        num_workers: processes that prepare samples; 0 prepares them in the main process.
+        device: pinned memory is used for CUDA only.
+    """
+
+    def __init__(
+        self, datasets: Sequence[Any], order: Order, seed: int, num_workers: int, device: torch.device
+    ) -> None:
+        self.device = device
+        self._range = _Range(order)
+        samples = Samples(datasets, seed)
+        self._loader: DataLoader[Any] = DataLoader(
+            samples,
+            batch_sampler=self._range,
+            num_workers=num_workers,
+            collate_fn=samples.collate,
+            pin_memory=device.type == "cuda",
+            persistent_workers=num_workers > 0,
+            worker_init_fn=_quiet_worker,
+            # its own generator: starting an iterator must not draw from the stream that dropout uses
+            generator=torch.Generator(),
+        )
+
+    def batches(self, start: int, end: int) -> Generator[Any, None, None]:
+        """This rank's parts of global batches start … end - 1, on the device."""
+        self._range.start, self._range.end = start, end
+        for _, batch in self._loader:
+            yield to_device(batch, self.device)
+
+
+class EvalData:
+    """A data set to evaluate on: this rank's share (samples rank, rank + world, …) in batches.
+
+    Iterating gives (indices, batch). `dataset` and `split` are there for tasks with their own evaluation.
+    """
+
+    def __init__(
+        self, dataset: Any, split: str, batch_size: int, num_workers: int, device: torch.device, seed: int = 0
+    ) -> None:
+        self.dataset, self.split, self.device = dataset, split, device
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.label = split  # of the progress bar
+        self.before_batch: Callable[[], None] | None = None
+
+    def _indices(self) -> list[list[int]]:
+        mine = range(dist.rank(), len(self.dataset), dist.world_size())
+        return [list(mine[i : i + self.batch_size]) for i in range(0, len(mine), self.batch_size)]
+
+    def __len__(self) -> int:
+        return len(self._indices())
+
+    def __iter__(self) -> Iterator[tuple[list[int], Any]]:
+        samples = Samples([self.dataset], self.seed, _EVAL)
+        batches = [[(0, 0, i) for i in part] for part in self._indices()]
+        loader: DataLoader[Any] = DataLoader(
+            samples,
+            batch_sampler=batches,
+            num_workers=min(self.num_workers, len(batches)),
+            collate_fn=samples.collate,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_quiet_worker,
+            generator=torch.Generator(),
+        )
+        hidden = not (dist.is_main() and sys.stderr.isatty())
+        for indices, batch in tqdm(loader, desc=self.label, disable=hidden, leave=False):
+            if self.before_batch is not None:
+                self.before_batch()
+            yield indices, to_device(batch, self.device)
+
+
+def mixing_ratios(names: Sequence[str], ratios: Mapping[str, float] | None) -> list[float] | None:
+    """The ratios in the order of the data sets.
+
+    Raises:
+        ValueError: the names differ, or a ratio is not above zero.
+    """
+    if ratios is None:
+        return None
+    if set(ratios) != set(names):
+        raise ValueError(
+            f"run.train_dataset_ratios names {', '.join(sorted(ratios))}; "
+            f"it must name each training set once: {', '.join(sorted(names))}"
+        )
+    for name, ratio in ratios.items():
+        if not ratio > 0:
+            raise ValueError(f"run.train_dataset_ratios.{name} is {ratio}; it must be above 0")
+    return [float(ratios[name]) for name in names]

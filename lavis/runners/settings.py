@@ -1,0 +1,132 @@
+"""What a run can be told: every key of the section `run` that is not a task's own, in one place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lavis.common.registry import registry
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every key of the section `run` that is not a task's own, with its default.
+
+    Args:
+        task: registered name. runner: "runner_base" or "runner_iter" (the same loop).
+        seed: of weights, order, augmentation and dropout.
+        device: auto, cpu, cuda, cuda:<number>, mps. precision: see `lavis.common.device`.
+        amp: the original's switch: true is precision auto, false is fp32; null leaves it to `precision`.
+        output_dir: folder of runs. job_id: name of this run's folder in it; null makes one from the time.
+        evaluate: only evaluate, on test_splits.
+        resume_ckpt_path: a run's folder or checkpoint to continue; "auto" continues the last checkpoint in
+            output_dir/job_id (without a job_id: of the latest run in output_dir), or starts if there is none.
+        max_epoch: epochs to train. max_iters: iterations to train, in inner epochs of
+            iters_per_inner_epoch iterations (null: one pass over the data).
+        init_lr, min_lr, warmup_lr, warmup_steps, lr_sched, lr_decay_rate: see `lavis.common.optims`;
+            warmup_steps counts iterations. lr_layer_decay: handed to the model's parameter groups.
+        weight_decay, beta2: of AdamW. accum_grad_iters: iterations per update.
+        max_grad_norm: gradients are scaled down to this norm; null does not.
+        batch_size_train, batch_size_eval: samples per process. num_workers: processes that prepare them.
+        log_freq: iterations between log lines. val_freq: epochs between validations (the last one always).
+        save_freq: epochs between writes of checkpoint_last (0: only the end). save_last: write it at the end.
+        save_every_iters: iterations between writes within an epoch.
+        train_splits, valid_splits, test_splits: names of splits.
+        train_dataset_ratios: {data set: ratio}, how often each gives a batch; null concatenates them.
+        k_test: candidates re-ranked in retrieval.
+        compile: torch.compile the model. find_unused_parameters: for models that leave some out of a step
+            when trained on several processes.
+        tensorboard: also write events. max_minutes: training time after which the run ends cleanly.
+        patience: validations without a new best after which training ends.
+    """
+
+    task: str | None = None
+    runner: str = "runner_base"
+    seed: int = 42
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    amp: bool | None = None
+    output_dir: str = "output"
+    job_id: str | None = None
+    evaluate: bool = False
+    resume_ckpt_path: str | None = None
+    max_epoch: int | None = None
+    max_iters: int | None = None
+    iters_per_inner_epoch: int | None = None
+    init_lr: float = 1e-5
+    min_lr: float = 0.0
+    warmup_lr: float = -1.0
+    warmup_steps: int = 0
+    lr_sched: str = "linear_warmup_cosine_lr"
+    lr_decay_rate: float | None = None
+    lr_layer_decay: float = 1.0
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+    accum_grad_iters: int = 1
+    max_grad_norm: float | None = None
+    batch_size_train: int = 16
+    batch_size_eval: int = 32
+    num_workers: int = 0
+    log_freq: int = 50
+    val_freq: int = 1
+    save_freq: int = 1
+    save_last: bool = True
+    save_every_iters: int | None = None
+    train_splits: list[str] = field(default_factory=list)
+    valid_splits: list[str] = field(default_factory=list)
+    test_splits: list[str] = field(default_factory=list)
+    train_dataset_ratios: dict[str, float] | None = None
+    k_test: int = 128
+    compile: bool = False
+    find_unused_parameters: bool = False
+    tensorboard: bool = False
+    max_minutes: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "seed": 0, "max_epoch": 1, "max_iters": 1, "iters_per_inner_epoch": 1, "warmup_steps": 0,
+            "accum_grad_iters": 1, "batch_size_train": 1, "batch_size_eval": 1, "num_workers": 0,
+            "log_freq": 1, "val_freq": 1, "save_every_iters": 1, "k_test": 1, "patience": 1,
+            "init_lr": 0, "min_lr": 0, "weight_decay": 0,
+        }  # fmt: skip
+        for key, lowest in at_least.items():
+            value = getattr(self, key)
+            if value is not None and not lowest <= value < math.inf:
+                raise ValueError(f"run.{key} is {value}; it must be {lowest} or more")
+        for key in ("max_grad_norm", "max_minutes"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"run.{key} is {value}; it must be above 0, or null for none")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"run.beta2 is {self.beta2}; it must lie between 0 and 1")
+
+    @property
+    def mixed_precision(self) -> str:
+        """`precision`, or what the original's `amp` means when only that is given."""
+        return "fp32" if self.amp is False and self.precision == "auto" else self.precision
+
+    @property
+    def evaluation_splits(self) -> list[str]:
+        """Splits that a run with these settings evaluates on."""
+        if self.evaluate:
+            return list(dict.fromkeys(self.test_splits or self.valid_splits))
+        return list(dict.fromkeys([*self.valid_splits, *self.test_splits]))
+
+
+def check_training(run: RunConfig) -> None:
+    """Refuse, before anything is built, a configuration that cannot train.
+
+    Raises:
+        ValueError: no length of the run, no training split, or an unusable schedule.
+    """
+    if run.max_epoch is None and run.max_iters is None:
+        raise ValueError("neither run.max_epoch nor run.max_iters is set; a training run needs one of them")
+    if run.max_epoch is not None and run.max_iters is not None and run.runner != "runner_iter":
+        raise ValueError("run.max_epoch and run.max_iters are both set; set one of them to null")
+    if not run.train_splits:
+        raise ValueError("run.train_splits is empty; name the splits to train on, for example [train]")
+    schedule = registry.get_lr_scheduler_class(run.lr_sched)  # unknown: the registry suggests a name
+    if run.lr_decay_rate is None and getattr(schedule, "needs_decay_rate", False):
+        raise ValueError(f"run.lr_sched is {run.lr_sched}, which needs run.lr_decay_rate, for example 0.9")

@@ -1,0 +1,40 @@
+"""Tasks: what a model is trained for and how it is scored. `setup_task(cfg)` builds the one of a recipe."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lavis.common.config import Config
+    from lavis.tasks.base import Task
+
+_LAZY = {
+    "Task": "lavis.tasks.base",
+    "CaptionTask": "lavis.tasks.captioning",
+    "VQATask": "lavis.tasks.vqa",
+}
+_PAPER_NAMES = {"BaseTask": "Task"}
+
+__all__ = ["CaptionTask", "Task", "VQATask", "setup_task"]
+
+
+def __getattr__(name: str) -> Any:
+    name = _PAPER_NAMES.get(name, name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lavis.tasks' has no attribute {name!r}")
+
+
+def setup_task(cfg: Config) -> Task:
+    """The task that `run.task` names.
+
+    Raises:
+        ValueError: no task is named, or there is none of that name.
+    """
+    from lavis.common.registry import registry
+
+    if cfg.run.task is None:
+        raise ValueError(f"run.task is missing; known tasks: {', '.join(registry.list_tasks())}")
+    task: Task = registry.get_task_class(cfg.run.task).setup(cfg)
+    return task

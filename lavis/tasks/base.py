@@ -1,0 +1,169 @@
+"""What a task is: how a model is trained on a batch, what it predicts, and how predictions are scored.
+
+To add one, put a class in a new file of this room: `predict` and `score` are enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lavis.common import config as configs
+from lavis.common import dist as _dist
+from lavis.common.files import write_json
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """For tasks without run keys of their own."""
+
+
+class Task:
+    """Base of all tasks.
+
+    Attributes:
+        Config: frozen dataclass of the task's own keys in the section `run`.
+        primary: (metric, "max" or "min") that chooses the best checkpoint, None to keep the last one.
+        id_key: the key of a record that names its sample.
+        settings: an instance of `Config`.
+    """
+
+    Config: ClassVar[type] = NoSettings
+    primary: tuple[str, str] | None = None
+    id_key: ClassVar[str] = ""
+
+    def __init__(self, settings: Any = None, **keys: Any) -> None:
+        self.settings = configs.typed(self.Config, keys, prefix="run.") if settings is None else settings
+
+    @classmethod
+    def setup(cls, cfg: configs.Config | Mapping[str, Any] | None = None) -> Task:
+        """The task of a configuration.
+
+        Args:
+            cfg: a `Config`, or the task's own keys as a mapping.
+        """
+        if isinstance(cfg, configs.Config):
+            same = type(cfg.task_config) is cls.Config
+            return cls(cfg.task_config if same else None)
+        return cls(**dict(cfg or {}))
+
+    setup_task = setup  # the paper's name
+
+    # ------------------------------------------------------------------ the paper's builders
+    def build_model(self, cfg: configs.Config) -> nn.Module:
+        """The model of a configuration's section `model`."""
+        from lavis.models import build_model
+
+        model: nn.Module = build_model(cfg.model)
+        return model
+
+    def build_datasets(self, cfg: configs.Config) -> dict[str, dict[str, Any]]:
+        """{name: {split: data set}} of a configuration's section `datasets`: the splits that `run` uses."""
+        from lavis.runners import build_datasets
+
+        return build_datasets(cfg)
+
+    # ------------------------------------------------------------------ training
+    def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Any:
+        """Run the model on a batch.
+
+        Args:
+            model: as wrapped for training. samples: a batch, with `epoch`, `iters`, `num_iters_per_epoch`.
+
+        Returns:
+            The model's output: `output["loss"]` is a scalar to minimise; `output.keys()` names further
+            losses, which are logged.
+        """
+        return model(samples)
+
+    # ------------------------------------------------------------------ evaluation
+    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+        """Called once before the batches of a data set are predicted."""
+
+    def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        """Predictions for a batch.
+
+        Returns:
+            The same number of records for every sample of the batch, sample by sample; None in place of
+            one that only pads the batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no predict")
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, data: Any, dist: ModuleType = _dist) -> list[Record]:
+        """Records of a whole data set, in its order, the same on every rank and on any number of ranks.
+
+        Args:
+            model: in evaluation mode. data: iterates over (indices, batch) of this rank's share and has
+                the `dataset`. dist: `lavis.common.dist`.
+
+        Raises:
+            ValueError: `predict` gave a number of records that cannot be assigned to the samples.
+        """
+        self.before_evaluation(model, data.dataset)
+        mine: list[tuple[int, list[Record]]] = []
+        for indices, batch in data:
+            records = self.predict(model, batch)
+            each, rest = divmod(len(records), len(indices))
+            if rest:
+                raise ValueError(
+                    f"{type(self).__name__}.predict gave {len(records)} records for {len(indices)} samples; "
+                    "it must give equally many for each (None for padding)"
+                )
+            for n, index in enumerate(indices):
+                part = records[n * each : (n + 1) * each]
+                mine.append((index, [r for r in part if r is not None]))
+        gathered = [item for part in dist.all_gather_objects(mine) for item in part]
+        gathered.sort(key=lambda item: item[0])
+        return [record for _, records in gathered for record in records]
+
+    def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
+        """Metrics of the records; an empty dict where the data set has no ground truth."""
+        return {}
+
+    # ------------------------------------------------------------------ results
+    def result_name(self, split: str, epoch: int | str) -> str:
+        """File name of the records of an evaluation."""
+        return f"{split}_epoch{epoch}.json"
+
+    def save(self, records: Sequence[Record], path: str | Path) -> Path:
+        """Write the records as a JSON list, atomically."""
+        rows = [jsonable(r) for r in records]
+        for row in rows:
+            key = self.id_key
+            if key in row and isinstance(row[key], str) and str(row[key]).isdecimal():
+                row[key] = int(row[key])  # evaluation servers expect numbers
+        return write_json(path, rows, indent=None)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({json.dumps(dataclasses.asdict(self.settings))})"
+
+
+# ---------------------------------------------------------------------------------------- helpers
+def jsonable(value: Any) -> Any:
+    """Tensors and arrays in a record as plain numbers and lists."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def as_list(values: Any) -> list[Any]:
+    """A batch's ids, a tensor or a sequence, as a list."""
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def by_text_id(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The same mapping under text keys, so that 7 and "7" are one id."""
+    return {str(k): v for k, v in values.items()}

@@ -1,0 +1,121 @@
+"""Captioning: a text per picture, scored against reference captions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import nn
+
+from lavis.common.registry import registry
+from lavis.tasks.base import Record, Task, as_list, by_text_id
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """Keys of `run` for captioning. Lengths count tokens, the prompt and the start token included.
+
+    Args:
+        num_beams: beams of the search. max_len, min_len: of a caption, in tokens.
+        use_nucleus_sampling: sample instead of searching; then top_p, top_k and temperature matter.
+        repetition_penalty: 1 is none. length_penalty: exponent of the length that scores are divided by.
+        report_metric: false writes captions without scoring them.
+    """
+
+    num_beams: int = 5
+    max_len: int = 30
+    min_len: int = 1
+    use_nucleus_sampling: bool = False
+    top_p: float = 0.9
+    top_k: int | None = None
+    temperature: float = 1.0
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    report_metric: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise ValueError(f"run.num_beams is {self.num_beams}; it must be 1 or more")
+        if not 0 <= self.min_len <= self.max_len:
+            raise ValueError(
+                f"run.min_len is {self.min_len}; it must lie between 0 and run.max_len={self.max_len}"
+            )
+
+
+# these keys have another name in `model.generate`; the first three are always handed over
+_ARGUMENTS = {"num_beams": "num_beams", "max_len": "max_length", "min_len": "min_length"}
+
+
+@registry.register_task("captioning")
+class CaptionTask(Task):
+    """Records {"image_id", "caption"}; best by CIDEr + Bleu_4."""
+
+    Config: ClassVar[type] = CaptionSettings
+    id_key: ClassVar[str] = "image_id"
+    settings: CaptionSettings
+
+    def __init__(self, settings: Any = None, **keys: Any) -> None:
+        super().__init__(settings, **keys)
+        self.primary = ("agg_metrics", "max") if self.settings.report_metric else None
+
+    def generation_arguments(self, model: nn.Module) -> dict[str, Any]:
+        """What `model.generate` is called with: beams, lengths, and each other key that was set.
+
+        Raises:
+            ValueError: a key is set that this model's `generate` does not take.
+        """
+        accepted = inspect.signature(model.generate).parameters  # type: ignore[arg-type]
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+        out = {}
+        for field in fields(CaptionSettings):
+            value = getattr(self.settings, field.name)
+            name = _ARGUMENTS.get(field.name, field.name)
+            if field.name == "report_metric" or (field.name not in _ARGUMENTS and value == field.default):
+                continue
+            if name not in accepted and not open_ended:
+                kind = type(model).__name__
+                raise ValueError(
+                    f"run.{field.name}={value!r}: {kind}.generate takes no {name}; remove the key"
+                )
+            out[name] = value
+        return out
+
+    def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        captions = model.generate(samples, **self.generation_arguments(model))  # type: ignore[operator]
+        ids = as_list(samples["image_id"])
+        return [{"image_id": i, "caption": c} for i, c in zip(ids, captions, strict=True)]
+
+    def evaluate(self, model: nn.Module, data: Any, dist: Any = None) -> list[Record]:
+        """One record per picture: where a data set has a picture several times, the first one counts."""
+        records = super().evaluate(model, data) if dist is None else super().evaluate(model, data, dist)
+        return list({str(r["image_id"]): r for r in reversed(records)}.values())[::-1]
+
+    def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
+        """Bleu_1 … Bleu_4, ROUGE_L, CIDEr (fractions; CIDEr up to 10), and the data set's own metrics.
+
+        Raises:
+            ValueError: the data set has no references for a predicted picture.
+        """
+        if not self.settings.report_metric or not records:
+            return {}
+        metrics: dict[str, float] = {}
+        references = by_text_id(dataset.references()) if hasattr(dataset, "references") else {}
+        references = {k: [str(t) for t in v] for k, v in references.items() if v}
+        if references:
+            from lavis.metrics.caption import caption_scores
+
+            predictions: dict[Any, str] = {str(r["image_id"]): r["caption"] for r in records}
+            lacking = [i for i in predictions if i not in references]
+            if lacking:
+                raise ValueError(
+                    f"{len(lacking)} of {len(predictions)} pictures have no reference captions, the first is "
+                    f"{lacking[0]!r}; the data set must give references for every sample, or set "
+                    "run.report_metric=false"
+                )
+            metrics.update(caption_scores(predictions, {k: references[k] for k in predictions}))
+            metrics["agg_metrics"] = metrics["CIDEr"] + metrics["Bleu_4"]
+        if hasattr(dataset, "extra_metrics"):
+            metrics.update(dataset.extra_metrics({r["image_id"]: r["caption"] for r in records}))
+        return metrics

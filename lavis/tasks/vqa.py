@@ -1,0 +1,119 @@
+"""Question answering: an answer per question, ranked from a list or generated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from lavis.common.registry import registry
+from lavis.tasks.base import Record, Task, as_list, by_text_id
+
+PADDING_ID = -1  # question_id of entries that only pad a batch of pictures with several questions
+
+
+@dataclass(frozen=True)
+class VQASettings:
+    """Keys of `run` for question answering.
+
+    Args:
+        inference_method: "rank" chooses from the data set's answer list, "generate" writes freely.
+        num_ans_candidates: answers kept by their first token before ranking.
+        num_beams, max_len, min_len: of "generate"; lengths in tokens.
+        report_metric: false writes answers without scoring them.
+    """
+
+    inference_method: Literal["rank", "generate"] = "rank"
+    num_ans_candidates: int = 128
+    num_beams: int = 3
+    max_len: int = 10
+    min_len: int = 1
+    report_metric: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("num_ans_candidates", "num_beams", "max_len"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"run.{key} is {getattr(self, key)}; it must be 1 or more")
+
+
+@registry.register_task("vqa")
+class VQATask(Task):
+    """Records {"question_id", "answer"}; best by the accuracy in percent."""
+
+    Config: ClassVar[type] = VQASettings
+    id_key: ClassVar[str] = "question_id"
+    settings: VQASettings
+
+    def __init__(self, settings: Any = None, **keys: Any) -> None:
+        super().__init__(settings, **keys)
+        self.answer_list: list[str] | None = None
+        self.primary = ("agg_metrics", "max") if self.settings.report_metric else None
+
+    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+        """Take the data set's answer list.
+
+        Raises:
+            ValueError: answers are to be ranked and there is no list.
+        """
+        self.answer_list = list(getattr(dataset, "answer_list", None) or []) or None
+        if self.settings.inference_method == "rank" and self.answer_list is None:
+            raise ValueError(
+                f"run.inference_method is rank and {type(dataset).__name__} has no answer_list; "
+                "give the data set one, or set run.inference_method=generate"
+            )
+
+    def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        s = self.settings
+        answers = model.predict_answers(  # type: ignore[operator]
+            samples=samples,
+            answer_list=self.answer_list,
+            inference_method=s.inference_method,
+            num_beams=s.num_beams,
+            max_len=s.max_len,
+            min_len=s.min_len,
+            num_ans_candidates=s.num_ans_candidates,
+        )
+        ids = as_list(samples["question_id"])
+        return [
+            None if i == PADDING_ID else {"question_id": i, "answer": a}
+            for i, a in zip(ids, answers, strict=True)
+        ]
+
+    def result_name(self, split: str, epoch: int | str) -> str:
+        """The VQA server's name; it is that of the latest evaluation."""
+        return f"{split}_vqa_result.json"
+
+    def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
+        """Accuracies in percent.
+
+        `overall_percent`, the official accuracy, where questions have several answers;
+        `accuracy_percent`, equality after the official normalisation, where they have one each. Either
+        is also there as `agg_metrics`, and per type of question and answer.
+
+        Raises:
+            ValueError: the data set lacks the ground truth of a predicted question.
+        """
+        if not self.settings.report_metric or not records or not hasattr(dataset, "ground_truth"):
+            return {}
+        truth = by_text_id(dataset.ground_truth())
+        if not truth or not all(t["answers"] for t in truth.values()):
+            return {}  # a test split whose answers are not public
+        lacking = [r["question_id"] for r in records if str(r["question_id"]) not in truth]
+        if lacking:
+            raise ValueError(
+                f"{len(lacking)} of {len(records)} questions have no ground truth, the first is "
+                f"{lacking[0]!r}; set run.report_metric=false to write answers without scoring them"
+            )
+        from lavis.metrics.vqa import exact_match_percent, vqa_accuracy
+
+        answered = [{**r, "question_id": str(r["question_id"])} for r in records]
+        if all(len(t["answers"]) == 1 for t in truth.values()):
+            metrics = exact_match_percent(answered, truth)
+            metrics["accuracy_percent"] = metrics.pop("exact_match_percent")
+        else:
+            metrics = vqa_accuracy(answered, truth)
+        if hasattr(dataset, "extra_metrics"):
+            metrics.update(dataset.extra_metrics({r["question_id"]: r["answer"] for r in records}))
+        return metrics

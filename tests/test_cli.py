@@ -1,0 +1,366 @@
+"""The command: results on stdout, notes on stderr, one line and an exit code for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lavis.cli import common
+from lavis.cli.main import _normalized, main
+from lavis.cli.runs import script
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checkpoints of small random models, per kind."""
+    from lavis.models import build_model
+
+    folder = tmp_path_factory.mktemp("models")
+    for arch in ("blip_caption", "blip_vqa"):
+        build_model({"arch": arch, "model_type": "tiny", "weights": "none"}).save_pretrained(folder / arch)
+    return {arch: str(folder / arch) for arch in ("blip_caption", "blip_vqa")}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Six pictures, two of them deeper, and files that are none."""
+    folder = tmp_path / "pictures"
+    (folder / "deep" / "er").mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (40 + i, 30), (60 * i, 100, 200)).save(folder / f"p{i}.png")
+    Image.new("L", (20, 20), 50).save(folder / "deep" / "q.jpg")
+    Image.new("RGB", (20, 20), "red").save(folder / "deep" / "er" / "r.JPEG")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def _json(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# ---------------------------------------------------------------- help and arguments
+@pytest.mark.parametrize(
+    "command",
+    [[], ["caption"], ["ask"], ["train"], ["evaluate"], ["models"], ["datasets"], ["card"], ["env"]],
+)
+def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"Examples?:\n +lavis ", out)
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys; from lavis.cli.main import main; code = main(['--help']);"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    start = time.perf_counter()
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    assert time.perf_counter() - start < 5  # about 0.2 s on an idle machine
+
+
+def test_the_module_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lavis", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("lavis ")
+
+
+def test_global_options_go_anywhere_and_options_take_several() -> None:
+    assert _normalized(["caption", "x", "--debug"]) == ["--debug", "caption", "x"]
+    assert _normalized(["models", "--import", "m"]) == ["--import", "m", "models"]
+    assert _normalized(["train", "r", "--options", "a=1", "b", "2", "--resume"]) == [
+        "train", "r", "--option", "a=1", "--option", "b", "--option", "2", "--resume",
+    ]  # fmt: skip
+    assert _normalized(["ask", "--", "--debug"]) == ["ask", "--", "--debug"]
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["caption"], r"Missing argument 'PATH\.\.\.'\. See: lavis caption --help"),
+        (["caption", "nope.png"], "nope.png: there is no such file or folder"),
+        (["caption", "*.nothing"], "no file matches this pattern"),
+        (["caption", "x.png", "--num-beams", "0"], "Invalid value for '--num-beams'"),
+        (["caption", "x.png", "--num-captions", "9"], "more than --num-beams 3"),
+        (["ask", "x.png"], "at least one picture and a question"),
+        (["train"], "which recipe"),
+        (["train", "blip/nope"], "no packaged recipe"),
+        (["train", "blip/caption_shapes", "--options", "run.max_epoc=1"], "Did you mean 'max_epoch'"),
+        (["train", "blip/caption_shapes", "--images", "x"], "--images belong to data of your own"),
+        (["train", "--data", "nope.jsonl"], "there is no data file nope.jsonl"),
+        (["models", "nope"], "no model's name holds 'nope'"),
+        (["card", "coco_captoin"], "Did you mean 'coco_caption'"),
+        (["nope"], "No such command 'nope'"),
+        (["models", "--import", "no_such_module"], "--import no_such_module: there is no such module"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    command: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("lavis: ") and captured.err.count("\n") == 1
+    assert re.search(expected, captured.err), captured.err
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["caption", "nope.png", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1].startswith("lavis: nope.png")
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(common, "find_pictures", interrupted)
+    assert main(["caption", "x.png"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "lavis: interrupted"
+
+
+def test_a_users_module_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_lavis_module.py").write_text("print('imported')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert main(["--import", "my_lavis_module", "datasets", "--json"]) == 0
+    assert capsys.readouterr().out.startswith("imported\n[")
+
+
+# ---------------------------------------------------------------- finding pictures, answers, models
+def test_pictures_of_files_folders_and_patterns(pictures: Path) -> None:
+    found, problems = common.find_pictures([str(pictures)])
+    assert [p.relative_to(pictures).as_posix() for p in found] == [
+        "deep/er/r.JPEG", "deep/q.jpg", "p0.png", "p1.png", "p2.png", "p3.png",
+    ]  # fmt: skip
+    assert not problems
+    found, problems = common.find_pictures([f"{pictures}/p[12].png", f"{pictures}/p1.png", "nope.png"])
+    assert [p.name for p in found] == ["p1.png", "p2.png"]
+    assert problems == ["nope.png: there is no such file or folder"]
+    assert len(common.find_pictures([f"{pictures}/**/*.jpg"])[0]) == 1
+
+
+def test_an_empty_folder_is_a_problem(tmp_path: Path) -> None:
+    found, problems = common.find_pictures([str(tmp_path)])
+    assert not found and "no pictures in this folder" in problems[0]
+
+
+def test_answers_of_lists_and_files(tmp_path: Path) -> None:
+    assert common.read_answers(None) is None
+    assert common.read_answers("yes, no,yes") == ["yes", "no"]
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "a.json").write_text('["x", "y"]')
+    (tmp_path / "b.json").write_text('{"x": 1}')
+    assert common.read_answers(str(tmp_path / "a.txt")) == ["one", "two"]
+    assert common.read_answers(str(tmp_path / "a.json")) == ["x", "y"]
+    with pytest.raises(ValueError, match="JSON list of answers"):
+        common.read_answers(str(tmp_path / "b.json"))
+    with pytest.raises(ValueError, match="no answer in it"):
+        common.read_answers(",")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        common.read_answers("nope.txt")
+
+
+def test_models_by_name_or_folder(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert common.split_model("blip_caption/base_coco") == ("blip_caption", "base_coco")
+    assert common.split_model("blip_caption") == ("blip_caption", None)
+    assert common.split_model(models["blip_vqa"]) == (models["blip_vqa"], None)
+    with pytest.raises(ValueError, match="Did you mean 'blip_caption'"):
+        common.split_model("blip_captoin/base_coco")
+    monkeypatch.setenv("LAVIS_OFFLINE", "1")
+    with pytest.raises(OSError, match="no local path 'zzz/qqq'"):
+        common.split_model("zzz/qqq")
+
+
+# ---------------------------------------------------------------- caption and ask
+def test_caption_writes_json_lines(
+    models: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["caption", str(pictures), "--model", models["blip_caption"], "--max-new-tokens", "6"]
+    assert main([*arguments, "--min-length", "0", "--batch-size", "4"]) == 0
+    captured = capsys.readouterr()
+    rows = _json(captured.out)
+    assert captured.err == "" and len(rows) == 6 and set(rows[0]) == {"image", "caption"}
+    assert [Path(r["image"]).name for r in rows] == [
+        "r.JPEG",
+        "q.jpg",
+        "p0.png",
+        "p1.png",
+        "p2.png",
+        "p3.png",
+    ]
+    # the size of the batch changes nothing
+    assert main([*arguments, "--min-length", "0", "--batch-size", "1"]) == 0
+    assert _json(capsys.readouterr().out) == rows
+
+
+def test_caption_options(
+    models: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ["caption", str(pictures / "p0.png"), "--model", models["blip_caption"], "--max-new-tokens", "4"]
+    more = ["--nucleus", "--num-captions", "3", "--seed", "1", "--scores", "--min-length", "0"]
+    out = tmp_path / "new" / "captions.jsonl"
+    assert main([*one, *more, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == ""
+    (row,) = _json(out.read_text(encoding="utf-8"))
+    assert len(row["captions"]) == len(row["scores"]) == 3 and row["captions"][0] == row["caption"]
+    assert isinstance(row["score"], float) and row["logprob"] <= 0
+    assert main([*one, *more, "--pretty"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == row["image"] and len(lines) == 4
+    assert lines[1].startswith(f"  {row['caption']}")
+
+
+def test_a_broken_picture_is_reported_and_the_others_go_on(
+    models: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "p1.png").write_bytes((pictures / "p1.png").read_bytes()[:40])
+    (pictures / "p2.png").write_bytes(b"nonsense")
+    arguments = ["--model", models["blip_caption"], "--max-new-tokens", "2", "--min-length", "0"]
+    assert main(["caption", str(pictures), "nope.png", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert len(_json(captured.out)) == 4
+    for name in ("p1.png", "p2.png", "nope.png"):
+        assert len([line for line in captured.err.splitlines() if name in line]) == 1
+    assert captured.err.splitlines()[-1] == "lavis: 3 of 7 inputs could not be used; see above"
+    assert main(["caption", str(pictures / "p2.png"), *arguments]) == 2
+    assert "none of the 1 pictures could be read" in capsys.readouterr().err
+
+
+def test_ask(models: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", models["blip_vqa"]]
+    one = str(pictures / "p0.png")
+    assert main(["ask", one, "what is it?", "--answers", "yes,no", "--scores", *model]) == 0
+    (row,) = _json(capsys.readouterr().out)
+    assert row["question"] == "what is it?" and row["answer"] in ("yes", "no") and 0 <= row["score"] <= 1
+    assert main(["ask", str(pictures), "-q", "what?", "-q", "where?", "--answers", "a,b", *model]) == 0
+    rows = _json(capsys.readouterr().out)
+    assert len(rows) == 12 and [r["question"] for r in rows[:2]] == ["what?", "where?"]
+    assert main(["ask", one, "what?", "--answers", "a,b", "--pretty", *model]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{one}  what?"
+    assert main(["ask", one, "what?", "--max-len", "4", *model]) == 0
+    assert "answer" in _json(capsys.readouterr().out)[0]
+    assert main(["ask", str(pictures / "p1.png"), one, *model]) == 2
+    assert "is a file; put the question last" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- train and evaluate
+def _table(pictures: Path) -> Path:
+    path = pictures / "train.jsonl"
+    rows = [{"image": f"p{i}.png", "text": f"a picture number {i}"} for i in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_train_and_evaluate_on_own_data(
+    models: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = _table(pictures), tmp_path / "runs"
+    start = ["--task", "captioning", "--data", str(data), "--images", str(pictures)]
+    quick = ["--options", "run.num_beams=1", "run.max_len=8"]
+    arguments = [*start, "--model", models["blip_caption"], "--out", str(out), *quick]
+    assert main(["train", *arguments, "--epochs", "1", "--batch-size", "2"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["stopped"] == "finished" and Path(summary["output_dir"]).parent == out
+    checkpoint = summary["checkpoint_last"]
+    assert (Path(checkpoint) / "model.safetensors").is_file()
+    # the written configuration repeats the run
+    assert (Path(summary["output_dir"]) / "config.yaml").is_file()
+    assert main(["evaluate", *start, "--model", checkpoint, "--out", str(out), *quick]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert "CIDEr" in metrics["val"]
+    picture = str(pictures / "p0.png")
+    assert (
+        main(["caption", picture, "--model", checkpoint, "--max-new-tokens", "3", "--min-length", "0"]) == 0
+    )
+    assert _json(capsys.readouterr().out)[0]["image"] == picture
+
+
+def test_recipe_and_data_exclude_each_other(
+    models: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(_table(pictures)), "--model", models["blip_caption"]]
+    assert main(["train", "blip/caption_shapes", *data]) == 2
+    assert "not both" in capsys.readouterr().err
+
+
+def test_epochs_replace_a_recipes_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lavis.cli import runs
+
+    seen = []
+    monkeypatch.setattr(runs, "_train", seen.append)
+    assert main(["train", "blip/caption_shapes", "--epochs", "2", "--batch-size", "8"]) == 0
+    assert seen[0].run.max_epoch == 2 and seen[0].run.max_iters is None and seen[0].run.batch_size_train == 8
+    assert main(["train", "blip/caption_shapes", "--options", "run.max_iters=7", "--resume"]) == 0
+    assert seen[1].run.max_iters == 7 and seen[1].run.resume_ckpt_path == "auto"
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_the_papers_scripts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lavis.cli import runs
+
+    seen = []
+    monkeypatch.setattr(runs, f"_{kind}", seen.append)
+    recipe = ["--cfg-path", "blip/caption_shapes"]
+    assert script(kind, [*recipe, "--options", "run.batch_size_train=8", "run.seed", "7"]) == 0
+    assert script(kind, ["--cfg-path=blip/caption_shapes", "--options", "run.seed=9"]) == 0
+    assert [c.run.seed for c in seen] == [7, 9] and seen[0].run.batch_size_train == 8
+    assert seen[0].run.evaluate == (kind == "evaluate")
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_the_script_files_run(kind: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, f"{kind}.py", "--cfg-path", "nope.yaml"],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.startswith("lavis: there is no recipe file 'nope.yaml'")
+
+
+# ---------------------------------------------------------------- what there is
+def test_models_and_datasets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    rows = {r["model"]: r for r in json.loads(capsys.readouterr().out)}
+    assert "licence" in rows["blip_caption/base_coco"] and rows["blip_caption/tiny"]["where"] == "none"
+    assert main(["models", "caption"]) == 0
+    out = capsys.readouterr().out
+    assert "blip_caption/base_coco" in out and "blip_vqa" not in out and "Commercial use" in out
+    assert main(["datasets", "--json"]) == 0
+    assert {"own", "coco_caption"} <= {r["name"] for r in json.loads(capsys.readouterr().out)}
+    assert main(["datasets"]) == 0
+    assert "shapes_caption" in capsys.readouterr().out
+    assert main(["card", "own"]) == 0
+    assert "captioning" in capsys.readouterr().out
+
+
+def test_env(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LAVIS_OFFLINE", "1")
+    monkeypatch.setenv("LAVIS_CACHE", "/somewhere")
+    assert main(["env", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["offline"] == "yes" and facts["cache"] == "/somewhere" and facts["torch"]
+    assert main(["env"]) == 0
+    assert "huggingface_hub" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_silent() -> None:
+    code = "import sys; from lavis.cli.main import main; sys.exit(main(['card', 'shapes_caption']))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None and child.stderr is not None
+    child.stdout.close()
+    assert child.stderr.read() == b"" and child.wait(timeout=60) == 141

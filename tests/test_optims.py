@@ -1,0 +1,109 @@
+"""Schedules against recorded learning rates; parameter groups; the device and precision policy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lavis.common.device import autocast, grad_scaler, pick_device, pick_precision, to_device
+from lavis.common.optims import build_optimizer, parameter_groups
+from lavis.common.registry import registry
+
+CASES = json.loads((Path(__file__).parent / "reference" / "lr_schedules.json").read_text())["cases"]
+
+
+def optimizer(scale: float | None = None) -> torch.optim.Optimizer:
+    groups = [{"params": [nn.Parameter(torch.zeros(2))]}, {"params": [nn.Parameter(torch.zeros(2))]}]
+    if scale is not None:
+        groups[1]["lr_scale"] = scale
+    return torch.optim.SGD(groups, lr=1.0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['scheduler']}-{c['args'].get('warmup_steps', 0)}")
+def test_rates_equal_the_recorded_ones(case: dict) -> None:
+    opt = optimizer()
+    schedule = registry.get_lr_scheduler_class(case["scheduler"])(
+        optimizer=opt, iters_per_epoch=7, **case["args"]
+    )
+    for epoch, step, lr in case["rows"]:
+        schedule.step(cur_epoch=epoch, cur_step=step)
+        assert opt.param_groups[0]["lr"] == pytest.approx(lr, rel=1e-9)
+
+
+def test_a_groups_lr_scale_is_applied() -> None:
+    opt = optimizer(scale=0.1)
+    registry.get_lr_scheduler_class("constant_lr")(optimizer=opt, init_lr=2e-3).step(3, 5)
+    assert [g["lr"] for g in opt.param_groups] == pytest.approx([2e-3, 2e-4])
+
+
+def test_the_step_schedule_without_a_decay_rate_says_so() -> None:
+    with pytest.raises(ValueError, match="lr_decay_rate"):
+        registry.get_lr_scheduler_class("linear_warmup_step_lr")(
+            optimizer=optimizer(), init_lr=1e-3, max_epoch=3
+        )
+
+
+def test_an_unknown_schedule_is_answered_with_a_near_one() -> None:
+    with pytest.raises(ValueError, match="linear_warmup_cosine_lr"):
+        registry.get_lr_scheduler_class("linear_warmup_cosin_lr")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 3)
+        self.ln = nn.LayerNorm(3)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+
+def test_decay_for_matrices_only_and_nothing_for_frozen_parameters() -> None:
+    net = Net()
+    decay, plain = parameter_groups(net.named_parameters(), 0.05)
+    assert decay["params"] == [net.body.weight] and decay["weight_decay"] == 0.05
+    assert len(plain["params"]) == 3 and plain["weight_decay"] == 0
+
+
+def test_the_optimizer_takes_the_models_own_groups() -> None:
+    net = Net()
+    net.get_optimizer_params = lambda wd, scale: [  # type: ignore[assignment]
+        {"params": iter([net.body.weight]), "weight_decay": wd, "lr_scale": scale}
+    ]
+    opt = build_optimizer(net, 1e-3, weight_decay=0.3, beta2=0.98, lr_layer_decay=0.5)
+    (group,) = opt.param_groups
+    assert (group["weight_decay"], group["lr_scale"], group["betas"]) == (0.3, 0.5, (0.9, 0.98))
+
+
+def test_an_optimizer_needs_something_to_optimise() -> None:
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        build_optimizer(Net().requires_grad_(False), 1e-3)
+
+
+def test_device_and_precision_policy(caplog: pytest.LogCaptureFixture) -> None:
+    cpu = torch.device("cpu")
+    assert pick_device("cpu") == cpu
+    assert pick_precision(cpu) == "fp32" and pick_precision(cpu, "bf16") == "bf16"
+    with pytest.raises(ValueError, match="GPUs"):
+        pick_precision(cpu, "fp16")
+    with pytest.raises(ValueError, match="fp64"):
+        pick_precision(cpu, "fp64")
+    with pytest.raises(ValueError, match="toaster"):
+        pick_device("toaster")
+    if not torch.cuda.is_available():
+        assert pick_device("cuda").type in ("cpu", "mps")
+        assert "not available" in caplog.text
+    assert not grad_scaler(cpu, "bf16").is_enabled()
+    with autocast(cpu, "bf16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with autocast(cpu, "fp32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_only_tensors_are_moved() -> None:
+    batch = {"x": torch.ones(1), "texts": ["a", "b"], "pairs": [(torch.ones(1), 2)], "none": None}
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["x"].is_meta and moved["pairs"][0][0].is_meta
+    assert moved["texts"] is batch["texts"] and moved["pairs"][0][1] == 2
