@@ -30,7 +30,14 @@ def theirs() -> Any:
 
     torch.manual_seed(0)
     config = BlipConfig(
-        text_config={"bos_token_id": 30522, "eos_token_id": 102, "sep_token_id": 102, "pad_token_id": 0, "encoder_hidden_size": 768, "label_smoothing": 0.1},  # noqa: E501
+        text_config={
+            "bos_token_id": 30522,
+            "eos_token_id": 102,
+            "sep_token_id": 102,
+            "pad_token_id": 0,
+            "encoder_hidden_size": 768,
+            "label_smoothing": 0.1,
+        },
         vision_config={"image_size": 384, "patch_size": 16, "layer_norm_eps": 1e-6},
     )
     return BlipForConditionalGeneration(config).eval()
@@ -59,7 +66,12 @@ def run_theirs(model: Any, image: Any) -> Any:
     ids = torch.tensor([[30522, 1037, 3861, 1997, 102]] * image.shape[0])  # their generate cuts the end token
     with torch.no_grad():
         return model.generate(
-            pixel_values=image, input_ids=ids, num_beams=3, do_sample=False, max_new_tokens=20, min_new_tokens=20
+            pixel_values=image,
+            input_ids=ids,
+            num_beams=3,
+            do_sample=False,
+            max_new_tokens=20,
+            min_new_tokens=20,
         )
 
 
@@ -111,7 +123,10 @@ def part_train() -> dict[str, Any]:
     mine = ours(peer.state_dict())
     peer.train(), mine.train()
     image = torch.randn(4, 3, 384, 384, generator=torch.Generator().manual_seed(0))
-    texts = [PROMPT + t for t in ("a small brown dog runs across the wet grass", "two people", "a red car", "a cat")]
+    texts = [
+        PROMPT + t
+        for t in ("a small brown dog runs across the wet grass", "two people", "a red car", "a cat")
+    ]
     tokens = mine.tokenizer(texts)
     tokens.ids[:, 0] = 30522
     labels = tokens.ids.masked_fill(~tokens.mask, -100)
@@ -156,7 +171,9 @@ def part_load() -> dict[str, Any]:
         gc.collect()
         seconds = interleaved(
             {
-                "transformers safetensors": lambda: BlipForConditionalGeneration.from_pretrained(f"{folder}/theirs"),
+                "transformers safetensors": lambda: BlipForConditionalGeneration.from_pretrained(
+                    f"{folder}/theirs"
+                ),
                 "lavis safetensors": lambda: load_model(f"{folder}/ours"),
                 "lavis official .pth": lambda: load_model(
                     "blip_caption", "base_coco", checkpoint=f"{folder}/official.pth"
@@ -165,7 +182,9 @@ def part_load() -> dict[str, Any]:
         )
     return {
         "seconds (median)": {k: round(statistics.median(v), 3) for k, v in seconds.items()},
-        "safetensors, times as fast": ratio(seconds["transformers safetensors"], seconds["lavis safetensors"]),
+        "safetensors, times as fast": ratio(
+            seconds["transformers safetensors"], seconds["lavis safetensors"]
+        ),
     }
 
 

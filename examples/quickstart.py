@@ -30,7 +30,12 @@ RECIPE = "blip/caption_shapes_new"
 SPLIT = "new_test"
 OUTPUT = Path("output")
 BEFORE, AFTER = "quickstart_before", "quickstart"
-SHOWN = {"truth_percent": "captions wholly true (%)", "CIDEr": "CIDEr", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}
+SHOWN = {
+    "truth_percent": "captions wholly true (%)",
+    "CIDEr": "CIDEr",
+    "Bleu_4": "BLEU-4",
+    "ROUGE_L": "ROUGE-L",
+}
 
 
 def captions(job: str) -> dict[int, str]:
@@ -105,7 +110,9 @@ def main() -> int:
         if key in old and key in new:
             print(f"      {label:<28} {old[key]:8.3f} -> {new[key]:8.3f}")
     print(f"\nreport:  {page.resolve()}\npicture: {picture.resolve()}")
-    print(f"caption your own drawings with it:  lavis caption --model {OUTPUT / AFTER / 'checkpoint_last'} PICTURE")
+    print(
+        f"caption your own drawings with it:  lavis caption --model {OUTPUT / AFTER / 'checkpoint_last'} PICTURE"
+    )
     return 0
 
 

@@ -26,7 +26,7 @@ _SHORTCUTS = {
 }
 _ROOMS = ("common", "nn", "models", "processors", "datasets", "tasks", "metrics", "runners")
 
-__all__ = ["__version__", *sorted(_SHORTCUTS)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_SHORTCUTS)]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,9 @@ from lavis.common.registry import registry
 from lavis.models.base import BaseModel
 
 
-def random_model(name: str, *, model_type: str = "tiny", seed: int = 0, spread: float = 0.1, **config: Any) -> BaseModel:
+def random_model(
+    name: str, *, model_type: str = "tiny", seed: int = 0, spread: float = 0.1, **config: Any
+) -> BaseModel:
     """A tiny model whose weights are far enough from their start that every part matters."""
     cls = registry.get_model_class(name)
     torch.manual_seed(seed)

@@ -49,7 +49,9 @@ def test_answers_do_not_depend_on_the_batch(method, candidates):
         "inference_method": method, "answer_list": ANSWERS, "num_ans_candidates": candidates, "return_scores": True,
     }  # fmt: skip
     together = ANSWERER.predict_answers({"image": image, "text_input": QUESTIONS}, **arguments)
-    grouped = ANSWERER.predict_answers({"image": image, "text_input": [q for q in QUESTIONS for _ in (0, 1)]}, **arguments)
+    grouped = ANSWERER.predict_answers(
+        {"image": image, "text_input": [q for q in QUESTIONS for _ in (0, 1)]}, **arguments
+    )
     for i, question in enumerate(QUESTIONS):
         alone = ANSWERER.predict_answers({"image": image[i : i + 1], "text_input": question}, **arguments)
         assert alone.texts[0] == together.texts[i] == grouped.texts[2 * i] == grouped.texts[2 * i + 1]
@@ -58,7 +60,10 @@ def test_answers_do_not_depend_on_the_batch(method, candidates):
 
 
 def test_captions_of_a_picture_share_its_states():
-    image, texts = images(2), ["a picture of a red star", "a picture of two", "a picture of a blue", "a picture of"]
+    image, texts = (
+        images(2),
+        ["a picture of a red star", "a picture of two", "a picture of a blue", "a picture of"],
+    )
     grouped, repeated = (
         CAPTIONER({"image": x, "text_input": texts}) for x in (image, image.repeat_interleave(2, dim=0))
     )
@@ -177,7 +182,13 @@ def test_wrong_texts_are_explained():
         ANSWERER.predict_answers({"image": images(1), "text_input": "what"}, inference_method="guess")
     with pytest.raises(ValueError, match="do not go together"):
         ANSWERER(
-            {"image": images(1), "text_input": ["what"], "answer": ["a", "b"], "weight": torch.ones(2), "n_answers": [1]}
+            {
+                "image": images(1),
+                "text_input": ["what"],
+                "answer": ["a", "b"],
+                "weight": torch.ones(2),
+                "n_answers": [1],
+            }
         )
 
 

@@ -111,7 +111,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
     for name in ("text.pth", "list.pth", "number.pth"):
         with pytest.raises(ValueError, match=name):
             read_state_dict(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="missing.pth"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.pth"):
         read_state_dict(tmp_path / "missing.pth")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_model("blip_caption", "tiny", checkpoint=tmp_path)
@@ -151,7 +151,10 @@ def test_of_tied_entries_the_later_one_wins(model, tmp_path):
     state["text_decoder.cls.predictions.decoder.bias"] += 1
     torch.save(state, tmp_path / "m.pth")
     again = load_model("blip_caption", "tiny", checkpoint=tmp_path / "m.pth").state_dict()
-    for key in ("text_decoder.bert.embeddings.word_embeddings.weight", "text_decoder.cls.predictions.decoder.weight"):
+    for key in (
+        "text_decoder.bert.embeddings.word_embeddings.weight",
+        "text_decoder.cls.predictions.decoder.weight",
+    ):
         torch.testing.assert_close(again[key], state["text_decoder.cls.predictions.decoder.weight"])
     torch.testing.assert_close(
         again["text_decoder.cls.predictions.bias"], state["text_decoder.cls.predictions.decoder.bias"]

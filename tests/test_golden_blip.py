@@ -33,9 +33,7 @@ def captioner(tmp_path_factory):
 def test_caption_loss_and_logits(captioner):
     stored, case = golden.outputs("blip_caption.base_coco"), golden.inputs("blip_caption.base_coco")
     with torch.no_grad():
-        out = captioner(
-            {"image": golden.images("blip_caption.base_coco"), "text_input": case["text_input"]}
-        )
+        out = captioner({"image": golden.images("blip_caption.base_coco"), "text_input": case["text_input"]})
     assert out.keys() == ["intermediate_output", "loss", "loss_lm"]
     inner = out.intermediate_output
     golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
@@ -111,7 +109,9 @@ def test_vqa_rank(answerer, case, candidates, monkeypatch):
     expected = stored[f"{case}/losses_in_topk_order"]
     ids, each = seen[0]
     golden.close(each.view(expected.shape), expected, rtol=2e-5, atol=2e-5)
-    wanted = answerer._answers([inputs["answer_list"][i] for i in stored[f"{case}/topk_ids"].flatten()], ids.device)[0]
+    wanted = answerer._answers(
+        [inputs["answer_list"][i] for i in stored[f"{case}/topk_ids"].flatten()], ids.device
+    )[0]
     np.testing.assert_array_equal(ids[:, 1].numpy(), wanted[:, 1].numpy())
     np.testing.assert_allclose(-np.array(out.logprobs), expected.min(1), rtol=2e-5)
 

@@ -14,7 +14,7 @@ from lavis.nn import generation
 from lavis.nn.linear import Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextConfig, TextDecoder, TextTransformer
-from lavis.nn.vit import DropPath, ViTConfig, VisionTransformer, interpolate_positions
+from lavis.nn.vit import DropPath, VisionTransformer, ViTConfig, interpolate_positions
 from tests.golden import REFERENCE
 
 SMALL = TextConfig(vocab_size=50, width=32, depth=3, heads=4, hidden=64, max_positions=40, memory_width=24)
@@ -216,7 +216,9 @@ def test_beam_search_with_many_beams_finds_the_best_text(seed, items):
 
 
 def test_greedy_equals_one_step_at_a_time_and_stops_at_the_end():
-    table = torch.tensor([[0.0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 5, 1], [0, 0, 0, 0, 4], [0, 6, 0, 0, 0]])
+    table = torch.tensor(
+        [[0.0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 5, 1], [0, 0, 0, 0, 4], [0, 6, 0, 0, 0]]
+    )
     out = generation.generate(Table(table, 1), torch.tensor([[2]]), rules())
     assert out.ids.tolist() == [[2, 3, 4, 1]]
     late = generation.generate(Table(table, 1), torch.tensor([[2]]), rules(min_length=5))
@@ -241,7 +243,9 @@ def test_sampling_follows_seed_top_k_top_p_and_temperature():
     drawn = generation.generate(Table(table, 4000), many, rules(sample=True, max_length=2)).ids[:, 1]
     shares = torch.bincount(drawn, minlength=12) / 4000
     torch.testing.assert_close(shares, table[2].softmax(0), rtol=0, atol=0.03)
-    nucleus = generation.generate(Table(table, 4000), many, rules(sample=True, max_length=2, top_p=0.5)).ids[:, 1]
+    nucleus = generation.generate(Table(table, 4000), many, rules(sample=True, max_length=2, top_p=0.5)).ids[
+        :, 1
+    ]
     likely, order = table[2].softmax(0).sort(descending=True)
     kept = order[: int((likely.cumsum(0) < 0.5).sum()) + 1]
     assert set(nucleus.tolist()) == set(kept.tolist())

@@ -21,7 +21,12 @@ FORBIDDEN = (
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **env}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **env},
+        check=False,
     )
 
 
@@ -34,7 +39,9 @@ def test_importing_loads_no_torch():
 
 
 def test_the_command_line_helps_without_torch():
-    done = python("import sys\nfrom lavis.cli.main import main\nimport lavis.cli.main\nprint('torch' in sys.modules)")
+    done = python(
+        "import sys\nfrom lavis.cli.main import main\nimport lavis.cli.main\nprint('torch' in sys.modules)"
+    )
     assert done.stdout.strip() == "False", done.stderr
 
 
@@ -78,7 +85,9 @@ def test_every_dependency_has_its_reason():
 
 
 def test_no_path_of_a_machine_and_no_host_of_a_registry_stands_in_the_tree():
-    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
     for name in files:
         path = ROOT / name
         if path.suffix not in (".py", ".md", ".toml", ".yaml", ".txt", ".cff", "") or not path.is_file():
@@ -94,7 +103,14 @@ def test_no_path_of_a_machine_and_no_host_of_a_registry_stands_in_the_tree():
 def test_nothing_skips_strictness():
     for path in (ROOT / "lavis").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        for bad in ("strict=False", "weights_only=False", "except:", "allow_pickle=True", "os.system", "eval("):
+        for bad in (
+            "strict=False",
+            "weights_only=False",
+            "except:",
+            "allow_pickle=True",
+            "os.system",
+            "eval(",
+        ):
             for line in text.splitlines():
                 code = line.split("#")[0]
                 if bad in code and "nn.Module" not in code and ".eval(" not in code:
@@ -140,5 +156,5 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path):
     run("lavis", "train", "blip/caption_shapes", "--options", "run.max_iters=5", "run.test_splits=[]",
         "run.valid_splits=[]", "run.iters_per_inner_epoch=5", "run.output_dir=out", "run.job_id=five")  # fmt: skip
     assert (tmp_path / "out" / "five" / "checkpoint_last" / "model.safetensors").is_file()
-    wheels = [d for d in (venv / "lib").glob("python*/site-packages/*.dist-info")]
+    wheels = list((venv / "lib").glob("python*/site-packages/*.dist-info"))
     print(f"{len(wheels)} distributions installed, our wheel has {wheel.stat().st_size / 2**20:.1f} MiB")

@@ -98,7 +98,9 @@ print(coco_dataset["train"][0])
 """
     )
     printed = capsys.readouterr().out
-    assert printed.startswith("dict_keys(['train', 'val', 'test'])\n60\n{'image': <PIL.Image.Image image mode=RGB size=128x128")
+    assert printed.startswith(
+        "dict_keys(['train', 'val', 'test'])\n60\n{'image': <PIL.Image.Image image mode=RGB size=128x128"
+    )
     first = names["coco_dataset"]["train"][0]
     assert first["image_id"] == 0 and isinstance(first["text_input"], str)
 

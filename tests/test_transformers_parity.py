@@ -33,7 +33,8 @@ def peer(kind: str, tokenizer):
         text_config={
             "vocab_size": 1602, "hidden_size": 64, "encoder_hidden_size": 64, "intermediate_size": 96,
             "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64,
-            "label_smoothing": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "projection_dim": 16,
+            "label_smoothing": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+            "projection_dim": 16,
             "bos_token_id": tokenizer.id("[DEC]"), "eos_token_id": tokenizer.sep_id,
             "sep_token_id": tokenizer.sep_id, "pad_token_id": tokenizer.pad_id,
         },
@@ -140,7 +141,13 @@ def test_vqa_loss_and_gradients():
     questions, answers = ["what color is the star", "what shape is the one"], ["red", "a circle"]
     weights = torch.tensor([0.6, 1.0])
     out = model(
-        {"image": image, "text_input": questions, "answer": answers, "weight": weights, "n_answers": torch.tensor([1, 1])}
+        {
+            "image": image,
+            "text_input": questions,
+            "answer": answers,
+            "weight": weights,
+            "n_answers": torch.tensor([1, 1]),
+        }
     )
     out.loss.backward()
     q = tokenizer(questions)

@@ -29,7 +29,7 @@ PLUGIN_GROUP = "lavis.plugins"
 
 
 def suggest(name: object, known: Iterable[str]) -> str:
-    """" Did you mean 'x'?" (with a leading space), or the known names if none is near."""
+    """ " Did you mean 'x'?" (with a leading space), or the known names if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if near:

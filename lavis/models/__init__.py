@@ -148,4 +148,6 @@ def _one_type(cls: type[BaseModel], model_type: str | None) -> str:
         return model_type
     if len(cls.PRESETS) == 1:
         return next(iter(cls.PRESETS))
-    raise ValueError(f"{cls.registered_name} has several types; choose model_type from {', '.join(cls.PRESETS)}")
+    raise ValueError(
+        f"{cls.registered_name} has several types; choose model_type from {', '.join(cls.PRESETS)}"
+    )

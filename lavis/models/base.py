@@ -184,7 +184,9 @@ class BaseModel(nn.Module):
         cfg.pop("arch", None)
         model_type = cfg.pop("model_type", None)
         if model_type is None:
-            raise ValueError(f"model.model_type is missing; {cls.registered_name} has {', '.join(cls.PRESETS)}")
+            raise ValueError(
+                f"model.model_type is missing; {cls.registered_name} has {', '.join(cls.PRESETS)}"
+            )
         weights = cfg.pop("weights", "finetuned")
         preset = cls.preset(model_type)
         config = override(preset.config, cfg, "model")
@@ -236,13 +238,15 @@ class BaseModel(nn.Module):
     def from_folder(cls, folder: Path) -> BaseModel:
         """The model that `save_pretrained` wrote."""
         description = read_description(folder)
-        model_type = description.get("model_type")
+        model_type = str(description.get("model_type"))
         if model_type not in cls.PRESETS:
             raise ValueError(
                 f"{folder / CONFIG_NAME}: {cls.registered_name} has no model type {model_type!r}."
                 f"{suggest(model_type, cls.PRESETS)}"
             )
-        config = override(cls.PRESETS[model_type].config, description["config"], f"{folder / CONFIG_NAME}: config")
+        config = override(
+            cls.PRESETS[model_type].config, description["config"], f"{folder / CONFIG_NAME}: config"
+        )
         if getattr(config, "vocabulary", None) == VOCABULARY_NAME:
             config = dataclasses.replace(config, vocabulary=str(folder / VOCABULARY_NAME))
         model = cls.build(config, empty=True)
@@ -280,9 +284,13 @@ class BaseModel(nn.Module):
             return {"vis_processor": {}, "text_processor": {}}
         size = getattr(self.config, "image_size", None)
         vis = {
-            phase: {**({"image_size": size} if size else {}), **cfg} for phase, cfg in preset.vis_processor.items()
+            phase: {**({"image_size": size} if size else {}), **cfg}
+            for phase, cfg in preset.vis_processor.items()
         }
-        return {"vis_processor": vis, "text_processor": {k: dict(v) for k, v in preset.text_processor.items()}}
+        return {
+            "vis_processor": vis,
+            "text_processor": {k: dict(v) for k, v in preset.text_processor.items()},
+        }
 
     def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
         """Two parameter groups: no decay for tensors of one dimension and names with bias, ln or bn."""

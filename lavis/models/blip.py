@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn import generation
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import Memory, TextConfig, TextDecoder, TextTransformer
-from lavis.nn.vit import VIT_BASE, VIT_LARGE, ViTConfig, VisionTransformer, interpolate_positions
+from lavis.nn.vit import VIT_BASE, VIT_LARGE, VisionTransformer, ViTConfig, interpolate_positions
 
 SMOOTHING = 0.1  # label smoothing of the language-model loss, in training and when answers are ranked
 
@@ -215,7 +215,7 @@ class BlipCaption(Blip):
         ),
         resize={"visual_encoder.pos_embed": lambda t, shape: interpolate_positions(t, shape[1])},
     )
-    PRESETS = {
+    PRESETS: ClassVar[dict[str, Preset]] = {
         "base_coco": Preset(
             config=BlipConfig(),
             weights=_GS + "LAVIS/models/BLIP/blip_coco_caption_base.pth",
@@ -367,9 +367,7 @@ class BlipCaption(Blip):
         )
         prompt = torch.tensor([prompt_ids] * items, device=image_embeds.device)
         memory = self.text_decoder.project_memory(image_embeds)
-        decoded = generation.generate(
-            self.text_decoder.begin(memory, items, rules.max_length), prompt, rules
-        )
+        decoded = generation.generate(self.text_decoder.begin(memory, items, rules.max_length), prompt, rules)
         # Cut by characters, as the original does: a caption that begins with a "##" piece is glued
         # to the prompt and loses its first character.
         texts = [self.tokenizer.decode(row)[len(self.prompt) :] for row in decoded.ids.tolist()]
@@ -393,7 +391,7 @@ class BlipVQA(Blip):
         resize={"visual_encoder.pos_embed": lambda t, shape: interpolate_positions(t, shape[1])},
     )
     _CONFIG = BlipConfig(image_size=480, vit=ViTConfig(drop_path=0.1), prompt="", max_txt_len=35)
-    PRESETS = {
+    PRESETS: ClassVar[dict[str, Preset]] = {
         "vqav2": Preset(
             config=_CONFIG,
             weights=_GS + "BLIP/models/model_base_vqa_capfilt_large.pth",

@@ -60,7 +60,10 @@ TRANSFORMERS_BLIP = Rules(
         (r"^vision_model\.embeddings\.position_embedding$", "visual_encoder.pos_embed"),
         (r"^vision_model\.embeddings\.patch_embedding\.", "visual_encoder.patch_embed.proj."),
         (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"visual_encoder.blocks.\1.attn.qkv."),
-        (r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.", r"visual_encoder.blocks.\1.attn.proj."),
+        (
+            r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.",
+            r"visual_encoder.blocks.\1.attn.proj.",
+        ),
         (r"^vision_model\.encoder\.layers\.(\d+)\.layer_norm(\d)\.", r"visual_encoder.blocks.\1.norm\2."),
         (r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"visual_encoder.blocks.\1.mlp."),
         (r"^vision_model\.post_layernorm\.", "visual_encoder.norm."),
@@ -91,7 +94,9 @@ def read_state_dict(path: Path | str) -> StateDict:
                 tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
                 metadata = f.metadata() or {}
         except SafetensorError as e:
-            raise ValueError(f"{path} is damaged or no safetensors file ({e}); download or save it again") from e
+            raise ValueError(
+                f"{path} is damaged or no safetensors file ({e}); download or save it again"
+            ) from e
         for alias, key in json.loads(metadata.get("aliases", "{}")).items():
             tensors[alias] = tensors[key]
         return tensors
@@ -106,7 +111,9 @@ def read_state_dict(path: Path | str) -> StateDict:
         ) from e
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not state:
-        raise ValueError(f"{path} holds no state dict (a dict of names and tensors, or one under the key 'model')")
+        raise ValueError(
+            f"{path} holds no state dict (a dict of names and tensors, or one under the key 'model')"
+        )
     strange = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
     if strange:
         raise ValueError(f"{path}: the entry {strange[0]!r} is no tensor; is this a model's checkpoint?")
@@ -151,7 +158,11 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
     if missing or unexpected or reshaped:
         parts = [
             f"{len(found)} {label}: {', '.join(found[:4])}{', …' if len(found) > 4 else ''}"
-            for label, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+            for label, found in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", reshaped),
+            )
             if found
         ]
         raise ValueError(
@@ -159,7 +170,12 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
             "Is it for another model name or type?"
         )
     if dropped:
-        log.info("%s: %d entries that this model does not use were left out (%s, …)", where, len(dropped), dropped[0])
+        log.info(
+            "%s: %d entries that this model does not use were left out (%s, …)",
+            where,
+            len(dropped),
+            dropped[0],
+        )
     return out
 
 

@@ -63,7 +63,9 @@ class Tokenizer:
         longest = 100_000 if cover else 100  # characters; BERT makes longer words [UNK]
         inner = _Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=longest))
         steps: list[normalizers.Normalizer] = [
-            normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True)
+            normalizers.BertNormalizer(
+                clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
+            )
         ]
         if cover:
             known = "".join(re.escape(p) for p in pieces if len(p) == 1)
@@ -72,7 +74,10 @@ class Tokenizer:
         inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)
         inner.add_special_tokens(
-            [AddedToken(t, special=True, normalized=False) for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")]
+            [
+                AddedToken(t, special=True, normalized=False)
+                for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+            ]
         )
         inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in extra])
         self._inner = inner

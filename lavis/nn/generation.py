@@ -62,7 +62,10 @@ class Rules:
             self.min_length <= self.max_length,
             f"the least length ({self.min_length}) is above the greatest ({self.max_length}), in tokens with prompt",
         )
-        need(self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
+        need(
+            self.repetition_penalty > 0,
+            f"repetition_penalty is {self.repetition_penalty}; it must be above 0",
+        )
         need(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
         need(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must be above 0 and at most 1")
         need(self.top_k >= 0, f"top_k is {self.top_k}; it must be 0 (all) or more")

@@ -191,6 +191,10 @@ class Layer(nn.Module):
             x = self.crossattention(x, *memory, memory_mask)
         return self.output(self.intermediate(x), x)
 
+    def memory_keys_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What this layer's cross-attention reads of a memory (B, N, memory width)."""
+        return self.crossattention.self.keys_values(states)
+
 
 class Encoder(nn.Module):
     """The stack of layers (named `encoder.layer` in checkpoints)."""
@@ -219,7 +223,7 @@ class TextTransformer(nn.Module):
 
     def project_memory(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> Memory:
         """Every layer's keys and values of states (B, N, memory width); `mask` (B, N) is True for tokens."""
-        kv = [layer.crossattention.self.keys_values(states) for layer in self.encoder.layer]
+        kv = [layer.memory_keys_values(states) for layer in self.encoder.layer]  # type: ignore[operator]
         return Memory(kv, None if mask is None else mask[:, None, None, :])
 
     def forward(

@@ -118,7 +118,9 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ViTConfig, image_size: int, checkpoint_blocks: int = 0) -> None:
         super().__init__()
         if image_size % config.patch_size:
-            raise ValueError(f"image_size {image_size} is not a multiple of the patch size {config.patch_size}")
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of the patch size {config.patch_size}"
+            )
         self.image_size = image_size
         self.checkpoint_from = config.depth - checkpoint_blocks
         patches = (image_size // config.patch_size) ** 2

@@ -112,7 +112,8 @@ def _figure(
     columns = 3
     rows = -(-len(cases) // columns)
     figure = Figure(figsize=(13, 4.2 + 3.1 * rows), dpi=100, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[4.2, max(3.1 * rows, 0.1)])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[4.2, max(3.1 * rows, 0.1)])
+    top, bottom = parts
     figure.suptitle(title, color=INK, fontsize=15, fontweight="bold")
     left, right = top.subplots(1, 2, width_ratios=[1.5, 1])
     _draw_curve(left, curve)
