@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -68,6 +70,7 @@ def test_a_run_killed_at_random_moments_equals_one_that_was_not(tmp_path: Path) 
     )  # as deadly as a new process, without importing torch each time
     keys = {**SETTINGS, "output_dir": tmp_path / "killed", "job_id": "job", "resume_ckpt_path": "auto"}
     kills = 0
+    gone, held = os.pipe()  # every process of every attempt holds an end until it is gone
     while True:
         process = forked.Process(target=run, kwargs=keys)
         process.start()
@@ -80,6 +83,9 @@ def test_a_run_killed_at_random_moments_equals_one_that_was_not(tmp_path: Path) 
             assert process.exitcode == 0
             break
     assert kills >= 3
+    os.close(held)
+    assert select.select([gone], [], [], 15)[0] and os.read(gone, 1) == b"", "a worker outlived its run"
+    os.close(gone)
     assert_equal_runs(whole.output_dir, tmp_path / "killed" / "job")
 
 

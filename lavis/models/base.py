@@ -17,7 +17,7 @@ from torch.utils import _pytree
 
 from lavis.common.registry import suggest
 from lavis.models import checkpoints
-from lavis.models.tokenizer import Tokenizer
+from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn.linear import Linear
 
 log = logging.getLogger("lavis")
@@ -333,6 +333,10 @@ def locate(source: str, sha256: str | None = None) -> Path:
     path = Path(source).expanduser()
     if path.exists():
         return path
+    if path.is_relative_to(ASSETS):
+        raise FileNotFoundError(
+            f"the packaged weights {path.name} are not in this installation; reinstall openlavis"
+        )
     from lavis.common import hub
 
     return hub.fetch(source, sha256=sha256)

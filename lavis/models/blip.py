@@ -75,7 +75,8 @@ class BlipConfig:
 
 
 # 1.9 million parameters as a captioner: for tests, for the embedded data, for a first try on own small data.
-TINY_VIT = ViTConfig(width=128, depth=4, heads=4, patch_size=8)
+# Narrow layers start from larger weights than 0.02, or a picture's signal drowns for hundreds of steps.
+TINY_VIT = ViTConfig(width=128, depth=4, heads=4, patch_size=8, init_std=0.06)
 TINY_TEXT = TextConfig(
     vocab_size=1602,
     width=128,
@@ -86,6 +87,7 @@ TINY_TEXT = TextConfig(
     memory_width=128,
     dropout=0.0,
     attention_dropout=0.0,
+    init_std=0.06,
 )
 
 _GS = "https://storage.googleapis.com/sfr-vision-language-research/"

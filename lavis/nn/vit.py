@@ -28,6 +28,7 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     drop_path: float = 0.0  # of the last block; rises linearly from 0 in the first
     layer_norm_eps: float = 1e-6
+    init_std: float = 0.02
 
 
 VIT_BASE = ViTConfig()
@@ -122,6 +123,7 @@ class VisionTransformer(nn.Module):
                 f"image_size {image_size} is not a multiple of the patch size {config.patch_size}"
             )
         self.image_size = image_size
+        self.init_std = config.init_std
         self.checkpoint_from = config.depth - checkpoint_blocks
         patches = (image_size // config.patch_size) ** 2
         self.patch_embed = PatchEmbed(config.patch_size, config.width)
@@ -134,12 +136,12 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def reset_parameters(self) -> None:
-        """Starting weights as in the paper's code: truncated normal of 0.02, zero biases."""
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        """Starting weights: truncated normal of `init_std`, zero biases."""
+        nn.init.trunc_normal_(self.pos_embed, std=self.init_std)
+        nn.init.trunc_normal_(self.cls_token, std=self.init_std)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=self.init_std)
                 nn.init.zeros_(module.bias)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, N, D)

@@ -8,8 +8,11 @@ that one rank with N times the batch size would see, and a run can start anywher
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -123,9 +126,19 @@ class Samples(TorchDataset[Any]):
         return [index for _, index, _ in items], collater([sample for _, _, sample in items])
 
 
-def _quiet_worker(_: int) -> None:
+def _start_worker(_: int) -> None:
+    """Prepare a worker process: Ctrl-C is for the main process, whose end is the worker's end."""
     # Ctrl-C reaches the whole process group; the main process alone decides when to stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # torch's own watchdog misses a parent that dies while the worker starts: the worker would stay for ever
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 class _Range:
@@ -166,7 +179,7 @@ class TrainLoader:
             collate_fn=samples.collate,
             pin_memory=device.type == "cuda",
             persistent_workers=num_workers > 0,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=_start_worker,
             # its own generator: starting an iterator must not draw from the stream that dropout uses
             generator=torch.Generator(),
         )
@@ -208,14 +221,18 @@ class EvalData:
             num_workers=min(self.num_workers, len(batches)),
             collate_fn=samples.collate,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),
         )
-        hidden = not (dist.is_main() and sys.stderr.isatty())
-        for indices, batch in tqdm(loader, desc=self.label, disable=hidden, leave=False):
+        for indices, batch in tqdm(loader, desc=self.label, leave=False) if shown() else loader:
             if self.before_batch is not None:
                 self.before_batch()
             yield indices, to_device(batch, self.device)
+
+
+def shown() -> bool:
+    """Whether progress bars are: on a terminal, by rank 0."""
+    return dist.is_main() and sys.stderr.isatty()
 
 
 def mixing_ratios(names: Sequence[str], ratios: Mapping[str, float] | None) -> list[float] | None:

@@ -14,7 +14,6 @@ import inspect
 import logging
 import math
 import random
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +32,7 @@ from lavis.common.files import append_jsonl, read_jsonl
 from lavis.common.logger import RunLog, plain, setup_logger, short
 from lavis.common.registry import registry
 from lavis.runners import checkpoint, folder
-from lavis.runners.data import EvalData, Order, TrainLoader, mixing_ratios
+from lavis.runners.data import EvalData, Order, TrainLoader, mixing_ratios, shown
 from lavis.runners.interrupt import CtrlC, Interrupted
 from lavis.runners.means import Means
 from lavis.runners.settings import RunConfig, check_training
@@ -384,15 +383,15 @@ class Runner:
         size = end - first
         self.model.train()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        bar = tqdm(
-            total=size,
-            initial=progress.iteration - first,
-            desc=f"epoch {epoch}",
-            disable=not (dist.is_main() and sys.stderr.isatty()),
-        )
+        bar = None
+        if shown():
+            bar = tqdm(total=size, initial=progress.iteration - first, desc=f"epoch {epoch}")
         since = self._tick()  # start of the time that the next log line covers
         waited, done = 0.0, 0
-        with bar, contextlib.closing(self._loader.batches(progress.iteration, end)) as batches:
+        with (
+            bar or contextlib.nullcontext(),
+            contextlib.closing(self._loader.batches(progress.iteration, end)) as batches,
+        ):
             while progress.iteration < end:
                 i = progress.iteration - first
                 before = time.perf_counter()
@@ -414,7 +413,8 @@ class Runner:
                 self._window.add(losses)
                 progress.iteration += 1
                 done += 1
-                bar.update()
+                if bar is not None:
+                    bar.update()
                 now = self._tick()
                 if log_now:
                     self._check_finite()
@@ -656,7 +656,7 @@ class Runner:
     def _write(self, record: dict[str, Any], bar: Any = None) -> None:
         assert self._log is not None
         self._log.write(record)
-        if bar is not None and not bar.disable:
+        if bar is not None:
             bar.set_postfix(loss=f"{record.get('loss', math.nan):.4f}", lr=f"{record['lr']:.2e}")
         else:
             # breakdowns such as question_type/count_percent are in the file

@@ -1,0 +1,81 @@
+"""The small models in the package: there, small, documented, and able to do what their cards say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lavis.datasets.builders import load_dataset
+from lavis.datasets.shapes import caption_truth_percent
+from lavis.models import load_model_and_preprocess
+from lavis.models.tokenizer import ASSETS
+
+ROOT = Path(__file__).parent.parent
+PACKAGED = {"tiny_shapes": "blip_caption", "tiny_easy_vqa": "blip_vqa"}
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_files_are_small_and_documented(name):
+    folder = ASSETS / name
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 8 * 2**20
+    card = (folder / "README.md").read_text()
+    for word in ("Recipe", "Seed", "Data", "Metrics", "Licence", "does not know"):
+        assert word in card, word
+    notes = json.loads((folder / "training.json").read_text())
+    assert notes["evaluations"] and "seed" in notes["config.yaml"]
+
+
+def test_captions_of_shapes_are_true():
+    model, vis, _ = load_model_and_preprocess("blip_caption", "tiny_shapes", is_eval=True)
+    dataset = load_dataset("shapes_caption", n_test=150)["test"]
+    pairs = []
+    for start in range(0, 150, 50):
+        records = [dataset.records[i] for i in range(start, start + 50)]
+        image = torch.stack([vis["eval"](dataset.picture(r)) for r in records])
+        captions = model.generate({"image": image}, num_beams=3, max_length=40, min_length=5)
+        pairs += [(c, r["scene"]) for c, r in zip(captions, records)]
+    assert caption_truth_percent(pairs) >= 85  # the card's figure is over 1,000 pictures
+
+
+def test_answers_about_easy_vqa_are_right():
+    pytest.importorskip("easy_vqa")
+    model, vis, txt = load_model_and_preprocess("blip_vqa", "tiny_easy_vqa", is_eval=True)
+    dataset = load_dataset("easy_vqa")["test"]
+    records = [dataset.records[i] for i in range(0, len(dataset.records), 40)]
+    image = torch.stack([vis["eval"](dataset.picture(r)) for r in records])
+    questions = [txt["eval"](r["question"]) for r in records]
+    for method in ("rank", "generate"):
+        answers = model.predict_answers(
+            {"image": image, "text_input": questions}, inference_method=method, answer_list=dataset.answer_list
+        )
+        right = sum(a == r["answers"][0] for a, r in zip(answers, records))
+        assert right / len(records) >= 0.93
+
+
+@pytest.mark.slow
+def test_the_quickstart_works_twice(tmp_path):
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "examples" / "quickstart.py")],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "LAVIS_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    first = run()
+    page = tmp_path / "output" / "quickstart" / "report.html"
+    assert str(page) in first and page.with_suffix(".png").is_file()
+    (line,) = (row for row in first.splitlines() if "wholly true" in row)
+    before, after = (float(x) for x in line.split("(%)")[1].split("->"))
+    assert after >= 80 > before
+    assert run().count("reused") == 2
