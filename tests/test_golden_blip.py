@@ -43,8 +43,22 @@ def test_caption_loss_and_logits(captioner):
     golden.close(inner.decoder_output.logits[:, 4, :2000], stored["logits_last"])
 
 
-@pytest.mark.parametrize("case", ["default", "beam5", "penalty", "greedy"])
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("case", "packed"),
+    [
+        ("default", False),
+        pytest.param("default", True, marks=SLOW),
+        pytest.param("beam5", False, marks=SLOW),
+        pytest.param("beam5", True, marks=SLOW),
+        pytest.param("penalty", False, marks=SLOW),
+        pytest.param("penalty", True, marks=SLOW),
+        pytest.param("greedy", False, marks=SLOW),
+        pytest.param("greedy", True, marks=SLOW),
+    ],
+)
 def test_captions(captioner, case, packed, monkeypatch):
     stored, inputs = golden.outputs("blip_caption.base_coco"), golden.inputs("blip_caption.base_coco")
     seen = {}
@@ -67,6 +81,7 @@ def answerer(tmp_path_factory):
     return model
 
 
+@SLOW
 def test_vqa_loss(answerer):
     stored, case = golden.outputs("blip_vqa.vqav2"), golden.inputs("blip_vqa.vqav2")
     samples = {
@@ -88,6 +103,7 @@ def test_vqa_loss(answerer):
     np.testing.assert_array_equal(inner.decoder_labels.numpy(), stored["decoder_labels"])
 
 
+@SLOW
 @pytest.mark.parametrize(("case", "candidates"), [("rank", 128), ("rank3", 3)])
 def test_vqa_rank(answerer, case, candidates, monkeypatch):
     from lavis.models import blip
@@ -116,6 +132,7 @@ def test_vqa_rank(answerer, case, candidates, monkeypatch):
     np.testing.assert_allclose(-np.array(out.logprobs), expected.min(1), rtol=2e-5)
 
 
+@SLOW
 @pytest.mark.parametrize("case", ["gen", "gen_short"])
 def test_vqa_generate(answerer, case):
     # The original lets an answer depend on the padding of its question; only the longest question
