@@ -34,13 +34,14 @@ def main() -> None:
         raise ValueError(f"{target} has {size} bytes, more than the {LIMIT} that a packaged model may have")
     history = read_jsonl(run / "log.txt")
     steps = [r for r in history if r.get("event") == "step"]
-    tests = [r for r in read_jsonl(run / "evaluate.txt")]
+    tests = list(read_jsonl(run / "evaluate.txt"))
     notes = {
         "parameters": model.show_n_params(False),
         "iterations": steps[-1]["step"] if steps else None,
         "last training loss": round(steps[-1]["loss"], 4) if steps else None,
         "evaluations": [
-            {k: (round(v, 4) if isinstance(v, float) else v) for k, v in row.items() if k != "event"} for row in tests
+            {k: (round(v, 4) if isinstance(v, float) else v) for k, v in row.items() if k != "event"}
+            for row in tests
         ][-4:],
         "config.yaml": (run / "config.yaml").read_text(encoding="utf-8"),
         "versions": json.loads((run / "versions.json").read_text(encoding="utf-8")),

@@ -52,7 +52,9 @@ def test_answers_about_easy_vqa_are_right():
     questions = [txt["eval"](r["question"]) for r in records]
     for method in ("rank", "generate"):
         answers = model.predict_answers(
-            {"image": image, "text_input": questions}, inference_method=method, answer_list=dataset.answer_list
+            {"image": image, "text_input": questions},
+            inference_method=method,
+            answer_list=dataset.answer_list,
         )
         right = sum(a == r["answers"][0] for a, r in zip(answers, records))
         assert right / len(records) >= 0.93

@@ -12,13 +12,21 @@ from lavis.runners.report import Case, write_report
 
 def test_a_report_is_self_contained(tmp_path):
     pytest.importorskip("matplotlib")
-    case = Case(Image.new("RGB", (64, 64), "red"), "a <blue> star", "a red square", "a red & large square", False, True)
+    case = Case(
+        Image.new("RGB", (64, 64), "red"),
+        "a <blue> star",
+        "a red square",
+        "a red & large square",
+        False,
+        True,
+    )
     page, picture = write_report(
         tmp_path / "out",
         "Title <1>",
         "An introduction.",
         {"captions wholly true (%)": (10.0, 90.5)},
-        [{"event": "step", "step": s, "loss": 3.0 / s} for s in (1, 2, 3)] + [{"event": "epoch", "loss": 1.0}],
+        [{"event": "step", "step": s, "loss": 3.0 / s} for s in (1, 2, 3)]
+        + [{"event": "epoch", "loss": 1.0}],
         [case] * 4,
     )
     text = page.read_text()
