@@ -5,7 +5,9 @@ Start N processes with `torchrun --nproc_per_node=N …`; `init_from_env` then j
 
 from __future__ import annotations
 
+import atexit
 import datetime
+import gc
 import os
 from typing import Any
 
@@ -47,11 +49,14 @@ def init_from_env(backend: str | None = None, timeout_minutes: float = 30) -> bo
     if backend is None:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    atexit.register(shutdown)
     return True
 
 
 def shutdown() -> None:
+    """Leave the group. Runs by itself at exit: a group whose threads outlive it aborts the process."""
     if dist.is_available() and dist.is_initialized():
+        gc.collect()  # a wrapped model that is part of a cycle would keep the group alive
         dist.destroy_process_group()
 
 

@@ -7,7 +7,6 @@ result = train(model=model, datasets={"train": a, "val": b}, task="captioning", 
 
 from __future__ import annotations
 
-import atexit
 import copy
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -115,10 +114,7 @@ def build(
     from lavis.tasks import setup_task
 
     run = config.run
-    if dist.init_from_env(backend="gloo" if run.device == "cpu" else None):
-        # threads of the group that still run when the interpreter ends abort the process
-        atexit.unregister(dist.shutdown)
-        atexit.register(dist.shutdown)
+    dist.init_from_env(backend="gloo" if run.device == "cpu" else None)
     if not run.evaluate:
         check_training(run)
     runner_class = registry.get_runner_class(run.runner)

@@ -334,6 +334,7 @@ class Runner:
                 self._leave()
             if self.run.save_last:
                 self._save()
+        self._wrapped = self.model  # lets go of the process group that the wrapper holds
         best = checkpoint.find(self.output_dir / checkpoint.BEST) if self.progress.best else None
         metrics: dict[str, dict[str, float]] = {}
         if self.run.test_splits:
