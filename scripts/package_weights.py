@@ -43,7 +43,11 @@ def main() -> None:
             {k: (round(v, 4) if isinstance(v, float) else v) for k, v in row.items() if k != "event"}
             for row in tests
         ][-4:],
-        "config.yaml": (run / "config.yaml").read_text(encoding="utf-8"),
+        "config.yaml": "".join(
+            line
+            for line in (run / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+            if not line.strip().startswith(("output_dir:", "job_id:", "resume_ckpt_path:"))  # of that machine
+        ),
         "versions": json.loads((run / "versions.json").read_text(encoding="utf-8")),
     }
     (target / "training.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")

@@ -47,7 +47,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        part.chmod(_default_mode())
+        part.chmod(default_mode())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -55,7 +55,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     return path
 
 
-def _default_mode() -> int:
+def default_mode() -> int:
     # mkstemp makes private files; results are meant to be read by whoever may read the folder
     mask = os.umask(0)
     os.umask(mask)

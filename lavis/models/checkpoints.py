@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from lavis.common.files import default_mode
+
 log = logging.getLogger("lavis")
 
 WEIGHTS_NAME = "model.safetensors"
@@ -219,4 +221,5 @@ def write_state_dict(model: nn.Module, path: Path, metadata: Mapping[str, str] |
         notes["aliases"] = json.dumps(aliases)
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary, metadata=notes)
+    temporary.chmod(default_mode())  # safetensors makes it readable by its owner only
     temporary.replace(path)
