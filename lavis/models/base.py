@@ -266,7 +266,7 @@ class BaseModel(nn.Module):
     def pack_weights(self, on: bool = True) -> BaseModel:
         """Keep (or drop) a second copy of the weights in the CPU's fastest layout, for generation.
 
-        About 1.5 times as fast per decoding step for the memory of the weights once more. Undone by
+        Decoding steps get faster for the memory of the weights once more. Undone by
         `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices.
         """
         for module in self.modules():

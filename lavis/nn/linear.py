@@ -1,7 +1,7 @@
 """A linear layer that is also quick for the few rows of a decoding step on a CPU.
 
 Same parameters and same result as `torch.nn.Linear`. Measured on 2 cores (docs/log.md): for 2 to 5
-rows a float32 product is two to three times as fast when computed as (W xᵀ)ᵀ, because the row-major
+rows a float32 product is 1.2 to 4 times as fast when computed as (W xᵀ)ᵀ, because the row-major
 kernel re-reads the weights; from about 6 rows weights that oneDNN has re-ordered once ("packed")
 are. Both apply only without autograd on a CPU.
 """

@@ -113,7 +113,7 @@ class VisionTransformer(nn.Module):
         config: sizes.
         image_size: height and width in pixels that the position embeddings are made for.
         checkpoint_blocks: how many of the last blocks recompute their activations in the backward
-            pass instead of keeping them (less memory, about a third more time).
+            pass instead of keeping them (less memory, more time).
     """
 
     def __init__(self, config: ViTConfig, image_size: int, checkpoint_blocks: int = 0) -> None:
