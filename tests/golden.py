@@ -52,3 +52,80 @@ def close_digest(actual: torch.Tensor, stored: dict[str, np.ndarray], name: str)
     np.testing.assert_array_equal(shape, stored[f"{name}/shape"])
     np.testing.assert_allclose(stats, stored[f"{name}/stats"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(sample, stored[f"{name}/sample"], rtol=1e-4, atol=5e-5)
+
+
+def load(name: str, folder: Path, *, is_eval: bool = True, **recipe_options: Any) -> Any:
+    """The model `name` ("blip_retrieval.coco") through the public loader, from an official file."""
+    from lavis.models import load_model
+
+    path = folder / f"{name}.pth"
+    torch.save({"model": state_dict(name, **recipe_options)}, path)
+    arch, model_type = name.split(".", 1)
+    try:
+        return load_model(arch, model_type, is_eval=is_eval, checkpoint=path).eval()
+    finally:
+        path.unlink()
+
+
+def step_samples(name: str) -> dict[str, Any]:
+    """Samples of a training step: pictures, texts, and where in training it stands."""
+    case = inputs(name)
+    samples = {key: case[key] for key in ("text_input", "epoch", "iters", "num_iters_per_epoch")}
+    samples["image"] = images(name)
+    if "image_id" in case:
+        samples["image_id"] = torch.tensor(case["image_id"])
+    return samples
+
+
+def check_alignment_step(model: Any, name: str, prefix: str = "") -> Any:
+    """A step of contrast and matching, and the state it leaves, equal the stored ones; gives the output."""
+    stored = {k[len(prefix) :]: v for k, v in outputs(name).items() if k.startswith(prefix)}
+    with torch.no_grad():
+        out = model(step_samples(name))
+    for loss in ("loss", "loss_itc", "loss_itm", "loss_lm", "loss_mlm"):
+        if loss in stored:
+            close(out[loss], stored[loss], rtol=2e-5, atol=2e-5)
+    for key, sims in out.sims.items():
+        assert sims.shape == tuple(stored[f"sims/{key}/shape"]), key
+        rtol, atol = (1e-3, 1e-9) if key.endswith("targets") else (2e-5, 2e-5)
+        close(sims[:, :8], stored[f"sims/{key}_first8"], rtol=rtol, atol=atol)
+        if not key.endswith("targets"):
+            close_digest(sims, stored, f"sims/{key}")
+    inner = out.intermediate_output
+    for key in ("image_embeds", "text_embeds", "image_embeds_m", "text_embeds_m"):
+        close_digest(inner[key], stored, key)
+        close(inner[key][:, 0], stored[f"{key}_cls"])
+    close(inner.encoder_output[:, 0], stored["fusion_cls"])
+    close(inner.encoder_output_neg[:, 0], stored["fusion_neg_cls"])
+    close(inner.itm_logits, stored["itm_logits"])
+    if "itm_labels" in stored:
+        np.testing.assert_array_equal(inner.itm_labels.numpy(), stored["itm_labels"])
+    state = model.state_dict()
+    for key in stored:
+        if key.startswith("after/"):
+            entry = key[len("after/") :]
+            if entry.endswith("_first4"):
+                close(state[entry.removesuffix("_first4")][:, :4], stored[key])
+            else:
+                close(state[entry], stored[key])
+    return out
+
+
+class Gallery:
+    """A loader over stored pictures, with texts, as `compute_sim_matrix` reads it."""
+
+    def __init__(self, pictures: torch.Tensor, texts: list[str], key: str = "image") -> None:
+        self.dataset = self
+        self.pictures, self.text, self.key = pictures, texts, key
+
+    def __iter__(self) -> Any:
+        return iter({self.key: self.pictures[i : i + 1]} for i in range(len(self.pictures)))
+
+
+def check_scores(model: Any, name: str, names: tuple[str, str] = ("score_i2t", "score_t2i")) -> None:
+    case, stored = inputs(name), outputs(name)
+    found = model.compute_sim_matrix(Gallery(images(name), case["sim_texts"]), {"k_test": case["k_test"]})
+    for key, scores in zip(names, found):
+        expected = stored[key]
+        np.testing.assert_array_equal(scores == -100, expected == -100)
+        np.testing.assert_allclose(scores, expected, rtol=2e-5, atol=2e-5)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import lavis.models.blip as blip
 from lavis.models import load_model, model_zoo
-from lavis.models.blip import BlipCaption, BlipVQA
+from lavis.models.blip import BlipCaption
+from lavis.models.blip_vqa import BlipVQA
 from tests import golden
 from tests.small import images, random_model
 

@@ -12,7 +12,8 @@ import torch
 
 from lavis.models import load_model
 from lavis.models.base import override
-from lavis.models.blip import BlipCaption, BlipConfig, BlipVQA
+from lavis.models.blip import BlipCaption, BlipConfig
+from lavis.models.blip_vqa import BlipVQA
 from lavis.models.checkpoints import apply_rules, read_state_dict
 from tests import golden
 from tests.small import images, random_model

@@ -8,7 +8,8 @@ import re
 import pytest
 import torch
 
-from lavis.models.blip import BlipCaption, BlipConfig, BlipVQA
+from lavis.models.blip import BlipCaption, BlipConfig
+from lavis.models.blip_vqa import BlipVQA
 from lavis.models.checkpoints import TRANSFORMERS_BLIP, load_into
 from lavis.nn.text import TextConfig
 from lavis.nn.vit import ViTConfig

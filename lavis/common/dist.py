@@ -92,10 +92,33 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     return value / world_size()
 
 
+def all_gather(value: torch.Tensor) -> torch.Tensor:
+    """Concatenation over ranks along dimension 0, outside autograd; every rank's shape is the same."""
+    if not is_on():
+        return value.detach()
+    value = value.detach().contiguous()
+    out = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(out, value)
+    return torch.cat(out, dim=0)
+
+
 def all_gather_with_grad(value: torch.Tensor) -> torch.Tensor:
     """Concatenation over ranks along dimension 0, through which gradients flow back to each rank."""
     if not is_on():
         return value
-    from torch.distributed.nn.functional import all_gather
+    gathered: torch.Tensor = _GatherWithGrad.apply(value)
+    return gathered
 
-    return torch.cat(all_gather(value), dim=0)
+
+class _GatherWithGrad(torch.autograd.Function):
+    """Its gradient: each rank gets the sum of what all ranks' results depend on its rows with."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return all_gather(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from lavis.common.registry import registry
-from lavis.models.base import BaseModel, Output, Preset, locate, read_description
+from lavis.models.base import (
+    BaseModel,
+    Output,
+    Preset,
+    is_of_transformers,
+    locate,
+    read_description,
+    set_for_training,
+)
 
 __all__ = [
     "BaseModel",
@@ -40,11 +48,12 @@ def load_model(
         name: a registered name (`model_zoo` lists them), or a folder that `save_pretrained` or a
             training run wrote.
         model_type: one of the name's types; may be left out for a folder, or where there is one only.
-        is_eval: whether to return it in evaluation mode. `generate`, `predict_answers` and the like
-            never use dropout, in either mode.
+        is_eval: whether to return it in evaluation mode, and without state that only training uses
+            (momentum copies, queues). `generate`, `predict_answers` and the like never use dropout, in
+            either mode.
         device: "cpu", "cuda", "mps", "auto", …
         checkpoint: weights to use instead of the preset's: a folder, a `.safetensors` or official
-            `.pth` file, a URL, a Hugging Face id. Then nothing else is downloaded.
+            `.pth` file, a URL, a Hugging Face id, a folder of transformers. Then nothing else is downloaded.
 
     Raises:
         ValueError: an unknown name or type (with the nearest known ones), weights that do not fit.
@@ -55,17 +64,18 @@ def load_model(
     cls = registry.get_model_class(name)
     if checkpoint is not None:
         path = locate(str(checkpoint))
-        if path.is_dir():
+        if path.is_dir() and not is_of_transformers(path):
             arch = _arch(path)
-            if arch != name:
+            if registry.get_model_class(arch) is not cls:
                 raise ValueError(f"{path} holds a {arch}, not a {name}")
-            model = cls.from_folder(path)
+            model = cls.from_folder(path, for_training=not is_eval)
         else:
-            model = cls.build(cls.preset(_one_type(cls, model_type)).config, empty=True)
-            model.load_file(path)
+            model_type = _one_type(cls, model_type)
+            config = set_for_training(cls.preset(model_type).config, not is_eval)
+            model = cls.from_file(config, path)
             model.model_type = model_type
     else:
-        model = cls.from_pretrained(_one_type(cls, model_type))
+        model = cls.from_pretrained(_one_type(cls, model_type), for_training=not is_eval)
     if is_eval:
         model.eval()
     from lavis.common.device import pick_device

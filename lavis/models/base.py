@@ -6,8 +6,9 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -25,6 +26,25 @@ log = logging.getLogger("lavis")
 CONFIG_NAME = "config.json"
 VOCABULARY_NAME = "vocab.txt"
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def inference(method: F) -> F:
+    """Run without autograd and without dropout, whatever mode the model is in; the mode is put back."""
+
+    @wraps(method)
+    def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        training = self.training
+        if training:
+            self.eval()
+        try:
+            with torch.no_grad():
+                return method(self, *args, **kwargs)
+        finally:
+            if training:
+                self.train()
+
+    return wrapped  # type: ignore[return-value]
 
 
 # ------------------------------------------------------------------------------------------ outputs
@@ -124,6 +144,13 @@ def override(config: T, values: Mapping[str, Any], where: str) -> T:
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
+def set_for_training(config: T, for_training: bool) -> T:
+    """The config of the model with or without twins and queues, where its class may have any."""
+    if not hasattr(config, "for_training"):
+        return config
+    return dataclasses.replace(config, for_training=for_training)  # type: ignore[type-var]
+
+
 # -------------------------------------------------------------------------------------------- model
 
 
@@ -166,9 +193,40 @@ class BaseModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must say how its weights start")
 
     @classmethod
-    def from_pretrained(cls, model_type: str) -> BaseModel:
-        """The model of a preset with its finished weights (downloaded once if they are not there)."""
-        return cls.from_config({"model_type": model_type})
+    def complete(cls, config: Any, state: checkpoints.StateDict) -> Any:
+        """The config with what a preset leaves open read from a file's entries (a number of classes)."""
+        return config
+
+    @classmethod
+    def from_file(
+        cls, config: Any, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None
+    ) -> BaseModel:
+        """A model of a config with the weights of a file (or of a folder's file), strictly.
+
+        Args:
+            rules: for the class's own kind of file; other kinds are told by their entries.
+            name: what messages call the file.
+        """
+        state = checkpoints.read_state_dict(path / checkpoints.WEIGHTS_NAME if path.is_dir() else path)
+        rules = cls._rules(state, rules)
+        model = cls.build(cls.complete(config, state), empty=not rules.fresh)
+        checkpoints.load_into(model, state, rules, name or str(path))
+        return model
+
+    @classmethod
+    def _rules(cls, state: checkpoints.StateDict, own: checkpoints.Rules | None) -> checkpoints.Rules:
+        return next((r for r in cls.FOREIGN_RULES if r.marker in state), None) or own or cls.RULES
+
+    @classmethod
+    def from_pretrained(cls, model_type: str, for_training: bool = True) -> BaseModel:
+        """The model of a preset with its finished weights (downloaded once if they are not there).
+
+        Without `for_training`, state that only training uses (momentum twins, queues) is left out.
+        """
+        cfg: dict[str, Any] = {"model_type": model_type}
+        if not for_training and hasattr(cls.preset(model_type).config, "for_training"):
+            cfg["for_training"] = False
+        return cls.from_config(cfg)
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
@@ -200,9 +258,7 @@ class BaseModel(nn.Module):
         if source is None:
             model = cls.build(config)
         else:
-            path = locate(source, sha256=sha256)
-            model = cls.build(config, empty=not rules.fresh)
-            model.load_file(path, rules, name=source)
+            model = cls.from_file(config, locate(source, sha256=sha256), rules, name=source)
         model.model_type = model_type
         return model
 
@@ -210,8 +266,7 @@ class BaseModel(nn.Module):
     def load_file(self, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None) -> None:
         """Load a file's weights (or a folder's), strictly. The file's kind is seen from its entries."""
         state = checkpoints.read_state_dict(path / checkpoints.WEIGHTS_NAME if path.is_dir() else path)
-        foreign = next((r for r in self.FOREIGN_RULES if r.marker in state), None)
-        checkpoints.load_into(self, state, foreign or rules or self.RULES, name or str(path))
+        checkpoints.load_into(self, state, self._rules(state, rules), name or str(path))
 
     def load_checkpoint(self, source: str | Path) -> None:
         """Replace the weights by those of a folder, file, URL or Hugging Face id, strictly."""
@@ -235,7 +290,7 @@ class BaseModel(nn.Module):
         temporary.replace(folder / CONFIG_NAME)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> BaseModel:
+    def from_folder(cls, folder: Path, for_training: bool = True) -> BaseModel:
         """The model that `save_pretrained` wrote."""
         description = read_description(folder)
         model_type = str(description.get("model_type"))
@@ -249,8 +304,7 @@ class BaseModel(nn.Module):
         )
         if getattr(config, "vocabulary", None) == VOCABULARY_NAME:
             config = dataclasses.replace(config, vocabulary=str(folder / VOCABULARY_NAME))
-        model = cls.build(config, empty=True)
-        model.load_file(folder)
+        model = cls.from_file(set_for_training(config, for_training), folder)
         model.model_type = model_type
         return model
 
@@ -326,6 +380,18 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or not {"arch", "config"} <= description.keys():
         raise ValueError(f"{path} does not describe a model of this library (it lacks 'arch' or 'config')")
     return description
+
+
+def is_of_transformers(folder: Path) -> bool:
+    """Whether transformers wrote a folder, so that its weights are read as a file's."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        return False
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path} is damaged: {e}") from e
+    return isinstance(description, dict) and "architectures" in description and "arch" not in description
 
 
 def locate(source: str, sha256: str | None = None) -> Path:

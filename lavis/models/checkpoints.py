@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lavis.common.files import default_mode
+from lavis.models import torchscript
+from lavis.nn.momentum import NO_ID, empty_queue
 
 log = logging.getLogger("lavis")
 
@@ -35,9 +37,12 @@ class Rules:
     """How the entries of one kind of file become those of one class.
 
     marker: an entry that only this kind of file has; says which rules a file needs.
-    rename: (regular expression, replacement), all applied in order.
+    rename: (regular expression, replacement), all applied in order. A new name may end in "#T", then the matrix
+        is transposed, or in "#0", "#1", …, parts of one entry that are put together along its first dimension.
     drop: entries the class has no use for (momentum copies, queues, other heads); shell patterns.
     resize: model entry -> function(tensor, wanted shape) that interpolates it.
+    copy: (regular expression, replacement): a model entry that the file lacks and that matches is a copy of
+        the entry that the replacement names (momentum twins of their modules, twin attentions).
     make: shell pattern of model entries that the file lacks -> function(wanted shape) that makes them.
     fresh: model entries that the file need not have; they keep their starting values; shell patterns.
     """
@@ -46,12 +51,22 @@ class Rules:
     rename: tuple[tuple[str, str], ...] = ()
     drop: tuple[str, ...] = ()
     resize: Mapping[str, Callable[[torch.Tensor, torch.Size], torch.Tensor]] = field(default_factory=dict)
+    copy: tuple[tuple[str, str], ...] = ()
     make: Mapping[str, Callable[[torch.Size], torch.Tensor]] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
 
 
 # State that only training uses; safe to leave behind, and said in one line when it is.
 TRAINING_STATE = ("*_m.*", "*_queue", "*queue_ptr", "temp")
+
+# The same made anew, where training goes on from a file without it: twins start as copies, queues at random.
+TWIN_COPIES = ((r"^(\w+)_m\.", r"\1."),)
+NEW_QUEUES: Mapping[str, Callable[[torch.Size], torch.Tensor]] = {
+    "image_queue": empty_queue,
+    "text_queue": empty_queue,
+    "idx_queue": lambda shape: torch.full(shape, NO_ID, dtype=torch.long),
+    "queue_ptr": lambda shape: torch.zeros(shape, dtype=torch.long),
+}
 
 # transformers' BLIP (BlipForConditionalGeneration, BlipForQuestionAnswering): the text side has the
 # official names already; what is not a weight there (position ids) is made.
@@ -80,8 +95,8 @@ TRANSFORMERS_BLIP = Rules(
 def read_state_dict(path: Path | str) -> StateDict:
     """Tensors of a `.safetensors` file, or of a `.pth`/`.pt`/`.bin` archive of tensors.
 
-    An official checkpoint keeps its tensors under "model"; a plain dict of tensors will do too.
-    Archives are read without executing what they hold.
+    An official checkpoint keeps its tensors under "model", OpenCLIP's under "state_dict"; a plain dict of tensors
+    will do too, and so will a TorchScript archive (OpenAI's CLIP). Archives are read without executing what they hold.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -102,6 +117,8 @@ def read_state_dict(path: Path | str) -> StateDict:
         for alias, key in json.loads(metadata.get("aliases", "{}")).items():
             tensors[alias] = tensors[key]
         return tensors
+    if torchscript.is_archive(path):
+        return torchscript.read(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as e:
@@ -111,10 +128,10 @@ def read_state_dict(path: Path | str) -> StateDict:
             "Python objects, which are never executed; download it again, or convert it to safetensors where it "
             "came from"
         ) from e
-    state = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    state = loaded.get("model", loaded.get("state_dict", loaded)) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not state:
         raise ValueError(
-            f"{path} holds no state dict (a dict of names and tensors, or one under the key 'model')"
+            f"{path} holds no state dict (a dict of names and tensors, or one under the key 'model' or 'state_dict')"
         )
     strange = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
     if strange:
@@ -136,17 +153,32 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
         ValueError: listing missing, unexpected and differently shaped entries.
     """
     out: StateDict = {}
+    split: dict[str, dict[str, torch.Tensor]] = {}
     dropped: list[str] = []
     for key, tensor in state.items():
         for old, new in rules.rename:
             key = re.sub(old, new, key)
+        name, _, mark = key.partition("#")
+        if mark.isdigit():
+            split.setdefault(name, {})[mark] = tensor
+            continue
+        if mark == "T":
+            key, tensor = name, tensor.t().contiguous() if tensor.ndim == 2 else tensor
         if key not in wanted and _matches(key, rules.drop):
             dropped.append(key)
             continue
         if key in rules.resize and key in wanted and tensor.shape != wanted[key].shape:
             tensor = rules.resize[key](tensor, wanted[key].shape)
         out[key] = tensor
+    for key, pieces in split.items():
+        tensors = [pieces[part] for part in sorted(pieces)]
+        fitting = tensors[0].ndim > 0 and len({t.shape[1:] for t in tensors}) == 1
+        out[key] = torch.cat(tensors) if fitting else tensors[0]  # whose shape is reported
     for key in [k for k in wanted if k not in out]:
+        source = next((re.sub(old, new, key) for old, new in rules.copy if re.search(old, key)), None)
+        if source in out:
+            out[key] = out[source].clone()
+            continue
         maker = next((f for pattern, f in rules.make.items() if fnmatch.fnmatchcase(key, pattern)), None)
         if maker is not None:
             out[key] = maker(wanted[key].shape)
@@ -187,7 +219,7 @@ def load_into(model: nn.Module, state: StateDict, rules: Rules, where: str) -> N
     Floating-point tensors take the model's dtype. The model's `tie_weights`, if any, runs afterwards.
     """
     wanted = model.state_dict()
-    state = apply_rules(state, wanted, rules, where)
+    state = _separate(apply_rules(state, wanted, rules, where), model)
     for key, old in wanted.items():
         if key not in state:
             if old.is_meta:
@@ -199,6 +231,21 @@ def load_into(model: nn.Module, state: StateDict, rules: Rules, where: str) -> N
     tie = getattr(model, "tie_weights", None)
     if tie is not None:
         tie()
+
+
+def _separate(state: StateDict, model: nn.Module) -> StateDict:
+    """Entries of a file that share memory get memory of their own, unless the model ties them.
+
+    A twin that was saved while equal to its module would otherwise be the module.
+    """
+    owners = {k: id(p) for k, p in model.named_parameters(remove_duplicate=False)}
+    first: dict[tuple[int, torch.Size], int | str] = {}
+    out: StateDict = {}
+    for key, tensor in state.items():
+        owner = owners.get(key, key)
+        shared = first.setdefault((tensor.data_ptr(), tensor.shape), owner) != owner
+        out[key] = tensor.clone() if shared and tensor.numel() else tensor
+    return out
 
 
 # ------------------------------------------------------------------------------------------ writing

@@ -32,6 +32,19 @@ class Tokens:
     ids: torch.Tensor
     mask: torch.Tensor
 
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """`ids`, under the name that notebooks of the original use."""
+        return self.ids
+
+    @property
+    def attention_mask(self) -> torch.Tensor:
+        """`mask` as integers, under the name that notebooks of the original use."""
+        return self.mask.long()
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
 
 class Tokenizer:
     """Texts to padded ids and back.
@@ -103,13 +116,19 @@ class Tokenizer:
 
     def __call__(
         self,
-        texts: Sequence[str],
+        texts: str | Sequence[str],
         *,
         max_length: int | None = None,
         pad_to: int | None = None,
         device: torch.device | None = None,
+        return_tensors: str = "pt",
     ) -> Tokens:
-        """Encode texts and pad them to the longest, or to `pad_to` ids."""
+        """Encode texts and pad them to the longest, or to `pad_to` ids; `return_tensors` can only be "pt"."""
+        if return_tensors != "pt":
+            raise ValueError(
+                f"return_tensors is {return_tensors!r}; this tokenizer gives PyTorch's tensors, 'pt'"
+            )
+        texts = [texts] if isinstance(texts, str) else texts
         rows = [self.encode(text, max_length) for text in texts]
         width = max([len(r) for r in rows] + [pad_to or 0])
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)

@@ -6,6 +6,7 @@ B pictures, G texts per picture, T queries per text, N keys, H heads, Dh width o
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 
@@ -57,3 +58,54 @@ def attend(
     else:
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, dropout_p=dropout)
     return merge_heads(out).reshape(rows, length, width)
+
+
+def attention_weights(
+    q: torch.Tensor, k: torch.Tensor, *, heads: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The weights that `attend` uses without showing them, for maps and Grad-CAM.
+
+    Args:
+        q: projected queries (B·G, T, H·Dh).
+        k, heads, mask: as in `attend`.
+
+    Returns:
+        (B·G, H, T, N), each row summing to 1.
+    """
+    rows, items = q.shape[0], k.shape[0]
+    queries = split_heads(q, heads).unflatten(0, (items, rows // items))  # (B, G, H, T, Dh)
+    scores = queries @ k.unsqueeze(1).transpose(-1, -2) / queries.shape[-1] ** 0.5  # (B, G, H, T, N)
+    scores = scores.flatten(0, 1)
+    if mask is not None:
+        if mask.ndim == 4 and mask.shape[0] == items != rows:
+            mask = mask.repeat_interleave(rows // items, dim=0)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
+
+
+class Reader(nn.Module):
+    """A module that attends, and can keep the weights of each call for maps and Grad-CAM.
+
+    `kept` is None, and nothing is kept; a list there receives weights (R, H, T, N), see lavis.common.gradcam.
+    """
+
+    kept: list[torch.Tensor] | None = None
+
+    def __init__(self, heads: int, weight_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.weight_dropout = weight_dropout
+
+    def read(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What projected queries (R, T, D) find in keys and values (B, H, N, Dh): (R, T, D)."""
+        if self.kept is None:
+            dropout = self.weight_dropout if self.training else 0.0
+            return attend(q, k, v, heads=self.heads, mask=mask, dropout=dropout)
+        weights = attention_weights(q, k, heads=self.heads, mask=mask)  # (R, H, T, N)
+        if torch.is_grad_enabled() and not weights.requires_grad:
+            weights.requires_grad_()  # of a model whose parameters are frozen
+        self.kept.append(weights)
+        values = v.repeat_interleave(weights.shape[0] // v.shape[0], dim=0)  # (R, H, N, Dh)
+        return merge_heads(weights @ values)

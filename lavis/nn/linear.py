@@ -1,41 +1,74 @@
-"""A linear layer that is also quick for the few rows of a decoding step on a CPU.
+"""A linear layer that takes the quickest float32 product that a CPU has for its number of rows.
 
-Same parameters and same result as `torch.nn.Linear`. Measured on 2 cores (docs/log.md): for 2 to 5
-rows a float32 product is 1.2 to 4 times as fast when computed as (W xᵀ)ᵀ, because the row-major
-kernel re-reads the weights; from about 6 rows weights that oneDNN has re-ordered once ("packed")
-are. Both apply only without autograd on a CPU.
+Same parameters and same result as `torch.nn.Linear`. Measured on 2 cores of an AMD EPYC with AVX-512
+(docs/log.md), where PyTorch's own choice, MKL, uses only half the width of the registers:
+
+- one row, or 5 and more: oneDNN on the plain weights, 1.1 to 3 times as fast;
+- 2 to 4 rows, a matrix at least as tall as wide: (W xᵀ)ᵀ, up to 6 times as fast, because the
+  row-major kernel re-reads the weights for every row;
+- weights that oneDNN has re-ordered once ("packed", see `pack`): up to twice as fast again.
+
+All apply only without autograd, on a CPU. Where nothing was measured (other processors) only the
+second is used.
 """
 
 from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-_TRANSPOSED_ROWS = range(2, 6)
+_TRANSPOSED_ROWS = range(2, 5)
+
+
+@functools.cache
+def _onednn_is_quicker() -> bool:
+    """Whether this is a processor on which oneDNN's float32 product was seen to beat MKL's."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    info = Path("/proc/cpuinfo")
+    name = info.read_text() if info.is_file() else platform.processor()
+    return "AuthenticAMD" in name
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` with two inference shortcuts for skinny inputs; see `pack`."""
+    """`torch.nn.Linear` with inference shortcuts; see the module's text and `pack`."""
 
     _packed: torch.Tensor | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # (..., in_features) -> (..., out_features)
-        if torch.is_grad_enabled() or input.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.linear(input, self.weight, self.bias)
-        if torch.is_autocast_enabled("cpu"):
+        if (
+            input.device.type != "cpu"
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled("cpu")
+        ):
             return F.linear(input, self.weight, self.bias)
         if self._packed is not None and input.dtype == self._packed.dtype:
-            return torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")
-        rows = input.numel() // self.in_features
-        if rows in _TRANSPOSED_ROWS and input.dtype == torch.float32:
-            columns = input.reshape(rows, self.in_features).t()  # (in, rows)
-            if self.bias is None:
-                out = torch.mm(self.weight, columns)
-            else:
-                out = torch.addmm(self.bias.unsqueeze(1), self.weight, columns)
-            return out.t().reshape(*input.shape[:-1], self.out_features)
+            return _onednn(input, self._packed, self.bias)
+        if input.dtype == torch.float32 == self.weight.dtype:
+            rows = input.numel() // self.in_features
+            if rows in _TRANSPOSED_ROWS and self.out_features >= self.in_features:
+                return self._transposed(input, rows)
+            if rows and _onednn_is_quicker():
+                return _onednn(input, self.weight, self.bias)
         return F.linear(input, self.weight, self.bias)
+
+    def _transposed(self, input: torch.Tensor, rows: int) -> torch.Tensor:
+        columns = input.reshape(rows, self.in_features).t()  # (in, rows)
+        if self.bias is None:
+            out = torch.mm(self.weight, columns)
+        else:
+            out = torch.addmm(self.bias.unsqueeze(1), self.weight, columns)
+        return out.t().reshape(*input.shape[:-1], self.out_features)
 
     def pack(self) -> None:
         """Keep a second copy of the weights in oneDNN's layout, used by `forward` without autograd.

@@ -35,3 +35,55 @@ def language_modelling_loss(
     total = F.cross_entropy(shifted, targets, ignore_index=IGNORE, label_smoothing=smoothing, reduction="sum")
     count = (targets != IGNORE).sum().to(total.dtype)
     return total / dist.mean_over_ranks(count).clamp(min=1)
+
+
+def distillation_weight(
+    alpha: float, epoch: int, iters: int, iters_per_epoch: int, ramp_epochs: int
+) -> float:
+    """Weight of the momentum twins' opinion: rises linearly from 0 to `alpha` over the first epochs."""
+    return alpha * min(1.0, (epoch * iters_per_epoch + iters) / (ramp_epochs * iters_per_epoch))
+
+
+def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross entropy (nats) against distributions, the mean over rows; both (R, C)."""
+    return -(logits.float().log_softmax(dim=1) * targets).sum(dim=1).mean()
+
+
+def contrastive_targets(same: torch.Tensor, twin_sims: torch.Tensor | None, alpha: float) -> torch.Tensor:
+    """What each row should find similar (ALBEF paper, equation 6).
+
+    Args:
+        same: (R, C) bool, True where row and column belong together; several may.
+        twin_sims: the momentum twins' similarities (R, C), or None.
+        alpha: their weight.
+
+    Returns:
+        (R, C), rows summing to 1.
+    """
+    right = same / same.sum(dim=1, keepdim=True)
+    if twin_sims is None:
+        return right
+    return alpha * twin_sims.softmax(dim=1) + (1 - alpha) * right
+
+
+def hard_negatives(sims: torch.Tensor, same: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
+    """For each row, the index of a column that does not belong to it, likelier the more similar it is.
+
+    Args:
+        sims: (R, C) similarities divided by the temperature.
+        same: (R, C) bool, True where a column belongs to the row and must not be drawn.
+        floor: added to every chance before drawing.
+
+    Raises:
+        ValueError: a row to which every column belongs.
+    """
+    chances = (sims.detach().float().softmax(dim=1) + floor).masked_fill(same, 0.0)
+    alone = same.all(dim=1)
+    if bool(alone.any()):
+        raise ValueError(
+            f"all {same.shape[1]} samples of the batch belong to the same picture as sample "
+            f"{int(alone.nonzero()[0])}, so there is no negative to match it with; use a larger batch"
+        )
+    # similarities far below the best round to 0 after softmax; any true negative may then be drawn
+    chances = torch.where(chances.sum(dim=1, keepdim=True) > 0, chances, (~same).float())
+    return torch.multinomial(chances, 1).squeeze(1)

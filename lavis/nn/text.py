@@ -1,6 +1,7 @@
 """The one text transformer: BERT layers that may also look at memories (BLIP's MED, section 3.1).
 
-Encoder, encoder that attends to pictures, and causal decoder are the same layers with other masks.
+Encoder, encoder that attends to pictures, fusion encoder and causal decoder are the same layers with
+other masks; which layers cross-attend, and to how many memories, is said by `TextConfig`.
 
 R rows of text = B items x G groups, T tokens, N memory tokens, D width, H heads, Dh head width,
 V vocabulary, L layers. Parameter names are those of the official checkpoints.
@@ -14,13 +15,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.nn.attention import attend, split_heads
+from lavis.nn.attention import Reader, split_heads
 from lavis.nn.linear import Linear
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Sizes of the text transformer; the defaults are BERT base with BLIP's vocabulary."""
+    """Sizes of the text transformer; the defaults are BERT base with BLIP's vocabulary.
+
+    Attributes:
+        cross_from: the first layer with cross-attention: 0 in BLIP, 6 in ALBEF, `depth` (none) in ALPRO,
+            whose later layers fuse by self-attention.
+        memories: how a layer reads two pictures (NLVR2). "one": there is one memory. "twin": two
+            cross-attentions a layer, averaged in the first half of the layers, merged by a linear
+            layer in the second (BLIP). "alternate": the cross-attending layers read memory 0 and 1 in
+            turn, and two neighbours share their key and value projections (ALBEF).
+        token_types: rows of the token-type embedding, of which all text uses row 0; 0: there is none.
+    """
 
     vocab_size: int = 30524
     width: int = 768
@@ -33,26 +44,40 @@ class TextConfig:
     attention_dropout: float = 0.1
     layer_norm_eps: float = 1e-12
     init_std: float = 0.02
+    cross_from: int = 0
+    memories: str = "one"
+    token_types: int = 0
+
+    def __post_init__(self) -> None:
+        if self.memories not in ("one", "twin", "alternate"):
+            raise ValueError(f"text.memories is {self.memories!r}; it must be one, twin or alternate")
+
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass
 class Memory:
     """What every layer's cross-attention reads, projected once.
 
-    `keys_values[i]` are layer i's keys and values, each (B, H, N, Dh); `mask` is (B, 1, 1, N), True
-    where there is a token, or None if all are.
+    `keys_values[i]` are layer i's (keys, values), each (B, H, N, Dh): none for a layer that doesn't
+    cross-attend, two for a twin; `mask` is (B, 1, 1, N), True where there is a token, or None if all are.
     """
 
-    keys_values: list[tuple[torch.Tensor, torch.Tensor]]
+    keys_values: list[tuple[KeysValues, ...]]
     mask: torch.Tensor | None
 
     def repeat(self, counts: torch.Tensor) -> Memory:
         """Item b's memory `counts[b]` times over, for groups of unequal size (copies)."""
+        return self.select(torch.arange(len(counts), device=counts.device).repeat_interleave(counts))
+
+    def select(self, index: torch.Tensor) -> Memory:
+        """The memory whose item i is this one's item index[i] (copies)."""
         kv = [
-            (k.repeat_interleave(counts, dim=0), v.repeat_interleave(counts, dim=0))
-            for k, v in self.keys_values
+            tuple((k.index_select(0, index), v.index_select(0, index)) for k, v in layer)
+            for layer in self.keys_values
         ]
-        return Memory(kv, None if self.mask is None else self.mask.repeat_interleave(counts, dim=0))
+        return Memory(kv, None if self.mask is None else self.mask.index_select(0, index))
 
 
 class Cache:
@@ -84,7 +109,7 @@ class Cache:
 
 
 class Embeddings(nn.Module):
-    """Word plus position embedding, normalised. No token types, as in BLIP and ALBEF."""
+    """Word plus position embedding (plus token type 0, where the model has types), normalised."""
 
     position_ids: torch.Tensor
 
@@ -92,6 +117,9 @@ class Embeddings(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.width)
         self.position_embeddings = nn.Embedding(config.max_positions, config.width)
+        if config.token_types:
+            self.token_type_embeddings = nn.Embedding(config.token_types, config.width)
+        self.has_types = config.token_types > 0
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         # persistent because official checkpoints hold it
@@ -105,6 +133,8 @@ class Embeddings(nn.Module):
                 "shorten it or set max_txt_len"
             )
         x = self.word_embeddings(ids) + self.position_embeddings.weight[start:end]
+        if self.has_types:
+            x = x + self.token_type_embeddings.weight[0]
         return self.dropout(self.LayerNorm(x))
 
 
@@ -136,21 +166,72 @@ class Residual(nn.Module):
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
-class Attention(nn.Module):
+class Attention(Reader):
     """Self- or cross-attention with its residual; the module names are the checkpoints'."""
 
     def __init__(self, config: TextConfig, memory_width: int) -> None:
-        super().__init__()
+        super().__init__(config.heads, config.attention_dropout)
         self.self = Projections(config, memory_width)
         self.output = Residual(config.width, config)
-        self.weight_dropout = config.attention_dropout
 
     def forward(
         self, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        dropout = self.weight_dropout if self.training else 0.0
-        out = attend(self.self.query(x), k, v, heads=self.self.heads, mask=mask, dropout=dropout)
-        return self.output(out, x)
+        return self.output(self.read(self.self.query(x), k, v, mask), x)
+
+
+class CrossAttention(Attention):
+    """Cross-attention to one memory."""
+
+    def memory_keys_values(self, states: torch.Tensor, second: torch.Tensor | None) -> tuple[KeysValues, ...]:
+        return (self.self.keys_values(states),)
+
+    def look(
+        self, x: torch.Tensor, memory: tuple[KeysValues, ...], mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        ((k, v),) = memory
+        return self(x, k, v, mask)
+
+
+class TwinResidual(nn.Module):
+    """The end of a twin cross-attention: two outputs averaged, or merged by a linear layer."""
+
+    def __init__(self, config: TextConfig, merge: bool) -> None:
+        super().__init__()
+        self.dense0 = Linear(config.width, config.width)
+        self.dense1 = Linear(config.width, config.width)
+        if merge:
+            self.merge_layer = Linear(2 * config.width, config.width)
+        self.merges = merge
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x0: torch.Tensor, x1: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        x0, x1 = self.dense0(x0), self.dense1(x1)
+        x = self.merge_layer(torch.cat([x0, x1], dim=-1)) if self.merges else (x0 + x1) / 2
+        return self.LayerNorm(self.dropout(x) + residual)
+
+
+class TwinCrossAttention(Reader):
+    """Two cross-attentions side by side, one per picture (BLIP paper, section 5.4 and figure 5b)."""
+
+    def __init__(self, config: TextConfig, merge: bool) -> None:
+        super().__init__(config.heads, config.attention_dropout)
+        self.self0 = Projections(config, config.memory_width)
+        self.self1 = Projections(config, config.memory_width)
+        self.output = TwinResidual(config, merge)
+
+    def memory_keys_values(self, states: torch.Tensor, second: torch.Tensor | None) -> tuple[KeysValues, ...]:
+        assert second is not None
+        return self.self0.keys_values(states), self.self1.keys_values(second)
+
+    def look(
+        self, x: torch.Tensor, memory: tuple[KeysValues, ...], mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        (k0, v0), (k1, v1) = memory
+        found0 = self.read(self.self0.query(x), k0, v0, mask)
+        found1 = self.read(self.self1.query(x), k1, v1, mask)
+        return self.output(found0, found1, x)
 
 
 class Intermediate(nn.Module):
@@ -165,12 +246,16 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention where there is a memory, feed-forward; each post-norm."""
+    """Self-attention, cross-attention where it has one and there is a memory, feed-forward; each post-norm."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
         self.attention = Attention(config, config.width)
-        self.crossattention = Attention(config, config.memory_width)
+        self.crosses = index >= config.cross_from
+        if self.crosses and config.memories == "twin":
+            self.crossattention: nn.Module = TwinCrossAttention(config, merge=index >= config.depth // 2)
+        elif self.crosses:
+            self.crossattention = CrossAttention(config, config.memory_width)
         self.intermediate = Intermediate(config)
         self.output = Residual(config.hidden, config)
 
@@ -178,7 +263,7 @@ class Layer(nn.Module):
         self,
         x: torch.Tensor,  # (R, T, D)
         mask: torch.Tensor | None,
-        memory: tuple[torch.Tensor, torch.Tensor] | None,
+        memory: tuple[KeysValues, ...],
         memory_mask: torch.Tensor | None,
         cache: Cache | None,
         index: int,
@@ -187,13 +272,9 @@ class Layer(nn.Module):
         if cache is not None:
             k, v = cache.append(index, k, v)
         x = self.attention(x, k, v, mask)
-        if memory is not None:
-            x = self.crossattention(x, *memory, memory_mask)
+        if memory:
+            x = self.crossattention.look(x, memory, memory_mask)  # type: ignore[operator]
         return self.output(self.intermediate(x), x)
-
-    def memory_keys_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What this layer's cross-attention reads of a memory (B, N, memory width)."""
-        return self.crossattention.self.keys_values(states)
 
 
 class Encoder(nn.Module):
@@ -201,7 +282,11 @@ class Encoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.layer = nn.ModuleList(Layer(config, i) for i in range(config.depth))
+        if config.memories == "alternate":
+            for i in range(config.cross_from + 1, config.depth, 2):
+                first, second = (self.layer[j].crossattention.self for j in (i - 1, i))  # type: ignore[union-attr]
+                second.key, second.value = first.key, first.value  # type: ignore[union-attr]
 
 
 class TextTransformer(nn.Module):
@@ -221,9 +306,29 @@ class TextTransformer(nn.Module):
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def project_memory(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> Memory:
-        """Every layer's keys and values of states (B, N, memory width); `mask` (B, N) is True for tokens."""
-        kv = [layer.memory_keys_values(states) for layer in self.encoder.layer]  # type: ignore[operator]
+    def project_memory(
+        self,
+        states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *,
+        second: torch.Tensor | None = None,
+    ) -> Memory:
+        """Every cross-attending layer's keys and values of a memory.
+
+        Args:
+            states: (B, N, memory width), or the first of two pictures.
+            mask: (B, N), True for tokens.
+            second: the second picture's states, where `config.memories` is not "one".
+        """
+        if (second is None) != (self.config.memories == "one"):
+            raise ValueError(f"a text transformer of {self.config.memories!r} memories got the other number")
+        kv: list[tuple[KeysValues, ...]] = []
+        for i, layer in enumerate(self.encoder.layer):
+            read = states
+            if self.config.memories == "alternate" and (i - self.config.cross_from) % 2 == 1:
+                assert second is not None
+                read = second
+            kv.append(layer.crossattention.memory_keys_values(read, second) if layer.crosses else ())  # type: ignore[operator, union-attr]
         return Memory(kv, None if mask is None else mask[:, None, None, :])
 
     def forward(
@@ -234,8 +339,9 @@ class TextTransformer(nn.Module):
         memory: Memory | None = None,
         causal: bool = False,
         cache: Cache | None = None,
+        last: int | None = None,
     ) -> torch.Tensor:
-        """Run the layers.
+        """Embed tokens and run the layers.
 
         Args:
             ids: (R, T) token ids; with a cache, only the tokens that it does not hold yet.
@@ -243,22 +349,37 @@ class TextTransformer(nn.Module):
             memory: what to cross-attend to; R must be a multiple of its B. None skips cross-attention.
             causal: whether a token sees only itself and earlier ones.
             cache: keys and values so far; advanced by T.
+            last: run layers 0 … last - 1 only (ALBEF's text layers).
 
         Returns:
-            (R, T, D) states of the last layer.
+            (R, T, D) states of the last layer that was run.
         """
+        x = self.embeddings(ids, 0 if cache is None else cache.length)
+        return self.run(x, mask=mask, memory=memory, causal=causal, cache=cache, last=last)
+
+    def run(
+        self,
+        x: torch.Tensor,
+        *,
+        mask: torch.Tensor | None = None,
+        memory: Memory | None = None,
+        causal: bool = False,
+        cache: Cache | None = None,
+        first: int = 0,
+        last: int | None = None,
+    ) -> torch.Tensor:
+        """Layers first … last - 1 over states (R, T, D); the rest as in `forward`."""
         start = 0 if cache is None else cache.length
-        x = self.embeddings(ids, start)
         attention_mask = None if mask is None else mask[:, None, None, :]  # (R, 1, 1, T)
-        length = ids.shape[1]
+        length = x.shape[1]
         if causal and length > 1:
-            ones = torch.ones(length, start + length, dtype=torch.bool, device=ids.device)
+            ones = torch.ones(length, start + length, dtype=torch.bool, device=x.device)
             triangle = ones.tril(start)  # (T, start + T): token t sees places up to start + t
             attention_mask = triangle if attention_mask is None else attention_mask & triangle
         memory_mask = None if memory is None else memory.mask
-        for i, layer in enumerate(self.encoder.layer):
-            kv = None if memory is None else memory.keys_values[i]
-            x = layer(x, attention_mask, kv, memory_mask, cache, i)
+        for i in range(first, self.config.depth if last is None else last):
+            kv = () if memory is None else memory.keys_values[i]
+            x = self.encoder.layer[i](x, attention_mask, kv, memory_mask, cache, i)
         if cache is not None:
             cache.length += length
         return x
@@ -295,8 +416,8 @@ class Head(nn.Module):
         return self.predictions.decoder(self.predictions.transform(x))
 
 
-class TextDecoder(nn.Module):
-    """Causal text transformer with an LM head whose matrix is the word embedding."""
+class LanguageModel(nn.Module):
+    """A text transformer with an LM head whose matrix is the word embedding."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -319,6 +440,10 @@ class TextDecoder(nn.Module):
         nn.init.normal_(dense.weight, std=self.bert.config.init_std)
         nn.init.zeros_(dense.bias)
         nn.init.zeros_(self.cls.predictions.decoder.bias)
+
+
+class TextDecoder(LanguageModel):
+    """Causal text transformer with its LM head."""
 
     def project_memory(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> Memory:
         return self.bert.project_memory(states, mask)

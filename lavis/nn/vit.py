@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lavis.nn.attention import attend, split_heads
+from lavis.nn.attention import Reader, split_heads
 from lavis.nn.linear import Linear
 
 
@@ -53,18 +53,17 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Reader):
     """Multi-head self-attention with one product for queries, keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(heads)
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, N, D)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj(attend(q, split_heads(k, self.heads), split_heads(v, self.heads), heads=self.heads))
+        return self.proj(self.read(q, split_heads(k, self.heads), split_heads(v, self.heads)))
 
 
 class Mlp(nn.Module):

@@ -1,0 +1,425 @@
+"""Image-text contrast and matching: what BLIP, ALBEF and ALPRO share for features, retrieval and pre-training.
+
+A text and a picture are compared in two ways. Contrast (ITC): the product of two projected features,
+computed apart. Matching (ITM): a classifier over the text's states after they have read the picture.
+
+B pictures (or clips), G texts per picture, R rows of text, T tokens, N image tokens, D width, E width of a
+feature, Q places in the queue, W = B x ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lavis.common import dist
+from lavis.models.base import inference
+from lavis.models.outputs import Features, IntermediateOutput, Similarity
+from lavis.models.tokenizer import Tokens
+from lavis.models.vision_text import VisionTextModel
+from lavis.nn import momentum
+from lavis.nn.linear import Linear
+from lavis.nn.losses import contrastive_targets, hard_negatives, soft_cross_entropy
+
+TEMPERATURE = 0.07  # at the start; learned
+TEMPERATURE_RANGE = (0.001, 0.5)
+RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
+RERANKING_ROWS = 64  # texts that are matched with one picture at once
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Tokens, and their states (R, T, D) before they have seen a picture, where fusing starts from those."""
+
+    tokens: Tokens
+    states: torch.Tensor | None = None
+
+    def select(self, index: torch.Tensor) -> TextStates:
+        tokens = Tokens(self.tokens.ids[index], self.tokens.mask[index])
+        return TextStates(tokens, None if self.states is None else self.states[index])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """loss: scalar. sims: see `Similarity`. negatives_i2t, negatives_t2i: (B, B) similarities over the
+    temperature by which hard negatives are drawn."""
+
+    loss: torch.Tensor
+    sims: Similarity
+    negatives_i2t: torch.Tensor
+    negatives_t2i: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Matching:
+    """loss: scalar. logits (3B, 2), labels (3B,): right pairs, wrong picture, wrong text. positive (B, T, D)
+    and negative (2B, T, D): the fused states. memory: the B pictures', as `memorize` gave it."""
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+    labels: torch.Tensor
+    positive: torch.Tensor
+    negative: torch.Tensor
+    memory: Any
+
+
+@dataclass(frozen=True)
+class ContrastiveStep:
+    """Tokens, states and features of a training batch, the twins' too, and their contrast."""
+
+    tokens: Tokens
+    image_embeds: torch.Tensor
+    text_embeds: torch.Tensor
+    image_embeds_m: torch.Tensor
+    text_embeds_m: torch.Tensor
+    image_feat: torch.Tensor
+    text_feat: torch.Tensor
+    contrast: Contrast
+
+    def states(self, matching: Matching) -> IntermediateOutput:
+        """What `forward` shows of the step."""
+        return IntermediateOutput(
+            image_embeds=self.image_embeds,
+            text_embeds=self.text_embeds,
+            image_embeds_m=self.image_embeds_m,
+            text_embeds_m=self.text_embeds_m,
+            encoder_output=matching.positive,
+            encoder_output_neg=matching.negative,
+            itm_logits=matching.logits,
+            itm_labels=matching.labels,
+        )
+
+
+class Alignment(VisionTextModel):
+    """Projections to the common space, and the matching head.
+
+    A family says how texts are encoded alone (`encode_text`) and how they read pictures (`memorize`,
+    `fuse`). MATCHES: whether there is a matching head. QUEUE_IDS: whether the queue knows which picture a
+    feature belongs to. NEGATIVE_FLOOR: see `hard_negatives`. FUSES_STATES: whether `fuse` goes on from the
+    states of `encode_text` (ALBEF, ALPRO) or reads the tokens anew (BLIP).
+    """
+
+    temp: torch.Tensor
+    image_queue: torch.Tensor
+    text_queue: torch.Tensor
+    idx_queue: torch.Tensor
+    queue_ptr: torch.Tensor
+
+    MATCHES = True
+    FUSES_STATES = True
+    QUEUE_IDS = False
+    NEGATIVE_FLOOR = 0.0
+
+    def add_heads(self) -> None:
+        """Projections, temperature and matching head; for training also twins and queues."""
+        config = self.config
+        self.vision_proj = Linear(config.vit.width, config.embed_dim)
+        self.text_proj = Linear(config.text.width, config.embed_dim)
+        if self.MATCHES:
+            self.itm_head = Linear(config.text.width, 2)
+        self.make_twins()
+        if self.TWINS and config.for_training and config.queue_size:
+            momentum.add_queue(self, config.embed_dim, config.queue_size, self.QUEUE_IDS)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if hasattr(self, "temp"):
+            nn.init.constant_(self.temp, TEMPERATURE)
+
+    # ------------------------------------------------------------------------------ the family's part
+    def encode_image(self, image: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
+        """Pictures (B, 3, h, w) to states (B, N, D)."""
+        return self.part("visual_encoder", twin)(image)
+
+    def encode_text(self, tokens: Tokens, *, twin: bool = False) -> torch.Tensor:
+        """Tokens (R, T) to states (R, T, D), no picture seen."""
+        raise NotImplementedError
+
+    def memorize(self, image_embeds: torch.Tensor, *, twin: bool = False) -> Any:
+        """What `fuse` reads of picture states (B, N, D); its `select(index)` picks and repeats items."""
+        raise NotImplementedError
+
+    def fuse(self, text: TextStates, memory: Any, *, twin: bool = False) -> torch.Tensor:
+        """States (R, T, D) after the texts have read the memory of B pictures; R is a multiple of B."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------ features
+    def image_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
+        """Projected class token, length 1: (B, E)."""
+        return F.normalize(self.part("vision_proj", twin)(states[:, 0]), dim=-1)
+
+    def text_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
+        return F.normalize(self.part("text_proj", twin)(states[:, 0]), dim=-1)
+
+    def tokens(self, texts: Sequence[str], *, max_length: int | None = None, pad: bool = False) -> Tokens:
+        """Padded to the longest, or to `max_length`."""
+        return self.tokenizer(
+            list(texts), max_length=max_length, pad_to=max_length if pad else None, device=self.device
+        )
+
+    def _features(self, samples: Mapping[str, Any], mode: str) -> Features:
+        """States and projections of "image", "text" or "multimodal"; pictures are encoded at most once."""
+        if mode not in ("image", "text", "multimodal"):
+            raise ValueError(f"mode is {mode!r}; it must be image, text or multimodal")
+        image = states = fused = None
+        if mode != "text":
+            image = self.encode_image(self._image(samples))
+        if mode != "image":
+            if "text_input" not in samples:
+                raise ValueError(f"mode {mode!r} needs samples['text_input']; there are {', '.join(samples)}")
+            tokens = self.tokens(self._texts(samples["text_input"], 1 if image is None else image.shape[0]))
+            if mode == "text" or self.FUSES_STATES:
+                states = self.encode_text(tokens)
+            if image is not None:
+                fused = self.fuse(TextStates(tokens, states), self.memorize(image))
+        project = mode != "multimodal" or self.FUSES_STATES
+        return Features(
+            image_embeds=image,
+            image_embeds_proj=F.normalize(self.vision_proj(image), dim=-1)
+            if image is not None and project
+            else None,
+            text_embeds=states,
+            text_embeds_proj=None if states is None else F.normalize(self.text_proj(states), dim=-1),
+            multimodal_embeds=fused,
+        )
+
+    def match_logits(self, text: TextStates, memory: Any) -> torch.Tensor:
+        """(R, 2): log-odds of "does not fit" and "fits"."""
+        return self.itm_head(self.fuse(text, memory)[:, 0])
+
+    # ------------------------------------------------------------------------------ training
+    def contrastive_step(
+        self, samples: Mapping[str, Any], ids: torch.Tensor | None = None, distill: bool = True
+    ) -> ContrastiveStep:
+        """Encode a batch, move and ask the twins, contrast, and put the twins' features in the queue.
+
+        Args:
+            samples: `image`, `text_input` (one text per picture), `epoch`, `iters`, `num_iters_per_epoch`.
+            ids: (B,) pictures' ids, see `contrast`.
+            distill: whether the targets heed the twins' similarities.
+        """
+        image = self._image(samples)
+        texts = self._texts(samples["text_input"], image.shape[0])
+        if len(texts) != image.shape[0]:
+            raise ValueError(
+                f"{len(texts)} texts for {image.shape[0]} pictures; this loss takes one per picture"
+            )
+        alpha = self._alpha(samples) if distill else 0.0
+        with torch.no_grad():
+            self.temp.clamp_(*TEMPERATURE_RANGE)
+        tokens = self.tokens(texts, max_length=self.config.max_txt_len, pad=True)
+        image_embeds, text_embeds = self.encode_image(image), self.encode_text(tokens)
+        image_feat, text_feat = self.image_feature(image_embeds), self.text_feature(text_embeds)
+        with torch.no_grad():
+            self.update_twins()
+            image_m, text_m = self.encode_image(image, twin=True), self.encode_text(tokens, twin=True)
+            image_feat_m = self.image_feature(image_m, twin=True)
+            text_feat_m = self.text_feature(text_m, twin=True)
+        contrast = self.contrast(image_feat, text_feat, image_feat_m, text_feat_m, alpha=alpha, ids=ids)
+        if hasattr(self, "image_queue"):
+            momentum.enqueue(self, image_feat_m, text_feat_m, ids)
+        return ContrastiveStep(
+            tokens, image_embeds, text_embeds, image_m, text_m, image_feat, text_feat, contrast
+        )
+
+    def contrast(
+        self,
+        image_feat: torch.Tensor,
+        text_feat: torch.Tensor,
+        image_feat_m: torch.Tensor,
+        text_feat_m: torch.Tensor,
+        *,
+        alpha: float,
+        ids: torch.Tensor | None = None,
+    ) -> Contrast:
+        """Contrastive loss against the twins' features of all ranks and the queue (ALBEF paper, eq. 6).
+
+        Args:
+            image_feat, text_feat, …_m: (B, E), length 1.
+            alpha: weight of the twins' similarities in the targets.
+            ids: (B,) pictures' ids; equal ids belong together. None: each row with its own only.
+        """
+        batch, rank = image_feat.shape[0], dist.rank()
+        images = dist.all_gather(image_feat_m)  # (W, E)
+        texts = dist.all_gather(text_feat_m)
+        own = torch.arange(batch, device=image_feat.device) + rank * batch
+        if ids is None:
+            known = torch.arange(len(images), device=own.device)
+            wanted = own
+        else:
+            known, wanted = dist.all_gather(ids), ids
+        if hasattr(self, "image_queue"):
+            images = torch.cat([images, self.image_queue.clone().T])  # (W + Q, E)
+            texts = torch.cat([texts, self.text_queue.clone().T])
+            queued = self.idx_queue[0] if ids is not None else known.new_full((len(images) - len(known),), -1)
+            known = torch.cat([known, queued])
+        same = wanted[:, None] == known[None, :]  # (B, W + Q)
+        sim_i2t_m, sim_t2i_m = image_feat_m @ texts.T / self.temp, text_feat_m @ images.T / self.temp
+        sim_i2t_m, sim_t2i_m = sim_i2t_m.detach(), sim_t2i_m.detach()
+        i2t_targets = contrastive_targets(same, sim_i2t_m, alpha)
+        t2i_targets = contrastive_targets(same, sim_t2i_m, alpha)
+        sim_i2t, sim_t2i = image_feat @ texts.T / self.temp, text_feat @ images.T / self.temp
+        loss = (soft_cross_entropy(sim_i2t, i2t_targets) + soft_cross_entropy(sim_t2i, t2i_targets)) / 2
+        here = slice(rank * batch, (rank + 1) * batch)
+        return Contrast(
+            loss=loss,
+            sims=Similarity(sim_i2t, sim_t2i, sim_i2t_m, sim_t2i_m, i2t_targets, t2i_targets),
+            negatives_i2t=sim_i2t[:, here].detach(),
+            negatives_t2i=sim_t2i[:, here].detach(),
+        )
+
+    def match(
+        self,
+        text: TextStates,
+        image_embeds: torch.Tensor,
+        sims_i2t: torch.Tensor,
+        sims_t2i: torch.Tensor,
+        same: torch.Tensor,
+        *,
+        images: torch.Tensor | None = None,
+        texts: TextStates | None = None,
+    ) -> Matching:
+        """Matching loss of each pair, of each text with a hard picture, of each picture with a hard text.
+
+        The pictures are projected once: a picture's right and wrong text are a group over one memory.
+
+        Args:
+            text: B texts. image_embeds: (B, N, D) of their pictures.
+            sims_i2t, sims_t2i: (B, C), by which the hard ones are drawn.
+            same: (B, C) bool, pairs that must not be drawn.
+            images, texts: the C to draw from, where they are not the batch itself (all ranks').
+        """
+        batch, device = image_embeds.shape[0], image_embeds.device
+        wrong_image = hard_negatives(sims_t2i, same, self.NEGATIVE_FLOOR)
+        wrong_text = hard_negatives(sims_i2t, same, self.NEGATIVE_FLOOR)
+        memory = self.memorize(image_embeds)
+        own = self.fuse(interleaved(text, (texts or text).select(wrong_text)), memory)
+        own = own.unflatten(0, (batch, 2))  # (B, 2, T, D)
+        wrong = memory.select(wrong_image) if images is None else self.memorize(images[wrong_image])
+        other = self.fuse(text, wrong)  # (B, T, D)
+        states = torch.cat([own[:, 0], other, own[:, 1]])
+        logits = self.itm_head(states[:, 0])
+        labels = torch.zeros(3 * batch, dtype=torch.long, device=device)
+        labels[:batch] = 1
+        return Matching(
+            F.cross_entropy(logits.float(), labels), logits, labels, states[:batch], states[batch:], memory
+        )
+
+    # ------------------------------------------------------------------------------ retrieval
+    @inference
+    def compute_sim_matrix(
+        self, data_loader: Any, task_cfg: Any = None, **unused: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of all pictures with all texts: contrast first, the best `k_test` re-ranked by matching.
+
+        Each pair is matched once, all texts of a picture together at about their true length. The
+        pictures are read twice instead of kept, so memory does not grow with the gallery.
+
+        Args:
+            data_loader: batches with `image`, in order; `data_loader.dataset.text` lists the texts.
+            task_cfg: has `k_test` (an attribute or key; 128 if absent).
+
+        Returns:
+            (pictures, texts) and (texts, pictures): matching logit + similarity for the best, -100 elsewhere.
+        """
+        k_test = _k_test(task_cfg)
+        texts = list(data_loader.dataset.text)
+        encoded, text_feats = self._encode_texts(texts)
+        image_feats = torch.cat(
+            [self.image_feature(self.encode_image(image)).cpu() for image in self._loaded(data_loader)]
+        )
+        sims = image_feats @ text_feats.T  # (pictures, texts)
+        k_texts, k_images = min(k_test, sims.shape[1]), min(k_test, sims.shape[0])
+        wanted_i2t, wanted_t2i = (
+            torch.zeros_like(sims, dtype=torch.bool),
+            torch.zeros_like(sims, dtype=torch.bool),
+        )
+        wanted_i2t.scatter_(1, sims.topk(k_texts, dim=1).indices, True)
+        wanted_t2i.scatter_(0, sims.topk(k_images, dim=0).indices, True)
+        wanted = wanted_i2t | wanted_t2i
+        matched = torch.zeros_like(sims)
+        done = 0
+        for number, image in enumerate(self._loaded(data_loader)):
+            mine = number % dist.world_size() == dist.rank()
+            if mine:
+                embeds = self.encode_image(image)
+                for i in range(len(embeds)):
+                    which = wanted[done + i].nonzero().squeeze(1)
+                    matched[done + i, which] = self._match_all(embeds[i : i + 1], encoded, which.tolist())
+            done += len(image)
+        if dist.is_on():
+            total = matched.to(self.device)
+            torch.distributed.all_reduce(total)
+            matched = total.cpu()
+        scores = matched + sims
+        i2t = torch.where(wanted_i2t, scores, torch.tensor(-100.0))
+        t2i = torch.where(wanted_t2i, scores, torch.tensor(-100.0)).T
+        return i2t.numpy(), t2i.contiguous().numpy()
+
+    def _loaded(self, data_loader: Any) -> Iterator[torch.Tensor]:
+        for samples in data_loader:
+            yield self._image(samples)
+
+    def _encode_texts(self, texts: list[str], batch: int = 256) -> tuple[list[TextStates], torch.Tensor]:
+        """Each text's tokens and states at its true length, on the CPU; and all features (texts, E)."""
+        lengths = [len(self.tokenizer.encode(t, RERANKING_TEXT_LENGTH)) for t in texts]
+        order = sorted(range(len(texts)), key=lambda i: lengths[i])
+        encoded: list[Any] = [None] * len(texts)
+        feats: list[Any] = [None] * len(texts)
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            tokens = self.tokens([texts[i] for i in rows], max_length=RERANKING_TEXT_LENGTH)
+            states = self.encode_text(tokens)
+            feature = self.text_feature(states).cpu()
+            for row, i in enumerate(rows):
+                cut = slice(0, lengths[i])
+                kept = Tokens(tokens.ids[row, cut].cpu(), tokens.mask[row, cut].cpu())
+                encoded[i] = TextStates(kept, states[row, cut].cpu() if self.FUSES_STATES else None)
+                feats[i] = feature[row]
+        return encoded, torch.stack(feats)
+
+    def _match_all(self, embeds: torch.Tensor, encoded: list[TextStates], which: list[int]) -> torch.Tensor:
+        """Matching logits of one picture (1, N, D) with some of the texts, (len(which),)."""
+        out = torch.zeros(len(which))
+        memory = self.memorize(embeds)
+        order = sorted(range(len(which)), key=lambda j: len(encoded[which[j]].tokens.ids))
+        for start in range(0, len(order), RERANKING_ROWS):
+            rows = order[start : start + RERANKING_ROWS]
+            logits = self.match_logits(_padded([encoded[which[j]] for j in rows], self.device), memory)
+            out[torch.tensor(rows)] = logits[:, 1].float().cpu()
+        return out
+
+
+def interleaved(first: TextStates, second: TextStates) -> TextStates:
+    """Rows first[0], second[0], first[1], second[1], …: two texts a picture."""
+
+    def weave(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.stack([a, b], dim=1).flatten(0, 1)
+
+    tokens = Tokens(weave(first.tokens.ids, second.tokens.ids), weave(first.tokens.mask, second.tokens.mask))
+    if first.states is None or second.states is None:
+        return TextStates(tokens)
+    return TextStates(tokens, weave(first.states, second.states))
+
+
+def _padded(texts: list[TextStates], device: torch.device) -> TextStates:
+    """Texts of several lengths as one batch."""
+
+    def pad(rows: list[torch.Tensor]) -> torch.Tensor:
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+
+    tokens = Tokens(pad([t.tokens.ids for t in texts]), pad([t.tokens.mask for t in texts]))
+    states = [t.states for t in texts if t.states is not None]
+    return TextStates(tokens, pad(states) if states else None)
+
+
+def _k_test(task_cfg: Any) -> int:
+    if isinstance(task_cfg, Mapping):
+        return int(task_cfg.get("k_test", 128))
+    return int(getattr(task_cfg, "k_test", 128) or 128)

@@ -1,0 +1,397 @@
+"""BLIP's contrast and matching heads: features, scores, retrieval, pre-training (BLIP paper, 3.2 and 5.1).
+
+B pictures, G texts per picture, R = B·G texts, T tokens, N image tokens, D width, E width of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lavis.common import dist
+from lavis.common.gradcam import gradcam, patch_grid
+from lavis.common.registry import registry
+from lavis.models.alignment import Alignment, ContrastiveStep, Matching, TextStates
+from lavis.models.base import Preset, inference
+from lavis.models.blip import GS, IMAGES, OFFICIAL, SMOOTHING, TINY_TEXT, TINY_VIT, Blip, BlipConfig
+from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TWIN_COPIES, Rules
+from lavis.models.outputs import DecoderOutput, Features, LossOutput
+from lavis.models.tokenizer import Tokens
+from lavis.nn.losses import IGNORE, language_modelling_loss
+from lavis.nn.text import Memory, TextConfig, TextDecoder, TextTransformer
+from lavis.nn.vit import VIT_LARGE, interpolate_positions
+
+
+@dataclass(frozen=True)
+class BlipMatchingConfig(BlipConfig):
+    """
+    Attributes:
+        embed_dim: width of the projected features.
+        queue_size: twins' features that are kept as negatives; 0: none.
+        negative_all_rank: draw hard negatives from all ranks' batches instead of the own one.
+    """
+
+    max_txt_len: int = 35
+    embed_dim: int = 256
+    queue_size: int = 57600
+    negative_all_rank: bool = False
+
+
+RESIZE = {
+    name: lambda t, shape: interpolate_positions(t, shape[1])
+    for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed")
+}
+CAPTION = {"train": {"name": "blip_caption"}, "eval": {"name": "blip_caption"}}
+_TINY = BlipMatchingConfig(
+    image_size=64, vit=TINY_VIT, text=TINY_TEXT, vocabulary="tiny", cover=True, embed_dim=64, queue_size=512
+)
+_LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
+
+
+def _tiny(**changes: Any) -> Preset:
+    return Preset(
+        config=replace(_TINY, **changes),
+        vis_processor=IMAGES,
+        text_processor=CAPTION,
+        licence="none needed: no weights",
+        commercial=True,
+        note="random starting weights, 64 px; for tests and small data",
+    )
+
+
+class BlipMatching(Blip, Alignment):
+    """A text encoder that reads a text alone, or over a picture when it begins with [ENC]."""
+
+    FUSES_STATES = False
+
+    def __init__(self, config: BlipMatchingConfig) -> None:
+        super().__init__(config)
+        self.text_encoder = TextTransformer(config.text)
+
+    def encode_text(self, tokens: Tokens, *, twin: bool = False) -> torch.Tensor:
+        return self.part("text_encoder", twin)(tokens.ids, mask=tokens.mask)
+
+    def memorize(self, image_embeds: torch.Tensor, *, twin: bool = False) -> Memory:
+        return self.part("text_encoder", twin).project_memory(image_embeds)
+
+    def fuse(self, text: TextStates, memory: Memory, *, twin: bool = False) -> torch.Tensor:
+        ids = text.tokens.ids.clone()
+        ids[:, 0] = self.enc_id
+        return self.part("text_encoder", twin)(ids, mask=text.tokens.mask, memory=memory)
+
+
+# --------------------------------------------------------------------------------------- features
+
+
+@registry.register_model("blip_feature_extractor")
+class BlipFeatureExtractor(BlipMatching):
+    """States and projections of pictures, texts, and of texts over pictures."""
+
+    registered_name = "blip_feature_extractor"
+    MATCHES = False
+    RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*", "itm_head.*"), resize=RESIZE)
+    PRETRAINED_RULES = RULES
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        name: Preset(
+            config=BlipMatchingConfig(image_size=224, max_txt_len=30, text=text, vit=vit),
+            weights=GS + f"BLIP/models/{file}",
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note=f"{size} at 224 px, pre-trained",
+        )
+        for name, file, vit, text, size in (
+            ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16"),
+            ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
+        )
+    } | {"tiny": _tiny()}
+
+    def __init__(self, config: BlipMatchingConfig) -> None:
+        super().__init__(config)
+        self.add_heads()
+        self.temp = nn.Parameter(torch.empty(()))
+
+    @inference
+    def extract_features(self, samples: Mapping[str, Any], mode: str = "multimodal") -> Features:
+        """Features of pictures and texts.
+
+        Args:
+            samples: `image` (B, 3, h, w) and `text_input`, B·G texts; "image" and "text" need only one.
+            mode: "image": image_embeds (B, N, D), image_embeds_proj (B, N, E). "text": text_embeds (R, T, D),
+                text_embeds_proj (R, T, E). "multimodal": image_embeds and multimodal_embeds (R, T, D), the
+                texts' states over their pictures. Projections have length 1; token 0 stands for the whole.
+
+        Returns:
+            the fields of the mode. Texts are not cut.
+        """
+        return self._features(samples, mode)
+
+
+# --------------------------------------------------------------------------------------- matching
+
+
+@registry.register_model("blip_image_text_matching")
+class BlipITM(BlipMatching):
+    """How well texts fit pictures."""
+
+    registered_name = "blip_image_text_matching"
+    RULES = Rules(drop=TRAINING_STATE)
+    PRETRAINED_RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*"), resize=RESIZE)
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        name: Preset(
+            config=BlipMatchingConfig(text=text, vit=vit),
+            weights=GS + f"BLIP/models/model_{name}_retrieval_coco.pth",
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note=f"{size} at 384 px, fine-tuned on COCO retrieval",
+        )
+        for name, vit, text, size in (
+            ("base", BlipConfig.vit, TextConfig(), "ViT-B/16"),
+            ("large", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
+        )
+    } | {"tiny": _tiny()}
+
+    def __init__(self, config: BlipMatchingConfig) -> None:
+        super().__init__(config)
+        self.add_heads()
+
+    def forward(self, samples: Mapping[str, Any], match_head: str = "itm") -> torch.Tensor:
+        """Compare pictures and texts.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B·G texts, a picture's next to one another.
+            match_head: "itm": logits (B·G, 2) of "does not fit" and "fits" for each text with its picture;
+                "itc": cosine similarities (B, B·G) of every picture with every text.
+
+        Returns:
+            the logits or similarities.
+        """
+        if match_head not in ("itm", "itc"):
+            raise ValueError(f"match_head is {match_head!r}; it must be 'itm' or 'itc'")
+        image_embeds = self.encode_image(self._image(samples))
+        texts = self._texts(samples["text_input"], image_embeds.shape[0])
+        tokens = self.tokens(texts, max_length=self.config.max_txt_len)
+        if match_head == "itm":
+            return self.match_logits(TextStates(tokens), self.memorize(image_embeds))
+        return self.image_feature(image_embeds) @ self.text_feature(self.encode_text(tokens)).T
+
+    @inference
+    def match_scores(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probability that each text fits its picture (B·G,), and their cosine similarity (B·G,)."""
+        image_embeds = self.encode_image(self._image(samples))
+        tokens = self.tokens(
+            self._texts(samples["text_input"], image_embeds.shape[0]), max_length=self.config.max_txt_len
+        )
+        fits = self.match_logits(TextStates(tokens), self.memorize(image_embeds)).softmax(dim=1)[:, 1]
+        texts = self.text_feature(self.encode_text(tokens)).unflatten(
+            0, (image_embeds.shape[0], -1)
+        )  # (B, G, E)
+        return fits, (texts @ self.image_feature(image_embeds)[:, :, None]).flatten()
+
+
+def compute_gradcam(
+    model: BlipITM,
+    visual_input: torch.Tensor,
+    text_input: list[str],
+    tokenized_text: Tokens,
+    block_num: int = 6,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Where each word finds its evidence that the text fits (Grad-CAM on a cross-attention layer).
+
+    Args:
+        model: any model with a matching head. visual_input: (B, 3, h, w). text_input: B texts.
+        tokenized_text: `model.tokenizer(text_input)`. block_num: the layer.
+
+    Returns:
+        a picture's maps (1 + T, g, g) each: the first token's, the mean over the words', then each further
+        token's, of a grid of g x g patches; and the matching logits (B, 2).
+    """
+    tokens = Tokens(tokenized_text.ids.to(model.device), tokenized_text.mask.to(model.device))
+    layer = model.text_encoder.encoder.layer[block_num]
+
+    def fits() -> torch.Tensor:
+        image_embeds = model.encode_image(visual_input.to(model.device))
+        logits.append(model.match_logits(TextStates(tokens), model.memorize(image_embeds)))
+        return logits[-1][:, 1]
+
+    logits: list[torch.Tensor] = []
+    (maps,), _ = gradcam([layer.crossattention], fits)  # type: ignore[list-item]
+    maps = patch_grid(maps * tokens.mask[:, :, None])  # (B, T, g, g)
+    words = tokens.mask.sum(dim=1) - 2  # without the first token and [SEP]
+    out = []
+    for each, count in zip(maps, words.tolist()):
+        mean = each[1 : count + 1].sum(dim=0, keepdim=True) / max(count, 1)
+        out.append(torch.cat([each[:1], mean, each[1:]]))
+    return out, logits[-1].detach()
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+@registry.register_model("blip_retrieval")
+class BlipRetrieval(BlipMatching):
+    """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
+
+    registered_name = "blip_retrieval"
+    TWINS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    QUEUE_IDS = True
+    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES, make=NEW_QUEUES)
+    PRETRAINED_RULES = Rules(
+        drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
+    )
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        name: Preset(
+            config=BlipMatchingConfig(grad_checkpointing=4),
+            weights=GS + f"LAVIS/models/BLIP/blip_{name}_retrieval.pth",
+            pretrained=GS + "BLIP/models/model_base_capfilt_large.pth",
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
+        )
+        for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
+    } | {"tiny": _tiny()}
+
+    def __init__(self, config: BlipMatchingConfig) -> None:
+        super().__init__(config)
+        self.temp = nn.Parameter(torch.empty(()))
+        self.add_heads()
+
+    def forward(self, samples: Mapping[str, Any]) -> LossOutput:
+        """Contrastive plus matching loss.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B texts; `image_id` (B,), integers: equal ones belong
+                together; `epoch`, `iters`, `num_iters_per_epoch`.
+
+        Returns:
+            loss = loss_itc + loss_itm (nats), sims, intermediate_output.
+        """
+        if "image_id" not in samples:
+            raise ValueError("samples need image_id, integers that say which texts share a picture")
+        ids = torch.as_tensor(samples["image_id"], device=self.device).flatten()
+        step = self.contrastive_step(samples, ids)
+        temp = self.temp.detach()
+        image_feat, text_feat = step.image_feat.detach(), step.text_feat.detach()
+        if self.config.negative_all_rank and dist.is_on():
+            matching, sim_i2t, sim_t2i = self._match_over_ranks(step, ids)
+        else:
+            sim_i2t, sim_t2i = image_feat @ text_feat.T / temp, text_feat @ image_feat.T / temp
+            same = ids[:, None] == ids[None, :]
+            matching = self.match(TextStates(step.tokens), step.image_embeds, sim_i2t, sim_t2i, same)
+        return LossOutput(
+            sims=replace(step.contrast.sims, sim_i2t=sim_i2t, sim_t2i=sim_t2i),
+            intermediate_output=step.states(matching),
+            loss=step.contrast.loss + matching.loss,
+            loss_itc=step.contrast.loss,
+            loss_itm=matching.loss,
+        )
+
+    def _match_over_ranks(
+        self, step: ContrastiveStep, ids: torch.Tensor
+    ) -> tuple[Matching, torch.Tensor, torch.Tensor]:
+        """Matching with hard negatives from all ranks' batches; gradients flow back to their ranks."""
+        temp = self.temp.detach()
+        image_feats, text_feats = dist.all_gather(step.image_feat), dist.all_gather(step.text_feat)
+        sim_i2t = step.image_feat.detach() @ text_feats.T / temp  # (B, W)
+        sim_t2i = step.text_feat.detach() @ image_feats.T / temp
+        same = ids[:, None] == dist.all_gather(ids)[None, :]
+        everywhere = dist.all_gather_with_grad(step.image_embeds)
+        texts = TextStates(Tokens(dist.all_gather(step.tokens.ids), dist.all_gather(step.tokens.mask)))
+        matching = self.match(
+            TextStates(step.tokens), step.image_embeds, sim_i2t, sim_t2i, same, images=everywhere, texts=texts
+        )
+        return matching, sim_i2t, sim_t2i
+
+
+@registry.register_model("blip_pretrain")
+class BlipPretrain(BlipMatching):
+    """Pre-training: contrast, matching and language modelling (BLIP paper, section 3.2).
+
+    The decoder shares all of the encoder's parameters but the self-attention.
+    """
+
+    registered_name = "blip_pretrain"
+    TWINS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    NEGATIVE_FLOOR = 1e-4
+    RULES = Rules(drop=TRAINING_STATE, resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES)
+    PRETRAINED_RULES = RULES
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        name: Preset(
+            config=BlipMatchingConfig(
+                image_size=224, max_txt_len=30, vit=vit, text=text, grad_checkpointing=blocks
+            ),
+            weights=GS + f"BLIP/models/{file}",
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note=f"{size} at 224 px",
+        )
+        for name, file, vit, text, size, blocks in (
+            ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16", 0),
+            ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16", 5),
+        )
+    } | {"tiny": _tiny()}
+
+    def __init__(self, config: BlipMatchingConfig) -> None:
+        super().__init__(config)
+        self.temp = nn.Parameter(torch.empty(()))
+        self.text_decoder = TextDecoder(config.text)
+        self.share_layers()
+        self.add_heads()
+
+    def share_layers(self) -> None:
+        """Let the decoder use the encoder's modules, all but the self-attention."""
+        encoder, decoder = self.text_encoder, self.text_decoder.bert
+        decoder.embeddings = encoder.embeddings
+        for own, shared in zip(decoder.encoder.layer, encoder.encoder.layer):
+            own.crossattention = shared.crossattention
+            own.intermediate, own.output = shared.intermediate, shared.output
+        self.text_decoder.tie_weights()
+
+    def tie_weights(self) -> None:
+        self.text_decoder.tie_weights()
+
+    def forward(self, samples: Mapping[str, Any]) -> LossOutput:
+        """Contrastive, matching and language-model loss.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B texts without the prompt's cut; `epoch`, `iters`,
+                `num_iters_per_epoch`.
+
+        Returns:
+            loss = loss_itc + loss_itm + loss_lm (nats), sims, intermediate_output.
+        """
+        step = self.contrastive_step(samples)
+        batch = step.image_embeds.shape[0]
+        same = torch.eye(batch, dtype=torch.bool, device=self.device)
+        contrast = step.contrast
+        matching = self.match(
+            TextStates(step.tokens), step.image_embeds, contrast.negatives_i2t, contrast.negatives_t2i, same
+        )
+        ids = step.tokens.ids.clone()
+        ids[:, 0] = self.bos_id
+        labels = ids.masked_fill(~step.tokens.mask, IGNORE)
+        # shared cross-attention: what the matching encoder projected of the pictures serves here too
+        logits = self.text_decoder(ids, mask=step.tokens.mask, memory=matching.memory)
+        loss_lm = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
+        states = step.states(matching)
+        return LossOutput(
+            sims=contrast.sims,
+            intermediate_output=replace(
+                states, decoder_output=DecoderOutput(loss=loss_lm, logits=logits), decoder_labels=labels
+            ),
+            loss=contrast.loss + matching.loss + loss_lm,
+            loss_itc=contrast.loss,
+            loss_itm=matching.loss,
+            loss_lm=loss_lm,
+        )
+
+    def reset_queue_ptr(self) -> None:
+        """Start writing the queue from its first place."""
+        self.queue_ptr.zero_()

@@ -1,0 +1,127 @@
+"""What models return. One set of classes for all families: `.keys()` names only the fields that are set.
+
+B pictures (or clips), G texts per picture, R = B·G texts, T tokens, N image tokens, D width, V vocabulary,
+C classes, E width of a projected feature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lavis.models.base import Output
+
+
+@dataclass(frozen=True)
+class DecoderOutput(Output):
+    """loss: scalar, or (texts,) before weighting; logits: (texts, T, V)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Similarity(Output):
+    """Similarities over the temperature, images to texts and back, and what they should be.
+
+    `*_m` are the momentum twins', `*_targets` the distributions that the loss compares with; columns are the
+    batch of all ranks, then the queue. `sim_i2t` and `sim_t2i` of retrieval are within the batch only.
+    """
+
+    sim_i2t: torch.Tensor | None = None
+    sim_t2i: torch.Tensor | None = None
+    sim_i2t_m: torch.Tensor | None = None
+    sim_t2i_m: torch.Tensor | None = None
+    sim_i2t_targets: torch.Tensor | None = None
+    sim_t2i_targets: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class IntermediateOutput(Output):
+    """States on the way.
+
+    image_embeds (B, N, D), or two pictures' (B, 2, N, D); text_embeds (R, T, D); `*_m` the momentum twins';
+    encoder_output and encoder_output_neg: fused states of right and of wrong pairs; itm_logits (3B, 2)
+    and itm_labels (3B,): right pairs, texts with a wrong picture, pictures with a wrong text;
+    decoder_output, decoder_labels (texts, T).
+    """
+
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds_m: torch.Tensor | None = None
+    text_embeds_m: torch.Tensor | None = None
+    encoder_output: torch.Tensor | None = None
+    encoder_output_m: torch.Tensor | None = None
+    encoder_output_neg: torch.Tensor | None = None
+    itm_logits: torch.Tensor | None = None
+    itm_labels: torch.Tensor | None = None
+    decoder_output: DecoderOutput | None = None
+    decoder_labels: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossOutput(Output):
+    """What `forward` returns: `loss`, its parts (nats), and the states on the way."""
+
+    sims: Similarity | None = None
+    intermediate_output: IntermediateOutput | None = None
+    loss: torch.Tensor | None = None
+    loss_itc: torch.Tensor | None = None
+    loss_itm: torch.Tensor | None = None
+    loss_lm: torch.Tensor | None = None
+    loss_mlm: torch.Tensor | None = None
+    loss_vtc: torch.Tensor | None = None
+    loss_vtm: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class OutputWithLogits(Output):
+    """What `forward` of a classifier returns: logits (R, C), the twins' logits, the loss."""
+
+    intermediate_output: IntermediateOutput | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    logits_m: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Features(Output):
+    """What `extract_features` returns: states (B, N, D), (R, T, D) and projections of length 1 (…, E)."""
+
+    image_embeds: torch.Tensor | None = None
+    image_embeds_proj: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    text_embeds_proj: torch.Tensor | None = None
+    multimodal_embeds: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Generated texts or answers with their confidence, in the order of the pictures.
+
+    texts: strings. logprobs: natural logarithm of each text's probability. scores: what they were
+    ranked by (beam search and sampling: logprob per token; ranked answers: probability among the
+    candidates).
+    """
+
+    texts: list[str]
+    logprobs: list[float]
+    scores: list[float]
+
+
+# The names under which the original's users know them.
+BlipOutput = LossOutput
+AlbefOutput = LossOutput
+AlproOutput = LossOutput
+BlipIntermediateOutput = IntermediateOutput
+AlbefIntermediateOutput = IntermediateOutput
+AlproIntermediateOutput = IntermediateOutput
+BlipSimilarity = Similarity
+AlbefSimilarity = Similarity
+AlproSimilarity = Similarity
+BlipOutputWithLogits = OutputWithLogits
+AlbefOutputWithLogits = OutputWithLogits
+AlproOutputWithLogits = OutputWithLogits
+BlipOutputFeatures = Features
+AlbefOutputFeatures = Features

@@ -1,0 +1,154 @@
+"""What models of a picture encoder and a WordPiece text transformer share (BLIP, ALBEF, ALPRO).
+
+B pictures (or clips), G texts per picture, N image tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lavis.models.base import BaseModel
+from lavis.models.tokenizer import ASSETS, Tokenizer
+from lavis.nn import momentum
+from lavis.nn.losses import distillation_weight
+from lavis.nn.text import TextConfig
+from lavis.nn.vit import VIT_BASE, VisionTransformer, ViTConfig
+
+VOCABULARIES = {"bert": "bert-base-uncased.txt", "tiny": "tiny_vocab.txt"}
+
+
+@dataclass(frozen=True)
+class VisionTextConfig:
+    """Sizes and text rules.
+
+    Attributes:
+        image_size: pixels; pictures are squares.
+        max_txt_len: tokens of a text that are read, [CLS] and [SEP] included.
+        vocabulary: "bert", "tiny", or the path of a WordPiece vocabulary file.
+        cover: for small vocabularies, see `Tokenizer`.
+        grad_checkpointing: how many of the ViT's last blocks recompute their activations.
+        momentum: how slowly the momentum twins follow, per step.
+        alpha: greatest weight of the twins' opinion in the losses.
+        for_training: whether twins and queues exist, where the class has any; predicting needs none.
+    """
+
+    image_size: int = 384
+    vit: ViTConfig = VIT_BASE
+    text: TextConfig = field(default_factory=TextConfig)
+    max_txt_len: int = 40
+    vocabulary: str = "bert"
+    cover: bool = False
+    grad_checkpointing: int = 0
+    momentum: float = 0.995
+    alpha: float = 0.4
+    for_training: bool = True
+
+
+class VisionTextModel(BaseModel):
+    """The picture encoder, the tokenizer, reading of samples, momentum twins.
+
+    EXTRA_TOKENS: special tokens that the family adds to BERT's vocabulary.
+    TWINS: names of the modules that have a momentum twin, kept as `<name>_m`.
+    RAMP_EPOCHS: epochs over which the twins' weight rises to `alpha`.
+    """
+
+    EXTRA_TOKENS: tuple[str, ...] = ()
+    TWINS: tuple[str, ...] = ()
+    RAMP_EPOCHS = 2
+
+    config: Any
+    tokenizer: Tokenizer
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        named = VOCABULARIES.get(config.vocabulary)
+        vocabulary = ASSETS / named if named else config.vocabulary
+        self.tokenizer = Tokenizer(vocabulary, extra=self.EXTRA_TOKENS, cover=config.cover)
+        if len(self.tokenizer) != config.text.vocab_size:
+            extra = f" with {' and '.join(self.EXTRA_TOKENS)}" if self.EXTRA_TOKENS else ""
+            raise ValueError(
+                f"text.vocab_size is {config.text.vocab_size}, but the vocabulary {self.tokenizer.vocabulary.name}"
+                f"{extra} has {len(self.tokenizer)} tokens; set the two alike"
+            )
+        if config.text.memory_width != config.vit.width:
+            raise ValueError(
+                f"text.memory_width is {config.text.memory_width}, but the pictures' states are {config.vit.width} wide"
+            )
+        self.visual_encoder = self._vision()
+
+    def _vision(self) -> nn.Module:
+        return VisionTransformer(self.config.vit, self.config.image_size, self.config.grad_checkpointing)
+
+    def reset_parameters(self) -> None:
+        for child in self.children():
+            reset = getattr(child, "reset_parameters", None)
+            if reset is not None:
+                reset()
+        momentum.copy_weights(self.twin_pairs())
+
+    # ------------------------------------------------------------------------------ samples
+    def _image(self, samples: Mapping[str, Any], key: str = "image") -> torch.Tensor:  # (B, 3, h, w)
+        if key not in samples:
+            raise ValueError(f"samples need an {key!r}, (B, 3, h, w); they have {', '.join(samples)}")
+        return samples[key].to(self.device, non_blocking=True)
+
+    def _texts(self, texts: str | Sequence[str], pictures: int) -> list[str]:
+        """A list whose length is a multiple of the number of pictures; one text serves all of them."""
+        texts = [texts] * pictures if isinstance(texts, str) else list(texts)
+        if not texts or len(texts) % pictures:
+            raise ValueError(
+                f"there are {len(texts)} texts for {pictures} pictures; give one per picture, or the same number "
+                "for each, a picture's texts next to one another"
+            )
+        return texts
+
+    # ------------------------------------------------------------------------------ twins
+    def make_twins(self) -> None:
+        """Add `<name>_m` for every name in TWINS; to be called when the modules are there."""
+        if self.config.for_training:
+            for name in self.TWINS:
+                setattr(self, f"{name}_m", momentum.make_twin(getattr(self, name)))
+
+    @property
+    def has_twins(self) -> bool:
+        return bool(self.TWINS) and hasattr(self, f"{self.TWINS[0]}_m")
+
+    def twin_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        if not self.has_twins:
+            return []
+        return [(getattr(self, name), getattr(self, f"{name}_m")) for name in self.TWINS]
+
+    def update_twins(self) -> None:
+        """Move the twins towards their modules; once per training step, before they are used."""
+        if not self.has_twins:
+            raise ValueError(
+                f"this {self.registered_name} was loaded for prediction, without its momentum twins, so its "
+                "training loss can't be computed; load it with is_eval=False"
+            )
+        momentum.update_twins(self.twin_pairs(), self.config.momentum)
+
+    def part(self, name: str, twin: bool) -> Any:
+        """A module, or its momentum twin."""
+        return getattr(self, f"{name}_m" if twin else name)
+
+    def _alpha(self, samples: Mapping[str, Any]) -> float:
+        """Weight of the twins' opinion at this point of training (0 at the very start)."""
+        missing = [k for k in ("epoch", "iters", "num_iters_per_epoch") if k not in samples]
+        if missing:
+            raise ValueError(
+                f"samples need {', '.join(missing)}, from which the weight of the momentum twins follows; the "
+                "runner sets epoch, iters and num_iters_per_epoch"
+            )
+        return distillation_weight(
+            self.config.alpha,
+            int(samples["epoch"]),
+            int(samples["iters"]),
+            int(samples["num_iters_per_epoch"]),
+            self.RAMP_EPOCHS,
+        )

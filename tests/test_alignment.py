@@ -1,0 +1,382 @@
+"""Contrast, matching, momentum twins, queues, re-ranking, Grad-CAM: properties on tiny BLIP models."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import socket
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lavis.common import dist
+from lavis.common.gradcam import attention_maps, getAttMap, gradcam
+from lavis.models import load_model
+from lavis.models.alignment import TextStates
+from lavis.models.blip_matching import compute_gradcam
+from lavis.nn import momentum
+from lavis.nn.losses import contrastive_targets, distillation_weight, hard_negatives, soft_cross_entropy
+from tests.golden import Gallery
+from tests.small import images, random_model
+
+TEXTS = [
+    "a red circle",
+    "two large striped blue stars above a ring",
+    "a cat",
+    "three green hearts and a cross",
+]
+
+
+def samples(count: int = 4, **more):
+    return {
+        "image": images(count), "text_input": TEXTS[:count], "image_id": torch.arange(count), "epoch": 0,
+        "iters": 3, "num_iters_per_epoch": 10, **more,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- losses and twins
+
+
+@given(st.integers(1, 7), st.lists(st.integers(1, 9), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_the_queue_holds_the_latest_features(size, batches):
+    model = nn.Module()
+    momentum.add_queue(model, 3, size, with_ids=True)
+    everything, ids = [], []
+    for n in batches:
+        feats, new = torch.randn(n, 3), torch.randint(0, 100, (n,))
+        momentum.enqueue(model, feats, -feats, new)
+        everything += list(feats)
+        ids += new.tolist()
+    assert int(model.queue_ptr) == len(everything) % size
+    for place in range(min(size, len(everything))):
+        age = (int(model.queue_ptr) - 1 - place) % size  # how many came after the one in this place
+        torch.testing.assert_close(model.image_queue[:, place], everything[-1 - age])
+        torch.testing.assert_close(model.text_queue[:, place], -everything[-1 - age])
+        assert model.idx_queue[0, place] == ids[-1 - age]
+
+
+def test_twins_follow_and_hold_no_gradients():
+    module = nn.Linear(3, 2)
+    twin = momentum.make_twin(module)
+    before = twin.weight.clone()
+    with torch.no_grad():
+        module.weight += 1
+    momentum.update_twins([(module, twin)], 0.9)
+    torch.testing.assert_close(twin.weight, 0.9 * before + 0.1 * module.weight)
+    assert not any(p.requires_grad for p in twin.parameters())
+    assert all(p.requires_grad for p in module.parameters())
+
+
+def test_targets_are_distributions_over_all_that_belong_together():
+    same = torch.tensor([[True, False, True], [False, True, False]])
+    torch.testing.assert_close(
+        contrastive_targets(same, None, 0.0), torch.tensor([[0.5, 0, 0.5], [0, 1.0, 0]])
+    )
+    soft = contrastive_targets(same, torch.randn(2, 3), 0.4)
+    torch.testing.assert_close(soft.sum(1), torch.ones(2))
+    assert (soft[same] >= 0.3).all()
+    logits = torch.randn(2, 3)
+    index = torch.tensor([2, 0])
+    torch.testing.assert_close(
+        soft_cross_entropy(logits, nn.functional.one_hot(index, 3)),
+        nn.functional.cross_entropy(logits, index),
+    )
+
+
+@given(st.integers(2, 6), st.integers(0, 10_000))
+@settings(max_examples=50, deadline=None)
+def test_hard_negatives_never_belong_to_their_row(batch, seed):
+    torch.manual_seed(seed)
+    ids = torch.randint(0, batch, (batch,))
+    ids[0] = batch  # at least two pictures
+    same = ids[:, None] == ids[None, :]
+    drawn = hard_negatives(torch.randn(batch, batch) * 100, same)
+    assert not same[torch.arange(batch), drawn].any()
+
+
+def test_hard_negatives_prefer_what_is_similar():
+    sims = torch.tensor([[0.0, 5.0, 0.0], [5.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    drawn = torch.stack([hard_negatives(sims, torch.eye(3, dtype=torch.bool)) for _ in range(200)])
+    assert (drawn[:, 0] == 1).float().mean() > 0.9
+    assert 0.3 < (drawn[:, 2] == 0).float().mean() < 0.7
+    with pytest.raises(ValueError, match="larger batch"):
+        hard_negatives(sims, torch.ones(3, 3, dtype=torch.bool))
+
+
+def test_the_twins_opinion_rises():
+    weights = [distillation_weight(0.4, epoch, it, 10, 2) for epoch in range(3) for it in range(10)]
+    assert weights[0] == 0 and weights[10] == pytest.approx(0.2) and set(weights[20:]) == {0.4}
+    assert weights == sorted(weights)
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+def repeated_matching(model, tokens, image_embeds, wrong_image, wrong_text):
+    """The three kinds of pairs, each picture copied for each text."""
+    states = []
+    for rows, pictures in (
+        (range(len(wrong_text)), range(len(wrong_text))),
+        (range(len(wrong_text)), wrong_image),
+        (wrong_text, range(len(wrong_text))),
+    ):
+        rows, pictures = torch.tensor(list(rows)), torch.tensor(list(pictures))
+        text = TextStates(tokens).select(rows)
+        states.append(model.fuse(text, model.memorize(image_embeds[pictures])))
+    return model.itm_head(torch.cat(states)[:, 0])
+
+
+def test_grouped_matching_equals_copied_pictures(monkeypatch):
+    model = random_model("blip_retrieval")
+    tokens = model.tokens(TEXTS, max_length=35, pad=True)
+    wrong_image, wrong_text = torch.tensor([1, 3, 1, 0]), torch.tensor([2, 2, 0, 1])
+    draws = iter([wrong_image, wrong_text])
+    monkeypatch.setattr("lavis.models.alignment.hard_negatives", lambda *_: next(draws))
+    grads = []
+    embeds = model.encode_image(images(4))
+    for way in ("grouped", "copied"):
+        model.zero_grad()
+        states = embeds.detach().clone().requires_grad_()
+        if way == "grouped":
+            none = torch.zeros(4, 4)
+            logits = model.match(TextStates(tokens), states, none, none, none.bool()).logits
+        else:
+            logits = repeated_matching(model, tokens, states, wrong_image.tolist(), wrong_text.tolist())
+        logits.pow(2).sum().backward()
+        inner = [p.grad.clone() for p in model.text_encoder.parameters() if p.grad is not None]
+        grads.append((logits.detach(), states.grad, *inner))
+    assert len(grads[0]) == len(grads[1]) > 10
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["blip_retrieval", "blip_pretrain"])
+def test_a_training_step_reaches_every_parameter_and_leaves_twins_alone(name):
+    model = random_model(name).train()
+    queue, twin = model.image_queue.clone(), model.visual_encoder_m.norm.weight.clone()
+    out = model(samples())
+    out.loss.backward()
+    parts = [out[k] for k in out.keys() if k.startswith("loss_")]  # noqa: SIM118
+    torch.testing.assert_close(sum(parts), out.loss)
+    for key, p in model.named_parameters():
+        if "_m." in key:
+            assert p.grad is None and not p.requires_grad
+        else:
+            assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, key
+    assert int(model.queue_ptr) == 4
+    assert not torch.equal(model.image_queue[:, :4], queue[:, :4])
+    torch.testing.assert_close(model.image_queue[:, 4:], queue[:, 4:])
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    optimizer.step()
+    model(samples())
+    assert not torch.equal(model.visual_encoder_m.norm.weight, twin)
+
+
+def test_equal_ids_belong_together():
+    model = random_model("blip_retrieval")
+    with torch.no_grad():
+        out = model(samples(image_id=torch.tensor([7, 8, 7, 9])))
+    targets = out.sims.sim_i2t_targets[:, :4]
+    torch.testing.assert_close(targets[0, [0, 2]].sum(), torch.tensor(1.0), atol=0.15, rtol=0)
+    assert (targets[0, [1, 3]] < 0.1).all()
+    assert model.idx_queue[0, :4].tolist() == [7, 8, 7, 9]
+
+
+def test_predicting_changes_nothing():
+    model = random_model("blip_retrieval")
+    before = copy.deepcopy(model.state_dict())
+    model.compute_sim_matrix(Gallery(images(3), TEXTS), {"k_test": 2})
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_training_state_is_left_out_for_prediction_and_made_anew_for_training(tmp_path):
+    model = random_model("blip_retrieval")
+    model.save_pretrained(tmp_path / "full")
+    light = load_model(str(tmp_path / "full"), is_eval=True)
+    assert not any("_m." in k or "queue" in k for k in light.state_dict())
+    with pytest.raises(ValueError, match="is_eval=False"):
+        light(samples())
+    light.save_pretrained(tmp_path / "light")
+    again = load_model(str(tmp_path / "light"))
+    assert torch.equal(again.visual_encoder_m.norm.weight, light.visual_encoder.norm.weight)
+    # twins that were made from the file are no aliases of their modules
+    with torch.no_grad():
+        again.visual_encoder.norm.weight += 1
+    assert torch.equal(again.visual_encoder_m.norm.weight, light.visual_encoder.norm.weight)
+    again(samples()).loss.backward()
+
+
+# -------------------------------------------------------------------------------------- retrieval
+
+
+@pytest.mark.parametrize("k_test", [1, 2, 16])
+def test_scores_equal_the_plain_way(k_test):
+    model = random_model("blip_image_text_matching")
+    pictures, texts = images(5, seed=3), [*TEXTS, "a very " + "very " * 60 + "long text", "a"]
+    i2t, t2i = model.compute_sim_matrix(Gallery(pictures, texts), {"k_test": k_test})
+    sims, fits = torch.zeros(5, len(texts)), torch.zeros(5, len(texts))
+    for i in range(5):
+        for t, text in enumerate(texts):
+            one = {"image": pictures[i : i + 1], "text_input": [text]}
+            with torch.no_grad():
+                sims[i, t] = model(one, match_head="itc")
+                fits[i, t] = model(one)[0, 1]
+    for scores, plain, total in ((i2t, sims, sims + fits), (t2i, sims.T, (sims + fits).T)):
+        chosen = torch.zeros_like(plain, dtype=torch.bool)
+        chosen.scatter_(1, plain.topk(min(k_test, plain.shape[1]), dim=1).indices, True)
+        expected = torch.where(chosen, total, torch.tensor(-100.0))
+        np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_picture_may_have_several_texts():
+    model = random_model("blip_image_text_matching")
+    both = {"image": images(2), "text_input": TEXTS}
+    with torch.no_grad():
+        logits, sims = model(both), model(both, match_head="itc")
+        for i in range(4):
+            one = {"image": images(2)[i // 2][None], "text_input": [TEXTS[i]]}
+            torch.testing.assert_close(model(one)[0], logits[i], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                model(one, match_head="itc")[0, 0], sims[i // 2, i], rtol=1e-4, atol=1e-5
+            )
+    with pytest.raises(ValueError, match="match_head is 'both'"):
+        model(both, match_head="both")
+
+
+def test_features_of_one_kind_need_one_kind():
+    model = random_model("blip_feature_extractor")
+    assert model.extract_features({"image": images(2)}, mode="image").keys() == [
+        "image_embeds",
+        "image_embeds_proj",
+    ]
+    text = model.extract_features({"text_input": TEXTS}, mode="text")
+    assert text.keys() == ["text_embeds", "text_embeds_proj"]
+    torch.testing.assert_close(
+        text.text_embeds_proj.norm(dim=-1), torch.ones(text.text_embeds_proj.shape[:2])
+    )
+    both = model.extract_features({"image": images(2), "text_input": TEXTS})
+    assert both.keys() == ["image_embeds", "multimodal_embeds"]
+    assert both.multimodal_embeds.shape[0] == 4
+    with pytest.raises(ValueError, match="image, text or multimodal"):
+        model.extract_features({"image": images(1)}, mode="picture")
+    with pytest.raises(ValueError, match="text_input"):
+        model.extract_features({"image": images(1)})
+
+
+# --------------------------------------------------------------------------------------- Grad-CAM
+
+
+def test_keeping_weights_changes_no_result():
+    model = random_model("blip_image_text_matching")
+    both = {"image": images(2), "text_input": TEXTS}
+    layer = model.text_encoder.encoder.layer[1]
+    found = []
+    with torch.no_grad():
+        plain = model(both)
+        modules = [layer.crossattention, layer.attention, model.visual_encoder.blocks[2].attn]
+        maps = attention_maps(modules, lambda: found.append(model(both)))
+        torch.testing.assert_close(found[0], plain, rtol=1e-5, atol=1e-5)
+    assert [m.shape[0] for m in maps] == [4, 4, 2]
+    for each in maps:
+        torch.testing.assert_close(each.sum(-1), torch.ones(each.shape[:2]), rtol=1e-4, atol=1e-4)
+    assert all(m.kept is None for m in modules)
+
+
+def test_gradcam_of_a_batch_equals_each_alone_and_works_on_frozen_models():
+    model = random_model("blip_image_text_matching").requires_grad_(False)
+    pictures, texts = images(2), TEXTS[:2]
+    maps, logits = compute_gradcam(model, pictures, texts, model.tokenizer(texts), block_num=1)
+    assert logits.shape == (2, 2)
+    for i in range(2):
+        tokens = model.tokenizer(texts[i], return_tensors="pt")
+        (alone,), _ = compute_gradcam(model, pictures[i : i + 1], [texts[i]], tokens, block_num=1)
+        assert alone.shape == (1 + tokens.input_ids.shape[1], 8, 8)
+        torch.testing.assert_close(maps[i][: len(alone)], alone, rtol=1e-3, atol=1e-6)
+        count = tokens.input_ids.shape[1] - 2
+        torch.testing.assert_close(alone[1], alone[2 : 2 + count].mean(0))
+    assert max(m.max() for m in maps) > 0
+
+
+def test_gradcam_finds_what_decides():
+    """A score that reads one key only has its map there."""
+    model = random_model("blip_feature_extractor")
+    attention = model.visual_encoder.blocks[-1].attn
+
+    def score():
+        states = model.encode_image(images(1))
+        return states[:, 0].sum(dim=1)
+
+    (maps,), value = gradcam([attention], score)
+    assert maps.shape == (1, 65, 65) and value.shape == (1,)
+    assert (maps[:, 1:] == 0).all() and maps[:, 0].sum() > 0  # only the class token's row feeds the score
+    with pytest.raises(ValueError, match="not used"):
+        gradcam([model.text_encoder.encoder.layer[0].attention], score)
+
+
+def test_heat_map():
+    heat = np.zeros((4, 4))
+    heat[1, 2] = 3.0
+    picture = np.full((64, 64, 3), 0.5)
+    over = getAttMap(picture, heat)
+    assert over.shape == (64, 64, 3) and over.min() >= 0 and over.max() <= 1
+    redness = over[..., 0] - over[..., 2]
+    y, x = np.unravel_index(redness.argmax(), redness.shape)
+    assert 16 <= y < 32 and 32 <= x < 48
+    with pytest.raises(ValueError, match="shape"):
+        getAttMap(np.zeros((3, 8, 8)), heat)
+    assert np.isfinite(getAttMap(picture, np.ones((4, 4)), overlap=False)).all()
+
+
+# ------------------------------------------------------------------------------------ several ranks
+
+
+def _train(rank: int, ranks: int, port: int, queue) -> None:
+    torch.set_num_threads(1)
+    if ranks > 1:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )  # fmt: skip
+        dist.init_from_env()
+    model = random_model("blip_retrieval", negative_all_rank=True, queue_size=16, spread=0.02).train()
+    # not Adam: it would blow up the rounding noise of gradients that are 0 (biases of attention keys)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
+    mine = slice(rank, rank + 1) if ranks > 1 else slice(0, 2)
+    for step in range(20):
+        batch = samples(2, image=images(2, seed=step), iters=step)
+        batch.update({k: batch[k][mine] for k in ("image", "text_input", "image_id")})
+        wrapped(batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if rank == 0:
+        queue.put({k: v.numpy() for k, v in model.state_dict().items()})
+    del wrapped
+    dist.shutdown()
+
+
+def test_two_ranks_train_as_one():
+    """Same global batch, no dropout, negatives from all ranks: parameters, twins and queue agree."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = int(s.getsockname()[1])
+    context = multiprocessing.get_context("fork")
+    found = []
+    for ranks in (1, 2):
+        queue = context.SimpleQueue()
+        processes = [context.Process(target=_train, args=(r, ranks, port, queue)) for r in range(ranks)]
+        for process in processes:
+            process.start()
+        found.append(queue.get())
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+    for key, value in found[0].items():
+        np.testing.assert_allclose(value, found[1][key], rtol=0, atol=1e-5, err_msg=key)
