@@ -235,8 +235,9 @@ class BaseModel(nn.Module):
         Args:
             cfg: `model_type` names the preset; `weights` says what to load: "finetuned" (the preset's
                 own, the default), "pretrained" (what it was fine-tuned from), "none" (starting
-                weights), or a path, URL or Hugging Face id; `grad_checkpointing` as in the config;
-                every other key replaces one of the preset's config.
+                weights), or a path, URL or Hugging Face id; `init`, with weights "none", starts parts
+                from other models' weights, see `start_from`; every other key replaces one of the
+                preset's config.
         """
         cfg = dict(cfg)
         cfg.pop("arch", None)
@@ -246,6 +247,7 @@ class BaseModel(nn.Module):
                 f"model.model_type is missing; {cls.registered_name} has {', '.join(cls.PRESETS)}"
             )
         weights = cfg.pop("weights", "finetuned")
+        init = cfg.pop("init", None)
         preset = cls.preset(model_type)
         config = override(preset.config, cfg, "model")
         source, rules, sha256 = weights, cls.RULES, None
@@ -257,10 +259,24 @@ class BaseModel(nn.Module):
             source = None
         if source is None:
             model = cls.build(config)
+            model.start_from(init or {})
+        elif init:
+            raise ValueError(
+                f"model.init is for starting weights; with model.weights {weights!r} it has no use"
+            )
         else:
             model = cls.from_file(config, locate(source, sha256=sha256), rules, name=source)
         model.model_type = model_type
         return model
+
+    def start_from(self, init: Mapping[str, str]) -> None:
+        """Take other models' weights as starting weights.
+
+        Args:
+            init: {module: source}, see the class for what it can take.
+        """
+        if init:
+            raise ValueError(f"model.init: {self.registered_name} can't start from other models' weights")
 
     # ------------------------------------------------------------------------------ weights
     def load_file(self, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None) -> None:

@@ -89,6 +89,48 @@ TRANSFORMERS_BLIP = Rules(
 )
 
 
+# Starting weights for pre-training (`init:` in a recipe): what a picture encoder takes of DeiT (Touvron et al.
+# 2021), and a text transformer, with or without LM head, of BERT.
+DEIT = Rules(marker="patch_embed.proj.weight", drop=("head.*", "head_dist.*", "dist_token"))
+_BERT_NORMS = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
+_BERT_LEFT = ("*pooler.*", "cls.seq_relationship.*", "*token_type_embeddings.*")
+_POSITION_IDS = {"*position_ids": lambda shape: torch.arange(shape[-1]).expand(shape).clone()}
+
+
+def _more_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """An embedding (or its bias) for a vocabulary with tokens added at the end; new rows start as BERT's did."""
+    if tensor.shape[1:] != shape[1:] or tensor.shape[0] > shape[0]:
+        return tensor  # another size altogether: the strict comparison says so
+    grown = torch.zeros(shape) if len(shape) == 1 else torch.randn(shape) * 0.02
+    grown[: tensor.shape[0]] = tensor
+    return grown
+
+
+BERT_ENCODER = Rules(
+    rename=((r"^bert\.", ""), *_BERT_NORMS),
+    drop=(*_BERT_LEFT, "cls.*"),
+    resize={"embeddings.word_embeddings.weight": _more_rows},
+    make=_POSITION_IDS,
+    fresh=("*.crossattention.*",),
+)
+BERT_LANGUAGE_MODEL = Rules(
+    rename=_BERT_NORMS,
+    drop=_BERT_LEFT,
+    resize={
+        "bert.embeddings.word_embeddings.weight": _more_rows,
+        "cls.predictions.decoder.weight": _more_rows,
+        "cls.predictions.decoder.bias": _more_rows,
+        "cls.predictions.bias": _more_rows,
+    },
+    # files leave out what is tied
+    copy=(
+        (r"^cls\.predictions\.decoder\.weight$", "bert.embeddings.word_embeddings.weight"),
+        (r"^cls\.predictions\.decoder\.bias$", "cls.predictions.bias"),
+    ),
+    make=_POSITION_IDS,
+    fresh=("*.crossattention.*",),
+)
+
 # ------------------------------------------------------------------------------------------ reading
 
 

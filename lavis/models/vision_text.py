@@ -6,19 +6,25 @@ B pictures (or clips), G texts per picture, N image tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from lavis.models.base import BaseModel
+from lavis.models import checkpoints
+from lavis.models.base import BaseModel, locate
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn import momentum
 from lavis.nn.losses import distillation_weight
-from lavis.nn.text import TextConfig
-from lavis.nn.vit import VIT_BASE, VisionTransformer, ViTConfig
+from lavis.nn.text import LanguageModel, TextConfig, TextTransformer
+from lavis.nn.vit import VIT_BASE, VisionTransformer, ViTConfig, interpolate_positions
 
+# Both Apache-2.0. DeiT-B/16 at 224 px; BERT base, uncased.
+STARTING_WEIGHTS = {
+    "deit": "https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth",
+    "bert": "google-bert/bert-base-uncased:model.safetensors",
+}
 VOCABULARIES = {"bert": "bert-base-uncased.txt", "tiny": "tiny_vocab.txt"}
 
 
@@ -90,6 +96,40 @@ class VisionTextModel(BaseModel):
             reset = getattr(child, "reset_parameters", None)
             if reset is not None:
                 reset()
+        momentum.copy_weights(self.twin_pairs())
+
+    def start_from(self, init: Mapping[str, str]) -> None:
+        """Start modules from other models' weights; cross-attention, which those lack, stays fresh.
+
+        Args:
+            init: {"visual_encoder": source, "text_encoder": source, "text_decoder": source}; a source is "deit"
+                or "bert" (`STARTING_WEIGHTS`), or a path, URL or Hugging Face id of such a file.
+        """
+        for name, source in init.items():
+            module = getattr(self, name, None)
+            if isinstance(module, LanguageModel):
+                rules = checkpoints.BERT_LANGUAGE_MODEL
+            elif isinstance(module, TextTransformer):
+                rules = checkpoints.BERT_ENCODER
+            elif isinstance(module, VisionTransformer):
+                resize = {"pos_embed": lambda t, shape: interpolate_positions(t, shape[1])}
+                rules = replace(checkpoints.DEIT, resize=resize)
+            else:
+                able = [
+                    n
+                    for n, m in self.named_children()
+                    if isinstance(m, (LanguageModel, TextTransformer, VisionTransformer))
+                    and not n.endswith("_m")
+                ]
+                raise ValueError(
+                    f"model.init.{name}: {self.registered_name} can start {', '.join(able)} from a file"
+                )
+            path = locate(STARTING_WEIGHTS.get(source, source))
+            state = checkpoints.read_state_dict(path / checkpoints.WEIGHTS_NAME if path.is_dir() else path)
+            checkpoints.load_into(module, state, rules, f"model.init.{name} {source}")
+        tie = getattr(self, "tie_weights", None)
+        if tie is not None:
+            tie()
         momentum.copy_weights(self.twin_pairs())
 
     # ------------------------------------------------------------------------------ samples

@@ -1,0 +1,581 @@
+"""CLIP (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
+arXiv 2103.00020).
+
+A picture tower and a text tower that put what belongs together close to one another. Here: training by contrast
+(section 2.3), features, retrieval, and zero-shot classification (section 3.1).
+
+B pictures, R texts, C classes, T tokens, D width, E width of the shared space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lavis.common import dist
+from lavis.common.registry import registry
+from lavis.models.base import CONFIG_NAME, BaseModel, Output, Preset, inference
+from lavis.models.checkpoints import Rules
+from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
+from lavis.models.outputs import Features
+from lavis.models.tokenizer import ASSETS
+from lavis.nn.clip import (
+    ClipResNetConfig,
+    ClipTextConfig,
+    ClipViTConfig,
+    Mlp,
+    PictureTransformer,
+    ResNet,
+    Transformer,
+    contrastive_loss,
+)
+from lavis.nn.vit import interpolate_positions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+log = logging.getLogger("lavis")
+
+START_SCALE = 1 / 0.07  # what cosines are multiplied with at the start of training (section 2.5)
+MAX_SCALE = 100.0  # and at most; also the factor of `predict`
+_TEXTS_AT_ONCE, _CLASSES_AT_ONCE = 256, 64  # of encoding many texts
+
+Template = str | Callable[[str], str]
+
+
+# --------------------------------------------------------------------------------- configuration
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes of a CLIP model; the defaults are ViT-B/32's.
+
+    Attributes:
+        image_size: pixels; pictures are squares. Position embeddings of a checkpoint for another size are resized.
+        embed_dim: width of the space that both towers project to.
+        vision: the picture tower, a `ClipViTConfig` or a `ClipResNetConfig`.
+        quick_gelu: x·sigmoid(1.702 x), as OpenAI's models were trained with, instead of the exact GELU. OpenCLIP's
+            models have one or the other; their names say "quickgelu" where it is this one.
+        vocabulary: "clip", or the path of a file of merges.
+    """
+
+    image_size: int = 224
+    embed_dim: int = 512
+    vision: ClipViTConfig | ClipResNetConfig = field(default_factory=ClipViTConfig)
+    text: ClipTextConfig = field(default_factory=ClipTextConfig)
+    quick_gelu: bool = True
+    vocabulary: str = "clip"
+
+
+# 2.1 million parameters: for tests, for the embedded data, for a first try on own small data.
+_TINY = ClipConfig(
+    image_size=64,
+    embed_dim=128,
+    vision=ClipViTConfig(width=128, depth=4, heads=4, patch_size=8),
+    text=ClipTextConfig(width=128, depth=3, heads=4, context_length=48, vocab_size=4610),
+)
+_LARGE = ClipConfig(
+    embed_dim=768,
+    vision=ClipViTConfig(width=1024, depth=24, heads=16, patch_size=14),
+    text=ClipTextConfig(width=768, heads=12),
+)
+
+
+def _openai(config: ClipConfig, sha256: str, file: str, what: str) -> Preset:
+    return Preset(
+        config=config,
+        weights=f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file}",
+        sha256=sha256,
+        vis_processor={"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}},
+        licence="MIT (OpenAI's repository); the model card declares any deployed use out of scope",
+        note=f"{what}, trained on 400 million pictures of the web; English",
+    )
+
+
+# ------------------------------------------------------------------------- checkpoints of others
+
+
+def _resize(positions: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Position embeddings (1 + g·g, D) for another number of patches; anything else is left to be refused."""
+    old, new = (math.isqrt(max(n - 1, 0)) for n in (positions.shape[0], shape[0]))
+    if positions.ndim != 2 or old < 1 or old**2 + 1 != positions.shape[0]:
+        return positions
+    log.info("position embeddings are resized from %d x %d to %d x %d patches", old, old, new, new)
+    return interpolate_positions(positions[None], shape[0])[0]
+
+
+_RESIZE = {"visual.positional_embedding": _resize, "visual.attnpool.positional_embedding": _resize}
+
+# transformers' CLIPModel
+TRANSFORMERS_CLIP = Rules(
+    marker="vision_model.embeddings.class_embedding",
+    rename=(
+        (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
+        (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
+        (r"\.self_attn\.q_proj\.(weight|bias)$", r".attn.in_proj_\1#0"),
+        (r"\.self_attn\.k_proj\.(weight|bias)$", r".attn.in_proj_\1#1"),
+        (r"\.self_attn\.v_proj\.(weight|bias)$", r".attn.in_proj_\1#2"),
+        (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+        (r"\.layer_norm(\d)\.", r".ln_\1."),
+        (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+        (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+        (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
+        (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
+        (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
+        (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # misspelt there
+        (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
+        (r"^visual_projection\.weight$", "visual.proj#T"),
+        (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
+        (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
+        (r"^text_model\.final_layer_norm\.", "ln_final."),
+        (r"^text_projection\.weight$", "text_projection#T"),
+    ),
+    drop=("*.position_ids",),
+    resize=_RESIZE,
+)
+
+
+def _adapted(config: ClipConfig, folder: Path) -> ClipConfig:
+    """The config with the activation that a transformers folder names; its tensors' shapes don't tell it.
+
+    Raises:
+        ValueError: the folder's model has another activation than CLIP's two, or another number of heads.
+    """
+    path = folder / CONFIG_NAME
+    theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "vision_config" not in theirs:
+        return config  # not transformers'
+    heads = {"vision_config": (config.vision.heads, 12), "text_config": (config.text.heads, 8)}
+    activations = set()
+    for section, (ours, default) in heads.items():
+        part = theirs.get(section) or {}
+        activations.add(part.get("hidden_act", "quick_gelu"))
+        if part.get("num_attention_heads", default) != ours:
+            raise ValueError(
+                f"{path}: {section}.num_attention_heads is {part.get('num_attention_heads', default)}, this model "
+                f"type's is {ours}; choose another model type"
+            )
+    if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
+        raise ValueError(
+            f"{path}: hidden_act is {' and '.join(sorted(activations))}; CLIP has quick_gelu or gelu"
+        )
+    return dataclasses.replace(config, quick_gelu=activations == {"quick_gelu"})
+
+
+# --------------------------------------------------------------------------------------- zero shot
+
+
+@functools.cache
+def _imagenet() -> dict[str, list[str]]:
+    data: dict[str, list[str]] = json.loads((ASSETS / "imagenet_zero_shot.json").read_text(encoding="utf-8"))
+    return data
+
+
+def imagenet_templates(number: int = 80) -> list[str]:
+    """The 80 templates, or the best 7, that OpenAI published for ImageNet; "{}" is where a class name goes."""
+    key = f"templates_{number}"
+    if key not in _imagenet():
+        raise ValueError(f"there are 80 or 7 templates, not {number}")
+    return list(_imagenet()[key])
+
+
+def imagenet_classnames() -> list[str]:
+    """The 1000 class names that OpenAI published for ImageNet, in the order of its labels."""
+    return list(_imagenet()["classnames"])
+
+
+def _fill(template: Template, name: str) -> str:
+    if callable(template):
+        return template(name)
+    if "{}" not in template:
+        raise ValueError(f"the template {template!r} has no {{}}, where the class name goes")
+    return template.replace("{}", name)
+
+
+# ----------------------------------------------------------------------------------------- outputs
+
+ClipOutputFeatures = Features  # the name under which the original's users know it
+
+
+@dataclass(frozen=True)
+class ClipOutput(Output):
+    """What `forward` returns: the loss (nats), the features, and what cosines were multiplied with."""
+
+    intermediate_output: Features | None = None
+    loss: torch.Tensor | None = None
+    loss_itc: torch.Tensor | None = None
+    logit_scale_exp: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClipPrediction(Output):
+    """What `predict` returns: predictions, logits (B, C); targets, the labels given; scores, probabilities (B, C)."""
+
+    predictions: torch.Tensor
+    targets: Any = None
+    scores: torch.Tensor | None = None
+
+
+# ------------------------------------------------------------------------------------------- model
+
+
+@registry.register_model("clip")
+@registry.register_model("clip_feature_extractor")
+class Clip(BaseModel):
+    """CLIP with a transformer or a ResNet for pictures (paper, section 2.4 and figure 1)."""
+
+    registered_name = "clip"
+    # OpenAI's archives hold three numbers that are no weights; OpenCLIP's files of parallel training a prefix.
+    RULES = Rules(
+        rename=((r"^module\.", ""),),
+        drop=("input_resolution", "context_length", "vocab_size"),
+        resize=_RESIZE,
+    )
+    PRETRAINED_RULES = RULES
+    FOREIGN_RULES = (TRANSFORMERS_CLIP,)
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "ViT-B-32": _openai(
+            ClipConfig(),
+            "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+            "ViT-B-32.pt",
+            "ViT-B/32 at 224 px",
+        ),
+        "ViT-B-16": _openai(
+            ClipConfig(vision=ClipViTConfig(patch_size=16)),
+            "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+            "ViT-B-16.pt",
+            "ViT-B/16 at 224 px",
+        ),
+        "ViT-L-14": _openai(
+            _LARGE,
+            "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+            "ViT-L-14.pt",
+            "ViT-L/14 at 224 px",
+        ),
+        "ViT-L-14-336": _openai(
+            dataclasses.replace(_LARGE, image_size=336),
+            "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+            "ViT-L-14-336px.pt",
+            "ViT-L/14 at 336 px",
+        ),
+        "RN50": _openai(
+            ClipConfig(embed_dim=1024, vision=ClipResNetConfig()),
+            "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+            "RN50.pt",
+            "ResNet-50 at 224 px",
+        ),
+        "tiny": Preset(
+            config=_TINY,
+            vis_processor={"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}},
+            licence="none needed: no weights",
+            commercial=True,
+            note="random starting weights, 64 px; for tests and small data",
+        ),
+    }
+    PRESETS["base"] = PRESETS["ViT-B-32"]
+
+    config: ClipConfig
+    tokenizer: ClipTokenizer
+    classifier: torch.Tensor | None
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        text = config.text
+        merges = CLIP_MERGES if config.vocabulary == "clip" else config.vocabulary
+        self.tokenizer = ClipTokenizer(merges, size=text.vocab_size)
+        self.positional_embedding = nn.Parameter(torch.zeros(text.context_length, text.width))
+        self.text_projection = nn.Parameter(torch.zeros(text.width, config.embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
+        if isinstance(config.vision, ClipResNetConfig):
+            self.visual: nn.Module = ResNet(config.vision, config.image_size, config.embed_dim)
+        else:
+            self.visual = PictureTransformer(
+                config.vision, config.image_size, config.embed_dim, config.quick_gelu
+            )
+        self.transformer = Transformer(text.width, text.depth, text.heads, config.quick_gelu)
+        self.token_embedding = nn.Embedding(text.vocab_size, text.width)
+        self.ln_final = nn.LayerNorm(text.width)
+        self.register_buffer("classifier", None, persistent=False)  # (E, C), see `before_evaluation`
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=self.config.text.width**-0.5)
+        nn.init.constant_(self.logit_scale, math.log(START_SCALE))
+        self.visual.reset_parameters()  # type: ignore[operator]
+        self.transformer.reset_parameters()
+
+    # ------------------------------------------------------------------------------ weights
+    @classmethod
+    def from_file(
+        cls, config: Any, path: Path, rules: Rules | None = None, name: str | None = None
+    ) -> BaseModel:
+        """As in `BaseModel`; a transformers folder also says which activation its weights need."""
+        return super().from_file(_adapted(config, path), path, rules, name)
+
+    def load_file(self, path: Path, rules: Rules | None = None, name: str | None = None) -> None:
+        config = _adapted(self.config, path)
+        super().load_file(path, rules, name)
+        self.config = config
+        for module in self.modules():
+            if isinstance(module, Mlp):
+                module.quick_gelu = config.quick_gelu
+
+    def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Train the text tower only (LiT, Zhai et al. 2021).
+
+        Args:
+            unlocked_groups: 0; no part of the picture tower can be left unlocked.
+            freeze_bn_stats: keep a ResNet's batch statistics as well.
+        """
+        if unlocked_groups != 0:
+            raise ValueError(
+                f"unlocked_groups is {unlocked_groups}; only the whole tower can be locked, with 0"
+            )
+        self.visual.lock(freeze_bn_stats)  # type: ignore[operator]
+
+    # ------------------------------------------------------------------------------ features
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Vectors of pictures (B, 3, h, w), not normalised: (B, E)."""
+        return self.visual(image.to(self.device, non_blocking=True))
+
+    def encode_text(self, text: torch.Tensor | str | Sequence[str]) -> torch.Tensor:
+        """Vectors of texts, not normalised: (R, E).
+
+        Args:
+            text: strings, or ids (R, T) that begin with the start token. A text's vector is the state of its
+                first end token, or of its start token if it has no end.
+        """
+        if isinstance(text, torch.Tensor):
+            ids = text.to(self.device)
+        else:
+            texts = [text] if isinstance(text, str) else list(text)
+            ids = self.tokenizer(texts, max_length=self.config.text.context_length, device=self.device).ids
+        if ids.ndim != 2 or ids.shape[1] > self.config.text.context_length:
+            raise ValueError(
+                f"ids have shape {tuple(ids.shape)}; (texts, tokens) with at most "
+                f"{self.config.text.context_length} tokens was expected"
+            )
+        x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]  # (R, T, D)
+        # No token sees a later one, so what comes after the end does not matter.
+        x = self.transformer(x, causal=True)
+        end = (ids == self.tokenizer.sep_id).int().argmax(dim=1)  # (R,) the first, 0 if there is none
+        return self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
+
+    def _features(self, samples: Mapping[str, Any]) -> Features:
+        """What there is, raw and of length 1 (in float32)."""
+        image, text = samples.get("image"), samples.get("text_input")
+        if image is None and text is None:
+            raise ValueError(
+                f"samples need an 'image', a 'text_input' or both; they have {', '.join(samples)}"
+            )
+        images = None if image is None else self.encode_image(image)
+        texts = None if text is None else self.encode_text(text)
+        return Features(
+            image_embeds=images,
+            image_embeds_proj=None if images is None else _unit(images),
+            text_embeds=texts,
+            text_embeds_proj=None if texts is None else _unit(texts),
+        )
+
+    @inference
+    def extract_features(
+        self, samples: Mapping[str, Any], mode: str | None = None
+    ) -> Features | torch.Tensor:
+        """Vectors of pictures, texts or both.
+
+        Args:
+            samples: `image` (B, 3, h, w), `text_input` R texts.
+            mode: "image", "text", or "multimodal" for both. Without it both are given if both are there; of one
+                alone the bare tensor, as the original returns it.
+
+        Returns:
+            `image_embeds` (B, E) and `text_embeds` (R, E) as projected; `image_embeds_proj`, `text_embeds_proj` the
+            same with length 1, whose products are cosines. CLIP has no fused features.
+        """
+        wanted = {"image": ("image",), "text": ("text_input",), "multimodal": ("image", "text_input")}
+        if mode is not None:
+            if mode not in wanted:
+                raise ValueError(f"mode is {mode!r}; it must be image, text or multimodal")
+            for key in wanted[mode]:
+                if samples.get(key) is None:
+                    raise ValueError(f"mode {mode!r} needs samples[{key!r}]; there are {', '.join(samples)}")
+            samples = {key: samples[key] for key in wanted[mode]}
+        found = self._features(samples)
+        if mode is None and found.image_embeds is None:
+            assert found.text_embeds is not None
+            return found.text_embeds
+        if mode is None and found.text_embeds is None:
+            assert found.image_embeds is not None
+            return found.image_embeds
+        return found
+
+    # ------------------------------------------------------------------------------ training
+    def forward(self, samples: Mapping[str, Any]) -> ClipOutput | torch.Tensor:
+        """Contrastive loss of pictures and their texts; on several ranks against the pictures and texts of all.
+
+        Args:
+            samples: `image` (B, 3, h, w), `text_input` B texts, the b-th one the b-th picture's.
+
+        Returns:
+            `loss` = `loss_itc`, `intermediate_output` with the features, `logit_scale_exp`. If image or text is
+            missing, the bare vectors of the other, as in the original.
+        """
+        found = self._features(samples)
+        if found.image_embeds is None or found.text_embeds is None:
+            return found.image_embeds if found.text_embeds is None else found.text_embeds  # type: ignore[return-value]
+        if len(found.image_embeds) != len(found.text_embeds):
+            raise ValueError(
+                f"there are {len(found.text_embeds)} texts for {len(found.image_embeds)} pictures; the loss needs "
+                "one text for each picture"
+            )
+        if self.training:
+            with torch.no_grad():  # section 2.5
+                self.logit_scale.clamp_(0.0, math.log(MAX_SCALE))
+        scale = self.logit_scale.exp()
+        loss = contrastive_loss(found.image_embeds_proj, found.text_embeds_proj, scale.float())  # type: ignore[arg-type]
+        return ClipOutput(intermediate_output=found, loss=loss, loss_itc=loss, logit_scale_exp=scale)
+
+    # ------------------------------------------------------------------------------ classification
+    @inference
+    def zero_shot_classifier(
+        self, classnames: Sequence[str], templates: Sequence[Template] | None = None
+    ) -> torch.Tensor:
+        """Weights of a classifier made of texts (section 3.1.4): each class the mean of its filled-in templates.
+
+        Args:
+            classnames: C names.
+            templates: strings with "{}", or functions of a name; OpenAI's 80 for ImageNet by default.
+
+        Returns:
+            (E, C), columns of length 1.
+        """
+        templates = imagenet_templates() if templates is None else list(templates)
+        if not classnames or not templates or isinstance(classnames, str):
+            raise ValueError("a zero-shot classifier needs a list of class names and at least one template")
+        columns = []
+        for start in range(0, len(classnames), _CLASSES_AT_ONCE):
+            names = classnames[start : start + _CLASSES_AT_ONCE]
+            each = self._encode_texts([_fill(t, name) for name in names for t in templates])
+            columns.append(_unit(each.unflatten(0, (len(names), len(templates))).mean(dim=1)))
+        return torch.cat(columns).t().contiguous()
+
+    def before_evaluation(self, dataset: Any, task_type: Any = None, **unused: Any) -> None:
+        """Make `classifier` out of `dataset.classnames`, if it has any, for `predict`."""
+        classnames = getattr(dataset, "classnames", None)
+        if classnames is not None:
+            self.classifier = self.zero_shot_classifier(list(classnames))
+
+    @inference
+    def predict(self, samples: Mapping[str, Any], return_scores: bool = False) -> ClipPrediction:
+        """Classify pictures with `classifier`, what `zero_shot_classifier` makes.
+
+        Args:
+            samples: `image` (B, 3, h, w); `label`, if any, comes back as `targets`.
+            return_scores: also give the probabilities of the classes.
+        """
+        if self.classifier is None:
+            raise ValueError(
+                "there are no classes to choose from; set model.classifier = "
+                "model.zero_shot_classifier(classnames), or call before_evaluation with a data set that has classnames"
+            )
+        if samples.get("image") is None:
+            raise ValueError(f"samples need an 'image', (B, 3, h, w); they have {', '.join(samples)}")
+        logits = MAX_SCALE * _unit(self.encode_image(samples["image"])) @ self.classifier.float()  # (B, C)
+        return ClipPrediction(logits, samples.get("label"), logits.softmax(dim=1) if return_scores else None)
+
+    @inference
+    def zero_shot_predict(
+        self, image_path: str | Path | Image.Image, categories: Sequence[str]
+    ) -> dict[str, float]:
+        """Which of some texts fits a picture.
+
+        Args:
+            image_path: a file, or a picture.
+            categories: the texts, used as they are ("a photo of a dog" does better than "dog").
+
+        Returns:
+            each text's probability (0 to 1) among them, in their order.
+        """
+        from PIL import Image
+
+        from lavis.processors import ClipImageEvalProcessor
+
+        if isinstance(categories, str) or not categories or len(set(categories)) != len(categories):
+            raise ValueError(f"categories are {categories!r}; a list of texts, each once, was expected")
+        if isinstance(image_path, Image.Image):
+            picture = image_path
+        else:
+            with Image.open(image_path) as opened:
+                picture = opened.convert("RGB")
+        image = ClipImageEvalProcessor(self.config.image_size)(picture).unsqueeze(0)
+        cosines = _unit(self.encode_image(image)) @ self._encode_texts(list(categories)).t()
+        return dict(zip(categories, (MAX_SCALE * cosines)[0].softmax(dim=0).tolist(), strict=True))
+
+    # ------------------------------------------------------------------------------ retrieval
+    @inference
+    def compute_sim_matrix(
+        self, data_loader: Any, task_cfg: Any = None, **unused: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines of all pictures with all texts. Ranks share the work, and all of them get the whole.
+
+        Args:
+            data_loader: batches with `image`, in order, the same on every rank; `data_loader.dataset.text` lists
+                the texts.
+
+        Returns:
+            (pictures, texts) and (texts, pictures), float32.
+        """
+        texts = self._encode_texts(list(data_loader.dataset.text), share=True)
+        parts = []
+        for number, samples in enumerate(data_loader):
+            image = samples["image"]
+            vectors = self._nothing(len(image)) if _others(number) else _unit(self.encode_image(image))
+            parts.append(vectors)
+        sims = (_sum_over_ranks(torch.cat(parts)) @ texts.t()).cpu()
+        return sims.numpy(), sims.t().contiguous().numpy()
+
+    def _encode_texts(self, texts: Sequence[str], share: bool = False) -> torch.Tensor:
+        """Vectors of length 1 of any number of texts (R, E), texts of similar length in one batch.
+
+        With `share` each rank encodes some, and all ranks must call this together.
+        """
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        out = self._nothing(len(texts))
+        for number, start in enumerate(range(0, len(order), _TEXTS_AT_ONCE)):
+            if not (share and _others(number)):
+                rows = order[start : start + _TEXTS_AT_ONCE]
+                out[rows] = _unit(self.encode_text([texts[i] for i in rows]))
+        return _sum_over_ranks(out) if share else out
+
+    def _nothing(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, self.config.embed_dim, device=self.device)
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    """The same directions with length 1, in float32."""
+    return F.normalize(vectors.float(), dim=-1)
+
+
+def _others(batch: int) -> bool:
+    """Whether a batch is another rank's to encode."""
+    return batch % dist.world_size() != dist.rank()
+
+
+def _sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
+    if dist.is_on():
+        torch.distributed.all_reduce(value)
+    return value

@@ -1,0 +1,107 @@
+"""CLIP's byte-pair tokenization (Radford et al. 2021, section 2.4) and its clean-up of texts.
+
+Built on the `tokenizers` package, from the list of merges; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, models, pre_tokenizers
+from tokenizers import Tokenizer as _Tokenizer
+
+from lavis.models.tokenizer import ASSETS, Tokenizer
+
+CLIP_MERGES = ASSETS / "clip_bpe_merges.txt"
+START, END = "<start_of_text>", "<end_of_text>"
+_END_OF_WORD = "</w>"
+_ALPHABET = 256  # every byte is a piece, inside a word and at its end
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+def _byte_symbols() -> dict[int, str]:
+    """One visible character per byte, in the order of their ids: printable bytes stand for themselves, the
+    others for the characters from U+0100 on."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    symbols = {byte: chr(byte) for byte in printable}
+    for byte in range(_ALPHABET):
+        if byte not in symbols:
+            symbols[byte] = chr(_ALPHABET + len(symbols) - len(printable))
+    return symbols
+
+
+def clean(text: str) -> str:
+    """What CLIP's training texts went through: ftfy's repairs, HTML entities, white space, lower case."""
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else the first two change nothing
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+class ClipTokenizer(Tokenizer):
+    """Texts to padded ids, [start] pieces [end], and back; no text has an unknown piece.
+
+    A text that is cut keeps its end token, whose state is the text's feature. (The original's loses it.)
+    As in the original, a user who types "<start_of_text>" or "<end_of_text>" gets the special id.
+
+    Args:
+        vocabulary: a file with one merge per line after a line of heading, the earliest first.
+        size: number of ids; the first `size` - 514 merges are used. CLIP's is 49408.
+    """
+
+    def __init__(self, vocabulary: Path | str = CLIP_MERGES, size: int = 49408) -> None:
+        self.vocabulary = Path(vocabulary)
+        count = size - 2 * _ALPHABET - 2
+        lines = self.vocabulary.read_text(encoding="utf-8").split("\n")[1:]
+        halves = [line.split(" ") for line in lines[: max(count, 0)]]
+        merges = [(pair[0], pair[1]) for pair in halves if len(pair) == 2]
+        if count < 0 or len(merges) < count:
+            raise ValueError(
+                f"{self.vocabulary}: {size} ids need {count} merges, one 'left right' per line after a heading; "
+                f"the file has {len(merges)} such lines"
+            )
+        symbols = _byte_symbols()
+        pieces = [*symbols.values(), *(s + _END_OF_WORD for s in symbols.values())]
+        pieces += ["".join(pair) for pair in merges]
+        pieces += [START, END]
+        vocab = {piece: i for i, piece in enumerate(pieces)}
+        if len(vocab) != size:
+            raise ValueError(
+                f"{self.vocabulary}: {size - len(vocab)} of the first {count} merges are repeated"
+            )
+        inner = _Tokenizer(models.BPE(vocab, merges, end_of_word_suffix=_END_OF_WORD))
+        inner.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (START, END)])
+        self._inner = inner
+        self._pieces = pieces
+        self._bytes = {symbol: byte for byte, symbol in symbols.items()}
+        self.pad_id, self.cls_id, self.sep_id = 0, vocab[START], vocab[END]
+
+    def encode(self, text: str, max_length: int | None = None) -> list[int]:
+        """[start] pieces [end]; cut to `max_length` ids, the end kept."""
+        return super().encode(clean(text), max_length)
+
+    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
+        """Text of ids up to the first end token, a space after every word, as the original writes it."""
+        text = ""
+        for i in map(int, ids):
+            if i == self.sep_id:
+                break
+            if i != self.cls_id:
+                text += self._pieces[i]
+        data = bytes(self._bytes[c] for c in text)
+        return data.decode("utf-8", errors="replace").replace(_END_OF_WORD, " ")

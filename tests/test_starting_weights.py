@@ -1,0 +1,95 @@
+"""`init:` starts a model for pre-training from a picture model's and BERT's weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import BertConfig, BertForPreTraining
+
+from lavis.models.blip_matching import BlipPretrain
+from lavis.nn.vit import VisionTransformer
+
+CONFIG = BlipPretrain.PRESETS["tiny"].config
+TEXT = CONFIG.text
+
+
+def bert(path, vocab: int = TEXT.vocab_size - 2, old_names: bool = False):
+    """A file as the hub has it: BERT with both of its heads."""
+    torch.manual_seed(5)
+    model = BertForPreTraining(
+        BertConfig(
+            vocab_size=vocab, hidden_size=TEXT.width, num_hidden_layers=TEXT.depth,
+            num_attention_heads=TEXT.heads, intermediate_size=TEXT.hidden,
+            max_position_embeddings=TEXT.max_positions,
+        )
+    ).eval()  # fmt: skip
+    for p in model.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    state = model.state_dict()
+    if old_names:
+        state = {
+            k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+            for k, v in state.items()
+        }
+    torch.save(state, path)
+    return model
+
+
+def deit(path, size: int = 48):
+    torch.manual_seed(6)
+    model = VisionTransformer(CONFIG.vit, size)
+    model.reset_parameters()
+    head = {"head.weight": torch.zeros(10, CONFIG.vit.width), "head.bias": torch.zeros(10)}
+    torch.save({"model": {**model.state_dict(), **head}}, path)
+    return model
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_pretraining_starts_from_other_models(tmp_path, old_names):
+    theirs, vit = bert(tmp_path / "bert.pth", old_names=old_names), deit(tmp_path / "deit.pth")
+    init = {
+        "visual_encoder": str(tmp_path / "deit.pth"),
+        "text_encoder": str(tmp_path / "bert.pth"),
+        "text_decoder": str(tmp_path / "bert.pth"),
+    }
+    model = BlipPretrain.from_config({"model_type": "tiny", "weights": "none", "init": init}).eval()
+    assert torch.equal(model.visual_encoder.blocks[2].mlp.fc1.weight, vit.blocks[2].mlp.fc1.weight)
+    assert model.visual_encoder.pos_embed.shape[1] == 65  # from a grid of 6 to 8
+    # without a picture the text encoder is BERT
+    tokens = model.tokenizer(["a red circle above two stars", "a cat"])
+    with torch.no_grad():
+        ours = model.encode_text(tokens)
+        ids = tokens.ids
+        words = theirs.bert.embeddings.word_embeddings(ids)
+        places = theirs.bert.embeddings.position_embeddings.weight[: ids.shape[1]]
+        embedded = theirs.bert.embeddings.LayerNorm(words + places)  # no token types, as in BLIP
+        mask = torch.zeros(tokens.mask.shape).masked_fill(~tokens.mask, torch.finfo(torch.float32).min)
+        wanted = theirs.bert.encoder(embedded, attention_mask=mask[:, None, None, :])[0]
+    torch.testing.assert_close(ours[tokens.mask], wanted[tokens.mask], rtol=1e-4, atol=1e-4)
+    # the decoder starts from the same self-attention and head; shared parts stay shared, twins are equal
+    layer, shared = model.text_decoder.bert.encoder.layer[0], model.text_encoder.encoder.layer[0]
+    assert torch.equal(layer.attention.self.query.weight, shared.attention.self.query.weight)
+    assert layer.attention.self.query.weight is not shared.attention.self.query.weight
+    assert layer.intermediate.dense.weight is shared.intermediate.dense.weight
+    head = model.text_decoder.cls.predictions
+    assert torch.equal(head.transform.dense.weight, theirs.cls.predictions.transform.dense.weight)
+    assert head.decoder.weight is model.text_encoder.embeddings.word_embeddings.weight
+    assert head.bias is head.decoder.bias and head.bias.shape == (TEXT.vocab_size,)
+    assert torch.equal(
+        model.text_encoder_m.embeddings.word_embeddings.weight,
+        model.text_encoder.embeddings.word_embeddings.weight,
+    )
+
+
+def test_wrong_starting_weights_are_refused(tmp_path):
+    bert(tmp_path / "bert.pth", vocab=TEXT.vocab_size + 5)
+    with pytest.raises(ValueError, match="of another shape"):
+        BlipPretrain.from_config(
+            {"model_type": "tiny", "weights": "none", "init": {"text_encoder": str(tmp_path / "bert.pth")}}
+        )
+    with pytest.raises(
+        ValueError, match=r"model\.init\.itm_head: .* visual_encoder, text_encoder, text_decoder"
+    ):
+        BlipPretrain.from_config({"model_type": "tiny", "weights": "none", "init": {"itm_head": "bert"}})
+    with pytest.raises(ValueError, match="it has no use"):
+        BlipPretrain.from_config({"model_type": "tiny", "weights": "x.pth", "init": {"text_encoder": "bert"}})
