@@ -118,6 +118,9 @@ class Gallery:
         self.dataset = self
         self.pictures, self.text, self.key = pictures, texts, key
 
+    def __len__(self) -> int:
+        return len(self.pictures)
+
     def __iter__(self) -> Any:
         return iter({self.key: self.pictures[i : i + 1]} for i in range(len(self.pictures)))
 

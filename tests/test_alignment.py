@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lavis.common import dist
-from lavis.common.gradcam import attention_maps, getAttMap, gradcam
+from lavis.common.gradcam import attention_maps, getAttMap, gradcam, patch_grid
 from lavis.models import load_model
 from lavis.models.alignment import TextStates
 from lavis.models.blip_matching import compute_gradcam
@@ -380,3 +380,19 @@ def test_two_ranks_train_as_one():
             assert process.exitcode == 0
     for key, value in found[0].items():
         np.testing.assert_allclose(value, found[1][key], rtol=0, atol=1e-5, err_msg=key)
+
+
+def test_gradcam_of_clip():
+    model = random_model("clip")
+    attention = model.visual.transformer.resblocks[-1].attn
+    pair = {"image": images(2), "text_input": TEXTS[:2]}
+
+    def cosine():
+        found = model(pair).intermediate_output
+        return (found.image_embeds_proj * found.text_embeds_proj).sum(dim=1)
+
+    (maps,), cosines = gradcam([attention], cosine)
+    grid = patch_grid(maps[:, 0])
+    assert grid.shape == (2, 8, 8) and grid.max() > 0 and cosines.shape == (2,)
+    with pytest.raises(ValueError, match="no square"):
+        patch_grid(maps[:, 0, :-1])

@@ -337,7 +337,8 @@ def test_the_scale_stays_between_1_and_100_in_training(model):
 class Loader(list):
     def __init__(self, batches, texts):
         super().__init__(batches)
-        self.dataset = types.SimpleNamespace(text=texts)
+        pictures = [picture for batch in batches for picture in batch["image"]]
+        self.dataset = type("Gallery", (list,), {"text": texts})(pictures)
 
 
 def on_ranks(ranks, work):

@@ -9,7 +9,7 @@ feature, Q places in the queue, W = B x ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.models.base import inference
+from lavis.models.gallery import share_of, sum_over_ranks
 from lavis.models.outputs import Features, IntermediateOutput, Similarity
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
@@ -31,6 +32,7 @@ TEMPERATURE = 0.07  # at the start; learned
 TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
 RERANKING_ROWS = 64  # texts that are matched with one picture at once
+NOT_SCORED = -100.0  # of pairs that were not matched, as in the original
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Alignment(VisionTextModel):
     idx_queue: torch.Tensor
     queue_ptr: torch.Tensor
 
+    MEDIA = "image"  # the samples' key of what texts are compared with
     MATCHES = True
     FUSES_STATES = True
     QUEUE_IDS = False
@@ -194,6 +197,12 @@ class Alignment(VisionTextModel):
         return self.itm_head(self.fuse(text, memory)[:, 0])
 
     # ------------------------------------------------------------------------------ training
+    def _one_text_each(self, samples: Mapping[str, Any], pictures: int) -> list[str]:
+        texts = self._texts(samples["text_input"], pictures)
+        if len(texts) != pictures:
+            raise ValueError(f"{len(texts)} texts for {pictures} pictures; this loss takes one per picture")
+        return texts
+
     def contrastive_step(
         self, samples: Mapping[str, Any], ids: torch.Tensor | None = None, distill: bool = True
     ) -> ContrastiveStep:
@@ -205,11 +214,7 @@ class Alignment(VisionTextModel):
             distill: whether the targets heed the twins' similarities.
         """
         image = self._image(samples)
-        texts = self._texts(samples["text_input"], image.shape[0])
-        if len(texts) != image.shape[0]:
-            raise ValueError(
-                f"{len(texts)} texts for {image.shape[0]} pictures; this loss takes one per picture"
-            )
+        texts = self._one_text_each(samples, image.shape[0])
         alpha = self._alpha(samples) if distill else 0.0
         with torch.no_grad():
             self.temp.clamp_(*TEMPERATURE_RANGE)
@@ -312,6 +317,11 @@ class Alignment(VisionTextModel):
         )
 
     # ------------------------------------------------------------------------------ retrieval
+    @property
+    def reranking_text_length(self) -> int:
+        """Tokens of a text that `compute_sim_matrix` reads."""
+        return RERANKING_TEXT_LENGTH
+
     @inference
     def compute_sim_matrix(
         self, data_loader: Any, task_cfg: Any = None, **unused: Any
@@ -319,62 +329,47 @@ class Alignment(VisionTextModel):
         """Scores of all pictures with all texts: contrast first, the best `k_test` re-ranked by matching.
 
         Each pair is matched once, all texts of a picture together at about their true length. The
-        pictures are read twice instead of kept, so memory does not grow with the gallery.
+        pictures are read twice instead of kept, so memory does not grow with the gallery. Ranks share the
+        pictures, and all of them get the whole.
 
         Args:
-            data_loader: batches with `image`, in order; `data_loader.dataset.text` lists the texts.
+            data_loader: batches with `image`, in order, or pairs of (indices, batch); `data_loader.dataset`
+                has `text`, the texts, and as many items as there are pictures.
             task_cfg: has `k_test` (an attribute or key; 128 if absent).
 
         Returns:
             (pictures, texts) and (texts, pictures): matching logit + similarity for the best, -100 elsewhere.
         """
         k_test = _k_test(task_cfg)
-        texts = list(data_loader.dataset.text)
-        encoded, text_feats = self._encode_texts(texts)
-        image_feats = torch.cat(
-            [self.image_feature(self.encode_image(image)).cpu() for image in self._loaded(data_loader)]
-        )
-        sims = image_feats @ text_feats.T  # (pictures, texts)
-        k_texts, k_images = min(k_test, sims.shape[1]), min(k_test, sims.shape[0])
-        wanted_i2t, wanted_t2i = (
-            torch.zeros_like(sims, dtype=torch.bool),
-            torch.zeros_like(sims, dtype=torch.bool),
-        )
-        wanted_i2t.scatter_(1, sims.topk(k_texts, dim=1).indices, True)
-        wanted_t2i.scatter_(0, sims.topk(k_images, dim=0).indices, True)
+        encoded, text_feats = self._encode_texts(list(data_loader.dataset.text))
+        image_feats = torch.zeros(len(data_loader.dataset), text_feats.shape[1])
+        for indices, media in share_of(data_loader, self.MEDIA):
+            image_feats[indices] = self.image_feature(self.encode_image(media.to(self.device))).float().cpu()
+        sims = sum_over_ranks(image_feats, self.device) @ text_feats.T  # (pictures, texts)
+        wanted_i2t, wanted_t2i = torch.zeros_like(sims).bool(), torch.zeros_like(sims).bool()
+        wanted_i2t.scatter_(1, sims.topk(min(k_test, sims.shape[1]), dim=1).indices, True)
+        wanted_t2i.scatter_(0, sims.topk(min(k_test, sims.shape[0]), dim=0).indices, True)
         wanted = wanted_i2t | wanted_t2i
         matched = torch.zeros_like(sims)
-        done = 0
-        for number, image in enumerate(self._loaded(data_loader)):
-            mine = number % dist.world_size() == dist.rank()
-            if mine:
-                embeds = self.encode_image(image)
-                for i in range(len(embeds)):
-                    which = wanted[done + i].nonzero().squeeze(1)
-                    matched[done + i, which] = self._match_all(embeds[i : i + 1], encoded, which.tolist())
-            done += len(image)
-        if dist.is_on():
-            total = matched.to(self.device)
-            torch.distributed.all_reduce(total)
-            matched = total.cpu()
-        scores = matched + sims
-        i2t = torch.where(wanted_i2t, scores, torch.tensor(-100.0))
-        t2i = torch.where(wanted_t2i, scores, torch.tensor(-100.0)).T
+        for indices, media in share_of(data_loader, self.MEDIA):
+            for index, embeds in zip(indices, self.encode_image(media.to(self.device)).split(1)):
+                which = wanted[index].nonzero().squeeze(1)
+                matched[index, which] = self._match_all(embeds, encoded, which.tolist())
+        scores = sum_over_ranks(matched, self.device) + sims
+        i2t = scores.masked_fill(~wanted_i2t, NOT_SCORED)
+        t2i = scores.masked_fill(~wanted_t2i, NOT_SCORED).T
         return i2t.numpy(), t2i.contiguous().numpy()
-
-    def _loaded(self, data_loader: Any) -> Iterator[torch.Tensor]:
-        for samples in data_loader:
-            yield self._image(samples)
 
     def _encode_texts(self, texts: list[str], batch: int = 256) -> tuple[list[TextStates], torch.Tensor]:
         """Each text's tokens and states at its true length, on the CPU; and all features (texts, E)."""
-        lengths = [len(self.tokenizer.encode(t, RERANKING_TEXT_LENGTH)) for t in texts]
+        longest = self.reranking_text_length
+        lengths = [len(self.tokenizer.encode(t, longest)) for t in texts]
         order = sorted(range(len(texts)), key=lambda i: lengths[i])
         encoded: list[Any] = [None] * len(texts)
         feats: list[Any] = [None] * len(texts)
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            tokens = self.tokens([texts[i] for i in rows], max_length=RERANKING_TEXT_LENGTH)
+            tokens = self.tokens([texts[i] for i in rows], max_length=longest)
             states = self.encode_text(tokens)
             feature = self.text_feature(states).cpu()
             for row, i in enumerate(rows):

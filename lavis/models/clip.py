@@ -29,6 +29,7 @@ from lavis.common.registry import registry
 from lavis.models.base import CONFIG_NAME, BaseModel, Output, Preset, inference
 from lavis.models.checkpoints import Rules
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
+from lavis.models.gallery import share_of, sum_over_ranks
 from lavis.models.outputs import Features
 from lavis.models.tokenizer import ASSETS
 from lavis.nn.clip import (
@@ -533,19 +534,17 @@ class Clip(BaseModel):
         """Cosines of all pictures with all texts. Ranks share the work, and all of them get the whole.
 
         Args:
-            data_loader: batches with `image`, in order, the same on every rank; `data_loader.dataset.text` lists
-                the texts.
+            data_loader: batches with `image`, in order, or pairs of (indices, batch); `data_loader.dataset` has
+                `text`, the texts, and as many items as there are pictures.
 
         Returns:
             (pictures, texts) and (texts, pictures), float32.
         """
         texts = self._encode_texts(list(data_loader.dataset.text), share=True)
-        parts = []
-        for number, samples in enumerate(data_loader):
-            image = samples["image"]
-            vectors = self._nothing(len(image)) if _others(number) else _unit(self.encode_image(image))
-            parts.append(vectors)
-        sims = (_sum_over_ranks(torch.cat(parts)) @ texts.t()).cpu()
+        images = self._nothing(len(data_loader.dataset))
+        for indices, image in share_of(data_loader, "image"):
+            images[indices] = _unit(self.encode_image(image))
+        sims = sum_over_ranks(images, self.device) @ texts.cpu().t()
         return sims.numpy(), sims.t().contiguous().numpy()
 
     def _encode_texts(self, texts: Sequence[str], share: bool = False) -> torch.Tensor:
@@ -559,7 +558,7 @@ class Clip(BaseModel):
             if not (share and _others(number)):
                 rows = order[start : start + _TEXTS_AT_ONCE]
                 out[rows] = _unit(self.encode_text([texts[i] for i in rows]))
-        return _sum_over_ranks(out) if share else out
+        return sum_over_ranks(out, self.device).to(self.device) if share else out
 
     def _nothing(self, rows: int) -> torch.Tensor:
         return torch.zeros(rows, self.config.embed_dim, device=self.device)
@@ -573,9 +572,3 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 def _others(batch: int) -> bool:
     """Whether a batch is another rank's to encode."""
     return batch % dist.world_size() != dist.rank()
-
-
-def _sum_over_ranks(value: torch.Tensor) -> torch.Tensor:
-    if dist.is_on():
-        torch.distributed.all_reduce(value)
-    return value

@@ -6,7 +6,6 @@ B pictures, G texts per picture, T queries per text, N keys, H heads, Dh width o
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 
@@ -83,18 +82,17 @@ def attention_weights(
     return scores.softmax(dim=-1)
 
 
-class Reader(nn.Module):
-    """A module that attends, and can keep the weights of each call for maps and Grad-CAM.
+class Reader:
+    """Part of a module that attends: reading, and keeping the weights of each call for maps and Grad-CAM.
 
-    `kept` is None, and nothing is kept; a list there receives weights (R, H, T, N), see lavis.common.gradcam.
+    The module sets `heads`, and `weight_dropout` if it has any. `kept` is None, and nothing is kept; a list
+    there receives weights (R, H, T, N), see lavis.common.gradcam.
     """
 
+    heads: int
+    training: bool
+    weight_dropout: float = 0.0
     kept: list[torch.Tensor] | None = None
-
-    def __init__(self, heads: int, weight_dropout: float = 0.0) -> None:
-        super().__init__()
-        self.heads = heads
-        self.weight_dropout = weight_dropout
 
     def read(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.common import dist
-from lavis.nn.attention import attend, split_heads
+from lavis.nn.attention import Reader, attend, split_heads
 from lavis.nn.linear import Linear
 
 _EPS = 1e-5  # of every LayerNorm
@@ -57,7 +57,7 @@ class ClipTextConfig:
 # ------------------------------------------------------------------------------------ transformer
 
 
-class Attention(Linear):
+class Attention(Linear, Reader):
     """Multi-head self-attention, one product for queries, keys and values.
 
     It is itself that product: official checkpoints keep the product's weights on the attention, under
@@ -82,7 +82,7 @@ class Attention(Linear):
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # (R, N, D)
         q, k, v = super().forward(x).chunk(3, dim=-1)
         k, v = split_heads(k, self.heads), split_heads(v, self.heads)
-        return self.out_proj(attend(q, k, v, heads=self.heads, mask=mask))
+        return self.out_proj(self.read(q, k, v, mask))
 
 
 class Mlp(nn.Module):

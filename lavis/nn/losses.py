@@ -37,6 +37,59 @@ def language_modelling_loss(
     return total / dist.mean_over_ranks(count).clamp(min=1)
 
 
+def distilled_language_modelling_loss(
+    logits: torch.Tensor, twin_logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy (nats) of next-token predictions with a twin's, each text's sum over its tokens: (R,).
+
+    Args:
+        logits, twin_logits: (R, T, V), the predictions made at each place.
+        labels: (R, T), IGNORE where a place does not count; shifted here.
+    """
+    opinion = twin_logits[:, :-1].float().softmax(dim=-1)
+    each = -(logits[:, :-1].float().log_softmax(dim=-1) * opinion).sum(dim=-1)  # (R, T - 1)
+    return each.masked_fill(labels[:, 1:] == IGNORE, 0.0).sum(dim=1)
+
+
+def mask_tokens(
+    ids: torch.Tensor, *, chance: float, mask_id: int, never: tuple[int, ...], vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose tokens to be guessed (BERT paper, section 3.1); random numbers are torch's.
+
+    Args:
+        ids: (R, T) token ids.
+        chance: of a token to be chosen. Of the chosen, 80 % become `mask_id`, 10 % a random token, 10 % stay.
+        never: ids that are not chosen.
+
+    Returns:
+        ids to read (R, T), and labels (R, T): the chosen tokens' ids, IGNORE elsewhere.
+    """
+    chosen = torch.rand(ids.shape, device=ids.device) < chance
+    chosen &= ~torch.isin(ids, torch.tensor(never, device=ids.device))
+    kind = torch.rand(ids.shape, device=ids.device)
+    words = torch.randint(vocab_size, ids.shape, device=ids.device)
+    read = torch.where(chosen & (kind < 0.8), mask_id, ids)
+    read = torch.where(chosen & (kind >= 0.9), words, read)
+    return read, ids.masked_fill(~chosen, IGNORE)
+
+
+def masked_language_modelling_loss(
+    logits: torch.Tensor, twin_logits: torch.Tensor, labels: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    """(1 - alpha) cross entropy with the labels + alpha cross entropy with a twin's prediction (nats).
+
+    Args:
+        logits, twin_logits: (M, V), predictions of the masked tokens. labels: (M,) their ids.
+
+    Returns:
+        a scalar, the mean over the masked tokens of all ranks, scaled as in `language_modelling_loss`.
+    """
+    logits = logits.float()
+    total = (1 - alpha) * F.cross_entropy(logits, labels, reduction="sum")
+    total = total - alpha * (logits.log_softmax(dim=1) * twin_logits.float().softmax(dim=1)).sum()
+    return total / dist.mean_over_ranks(total.new_tensor(len(labels))).clamp(min=1)
+
+
 def distillation_weight(
     alpha: float, epoch: int, iters: int, iters_per_epoch: int, ramp_epochs: int
 ) -> float:

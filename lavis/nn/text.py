@@ -166,11 +166,12 @@ class Residual(nn.Module):
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
-class Attention(Reader):
+class Attention(nn.Module, Reader):
     """Self- or cross-attention with its residual; the module names are the checkpoints'."""
 
     def __init__(self, config: TextConfig, memory_width: int) -> None:
-        super().__init__(config.heads, config.attention_dropout)
+        super().__init__()
+        self.heads, self.weight_dropout = config.heads, config.attention_dropout
         self.self = Projections(config, memory_width)
         self.output = Residual(config.width, config)
 
@@ -212,11 +213,12 @@ class TwinResidual(nn.Module):
         return self.LayerNorm(self.dropout(x) + residual)
 
 
-class TwinCrossAttention(Reader):
+class TwinCrossAttention(nn.Module, Reader):
     """Two cross-attentions side by side, one per picture (BLIP paper, section 5.4 and figure 5b)."""
 
     def __init__(self, config: TextConfig, merge: bool) -> None:
-        super().__init__(config.heads, config.attention_dropout)
+        super().__init__()
+        self.heads, self.weight_dropout = config.heads, config.attention_dropout
         self.self0 = Projections(config, config.memory_width)
         self.self1 = Projections(config, config.memory_width)
         self.output = TwinResidual(config, merge)

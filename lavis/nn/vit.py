@@ -7,6 +7,7 @@ official checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -53,11 +54,12 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-class SelfAttention(Reader):
+class SelfAttention(nn.Module, Reader):
     """Multi-head self-attention with one product for queries, keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:
-        super().__init__(heads)
+        super().__init__()
+        self.heads = heads
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
@@ -115,6 +117,8 @@ class VisionTransformer(nn.Module):
             pass instead of keeping them (less memory, more time).
     """
 
+    block: ClassVar[type[Block]] = Block
+
     def __init__(self, config: ViTConfig, image_size: int, checkpoint_blocks: int = 0) -> None:
         super().__init__()
         if image_size % config.patch_size:
@@ -130,7 +134,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, config.width))
         last = max(config.depth - 1, 1)
         self.blocks = nn.ModuleList(
-            Block(config, drop_path=config.drop_path * i / last) for i in range(config.depth)
+            self.block(config, drop_path=config.drop_path * i / last) for i in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
@@ -152,11 +156,15 @@ class VisionTransformer(nn.Module):
             )
         x = self.patch_embed(image.to(self.cls_token.dtype))
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
+        return self.encode(x)
+
+    def encode(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
+        """All blocks over embedded tokens (B, N, D), each given `more`, then the last norm."""
         for i, block in enumerate(self.blocks):
             if i >= self.checkpoint_from and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, *more, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, *more)
         return self.norm(x)
 
 

@@ -1,0 +1,38 @@
+"""A gallery of pictures or clips, read batch by batch and shared out among ranks. For `compute_sim_matrix`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from lavis.common import dist
+
+
+def share_of(data_loader: Any, key: str) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """This rank's part of a gallery: places, and the media (b, …) under `key`.
+
+    Args:
+        data_loader: batches in order, the same on every rank, of which every rank takes some; or pairs of
+            (indices, batch), which have been shared out already.
+    """
+    done = 0
+    for number, loaded in enumerate(data_loader):
+        if isinstance(loaded, tuple):
+            indices, samples = loaded
+            yield list(indices), samples[key]
+            continue
+        media = loaded[key]
+        if number % dist.world_size() == dist.rank():
+            yield list(range(done, done + len(media))), media
+        done += len(media)
+
+
+def sum_over_ranks(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The sum of every rank's tensor, on the CPU; `device` is where the ranks can talk."""
+    if not dist.is_on():
+        return value.cpu()
+    total = value.to(device)
+    torch.distributed.all_reduce(total)
+    return total.cpu()
