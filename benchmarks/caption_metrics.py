@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 RESULT = Path(__file__).parent / "results" / "caption_metrics.json"
 _TEXT = """
 man woman person people dog cat horse street table room kitchen bus train field ball bench building

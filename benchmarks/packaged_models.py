@@ -1,6 +1,6 @@
 """What the packaged small models can do, on the test splits, beside what needs no picture.
 
-    PYTHONPATH=. python benchmarks/packaged_models.py
+    python benchmarks/packaged_models.py
 
 Writes benchmarks/results/packaged_models.json.
 """

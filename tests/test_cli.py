@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,8 +17,9 @@ import pytest
 from PIL import Image
 
 from lavis.cli import common
-from lavis.cli.main import _normalized, main
+from lavis.cli.main import _normalized, _without_traceback, main
 from lavis.cli.runs import script
+from lavis.common.files import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 
@@ -280,12 +284,232 @@ def test_train_and_evaluate_on_own_data(
     assert (Path(summary["output_dir"]) / "config.yaml").is_file()
     assert main(["evaluate", *start, "--model", checkpoint, "--out", str(out), *quick]) == 0
     metrics = json.loads(capsys.readouterr().out)
-    assert "CIDEr" in metrics["val"]
+    assert "CIDEr" in metrics["test"]
     picture = str(pictures / "p0.png")
     assert (
         main(["caption", picture, "--model", checkpoint, "--max-new-tokens", "3", "--min-length", "0"]) == 0
     )
     assert _json(capsys.readouterr().out)[0]["image"] == picture
+
+
+def test_one_picture_is_enough_to_train_on(
+    models: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "one.csv"
+    data.write_text("image,text\np0.png,a picture\n")
+    start = ["--data", str(data), "--images", str(pictures), "--model", models["blip_caption"]]
+    assert main(["train", *start, "--epochs", "1", "--out", str(tmp_path / "runs")]) == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert summary["iterations"] == 1 and summary["best"] is None and summary["stopped"] == "finished"
+    said = [line for line in captured.err.splitlines() if line.startswith("lavis: ")]
+    assert len(said) == 2 and "no validation" in said[0] and "a batch has only 1" in said[1]
+    # asked for, it is an error
+    asked = ["--options", "run.valid_splits=[val]", "run.batch_size_train=1"]
+    assert main(["train", *start, "--out", str(tmp_path / "runs"), *asked]) == 2
+    assert "the split 'val'" in capsys.readouterr().err
+
+
+def test_pictures_without_captions_are_predicted_and_not_scored(
+    models: dict[str, str],
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = tmp_path / "t.jsonl"
+    data.write_text("".join(json.dumps({"image": f"p{i}.png", "image_id": 10 + i}) + "\n" for i in range(3)))
+    start = ["--data", str(data), "--images", str(pictures), "--model", models["blip_caption"]]
+    quick = ["--out", str(tmp_path / "runs"), "--options", "run.num_beams=1", "run.max_len=8"]
+    assert main(["evaluate", *start, *quick]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"test": {}}
+    (result,) = (tmp_path / "runs").glob("*/result/test_epochbest.json")
+    assert f"nothing to score; the predictions are in {result}" in caplog.text
+    assert [r["image_id"] for r in json.loads(result.read_text())] == [10, 11, 12]
+    assert main(["train", *start, *quick]) == 2
+    assert "needed are image and text" in capsys.readouterr().err
+
+
+def test_a_column_split_says_what_is_evaluated(tmp_path: Path) -> None:
+    from lavis.cli.runs import _part_to_evaluate
+
+    for splits, expected in ((["val", "test"], "test"), (["train", "val"], "val"), (None, "test")):
+        table = tmp_path / f"{expected}{splits is None}{len(splits or ())}.jsonl"
+        rows = [{"image": "a.png"} | ({"split": s} if splits else {}) for s in splits or ["", ""]]
+        table.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        assert _part_to_evaluate(str(table)) == expected
+
+
+SMALL = """
+model: {arch: blip_caption, model_type: tiny, weights: none}
+datasets: {shapes_caption: {n_train: 48, n_val: 3, n_test: 3}}
+run:
+  {task: captioning, max_epoch: 5, batch_size_train: 4, num_workers: 1, num_beams: 1, max_len: 8, min_len: 1,
+   log_freq: 1, train_splits: [train], valid_splits: [val], test_splits: [test], device: cpu}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small recipe.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_a_recipe_that_only_evaluates(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = recipe.parent / "runs"
+    assert main(["train", str(recipe), "--out", str(out), "--options", "run.evaluate=true"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["stopped"] == "evaluated" and summary["iterations"] == 0
+    assert "truth_percent" in summary["metrics"]["test"] and set(summary["metrics"]) == {"test"}
+    (job,) = out.iterdir()
+    assert {p.name for p in job.iterdir()} == {"config.yaml", "versions.json", "evaluate.txt", "result"}
+
+
+def test_ctrl_c_saves_and_prints_the_command_that_goes_on(
+    recipe: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    out = recipe.parent / "the runs"  # a space: the command has to be quoted
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lavis", "train", str(recipe), "--out", str(out)], cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while not list(out.glob("*/log.txt")):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: workers get it, too
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and printed == "" and "Traceback" not in said
+    last = said.splitlines()[-1]
+    found = re.fullmatch(r"lavis: interrupted at iteration (\d+); continue with: lavis (train .*)", last)
+    assert found is not None, last
+    (job,) = out.iterdir()
+    done = int(found[1])
+    assert 1 <= done < 60
+    # the command does it
+    assert main(shlex.split(found[2])) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["iterations"] == 60 and Path(summary["output_dir"]) == job
+    assert f"at iteration {done} of 60" in caplog.text
+    steps = [r["step"] for r in read_jsonl(job / "log.txt") if r["event"] == "step"]
+    assert steps == list(range(1, 61))
+    # evaluating it leaves the description of the training
+    before = (job / "config.yaml").read_text()
+    assert main(["evaluate", str(recipe), "--options", f"run.resume_ckpt_path={job}"]) == 0
+    assert (job / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("run:", "rum:", "there is no section 'rum'"),
+        ("log_freq", "log_frequency", r"run\.log_frequency is no known key. Did you mean 'log_freq'"),
+        ("max_len: 8", "max_len: long", r"run\.max_len is 'long'; expected whole number"),
+        ("n_train: 48", "n_trian: 48", "shapes_caption: unknown key 'n_trian'. Did you mean 'n_train'"),
+        ("n_val: 3", "n_val: three", "shapes_caption: n_val is 'three'; expected whole number"),
+        ("n_val: 3", "vis_processor: blip_image_eval", "vis_processor is 'blip_image_eval'; it should be"),
+        (
+            "n_val: 3",
+            "vis_processor: {train: {nam: x}, eval: {nam: x}}",
+            "has no `name`|unknown setting 'nam'",
+        ),
+        ("n_val: 3", "build_info: [a]", "build_info is .'a'.; it should map"),
+        ("n_val: 3", "build_info: {imags: {storage: x}}", "build_info: unknown key 'imags'"),
+        ("shapes_caption", "shapes_captoin", "no dataset named 'shapes_captoin'"),
+        ("weights: none", "weights: none, imag_size: 3", r"model\.imag_size: there is no such key"),
+        ("model_type: tiny", "model_type: tinny", "no model type 'tinny'"),
+        ("weights: none", "weights: nowhere.pth", "no file or folder 'nowhere.pth'"),
+        ("weights: none", "weights: EMPTY", "no checkpoint at"),
+        ("log_freq: 1", "output_dir: FILE", "no folder can be made there"),
+        ("log_freq: 1", "resume_ckpt_path: EMPTY", "no run's folder and no checkpoint folder"),
+        ("[test]", "[tset]", "the split 'tset'; there are"),
+        ("device: cpu", "device: gpu", "device 'gpu' is unknown"),
+        ("{n_train", "[n_train", "not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_and_code_2(
+    recipe: Path, capsys: pytest.CaptureFixture[str], command: str, old: str, new: str, expected: str
+) -> None:
+    (recipe.parent / "empty").mkdir()
+    new = new.replace("EMPTY", str(recipe.parent / "empty")).replace("FILE", str(recipe))
+    recipe.write_text(SMALL.replace(old, new, 1))
+    arguments = [] if "output_dir" in new else ["--out", str(recipe.parent / "runs")]
+    assert main([command, str(recipe), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and re.search(expected, captured.err)
+    assert not (recipe.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_truncated_checkpoint_is_one_line_and_code_2(
+    models: dict[str, str], recipe: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    damaged = recipe.parent / "damaged"
+    shutil.copytree(models["blip_caption"], damaged)
+    (damaged / file).write_bytes((damaged / file).read_bytes()[:200])
+    for command in ("train", "evaluate"):
+        assert main([command, str(recipe), "--model", str(damaged)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert re.search(rf"{re.escape(str(damaged / file))} is damaged", captured.err)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "a.jsonl",
+            '{"image": "p0.png", "text": "a"}\n{"image": "p1.pn',
+            r"a\.jsonl, line 2: not valid JSON",
+        ),
+        (
+            "a.csv",
+            "p0.png,a cat\np1.png,a dog\n",
+            "found the columns .*its first line should name the columns",
+        ),
+        ("a.csv", "image,text\np0.png,a,b\n", "line 2: 3 fields, but the header has 2"),
+        ("a.jsonl", "", "has no rows"),
+        ("a.txt", "image,text\n", "the suffix should be one of"),
+        ("a.csv", "image,text\np0.png,a\nnone.png,b\n", r"none\.png \(line 3\)"),
+        ("a.csv", "image,text\np0.png,a\n", "there is no folder nowhere"),
+    ],
+)
+def test_wrong_data_are_one_line_and_code_2(
+    pictures: Path, capsys: pytest.CaptureFixture[str], command: str, name: str, text: str, expected: str
+) -> None:
+    table = pictures / name
+    table.write_text(text)
+    images = "nowhere" if "nowhere" in expected else str(pictures)
+    assert main([command, "--data", str(table), "--images", images, "--out", str(pictures / "runs")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and re.search(expected, captured.err)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_one_line_whatever_the_workers(
+    models: dict[str, str], pictures: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    data = _table(pictures)
+    (pictures / "p1.png").write_bytes((pictures / "p1.png").read_bytes()[:60])
+    start = ["--data", str(data), "--images", str(pictures), "--model", models["blip_caption"]]
+    options = ["--out", str(pictures / "runs"), "--options", f"run.num_workers={workers}"]
+    assert main(["evaluate", *start, *options]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(pictures / "p1.png") in err and "cannot be decoded" in err
+
+
+def test_an_error_of_a_worker_is_said_without_its_traceback() -> None:
+    text = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\n    raise ValueError("a: b")\nValueError: a: b\nand more\n'
+    )
+    assert _without_traceback(text) == "a: b\nand more\n"
+    assert _without_traceback("Caught nothing") == "Caught nothing"
 
 
 def test_recipe_and_data_exclude_each_other(
@@ -300,7 +524,7 @@ def test_epochs_replace_a_recipes_iterations(monkeypatch: pytest.MonkeyPatch) ->
     from lavis.cli import runs
 
     seen = []
-    monkeypatch.setattr(runs, "_train", seen.append)
+    monkeypatch.setattr(runs, "_train", lambda config, notes: seen.append(config))
     assert main(["train", "blip/caption_shapes", "--epochs", "2", "--batch-size", "8"]) == 0
     assert seen[0].run.max_epoch == 2 and seen[0].run.max_iters is None and seen[0].run.batch_size_train == 8
     assert main(["train", "blip/caption_shapes", "--options", "run.max_iters=7", "--resume"]) == 0
@@ -312,7 +536,7 @@ def test_the_papers_scripts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from lavis.cli import runs
 
     seen = []
-    monkeypatch.setattr(runs, f"_{kind}", seen.append)
+    monkeypatch.setattr(runs, f"_{kind}", lambda config, notes: seen.append(config))
     recipe = ["--cfg-path", "blip/caption_shapes"]
     assert script(kind, [*recipe, "--options", "run.batch_size_train=8", "run.seed", "7"]) == 0
     assert script(kind, ["--cfg-path=blip/caption_shapes", "--options", "run.seed=9"]) == 0

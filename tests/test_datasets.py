@@ -142,6 +142,11 @@ def test_zoo() -> None:
             {"vis_processor": {"train": {"name": "clip_image_eval", "size": 3}}},
             "image_size",
         ),
+        ("shapes_caption", {"vis_processor": "blip_image_eval"}, "vis_processor is 'blip_image_eval'"),
+        ("shapes_caption", {"build_info": ["a"]}, "build_info is"),
+        ("coco_caption", {"build_info": {"annotations": ["a"]}}, "annotations is"),
+        ("shapes_caption", {"n_val": "six"}, "n_val is 'six'; expected whole number"),
+        ("shapes_caption", {"on_error": True}, "on_error is True"),
         ("own", {"train": "x.csv", "task": "caption"}, "task is 'caption'.*'captioning'"),
         ("own", {}, "at least one file"),
         ("own", {"train": "x.csv", "val_fraction": 1.5}, "val_fraction"),
@@ -427,6 +432,16 @@ def test_own_test_split_may_lack_texts(photos: Path) -> None:
     assert data[0]["text_input"] == "" and data.references() == {0: [], 1: ["a dog"]}
     with pytest.raises(ValueError, match=r"t\.csv, line 2: there is neither text nor caption"):
         load_dataset("own", train=path, val_fraction=0)
+
+
+def test_own_test_split_may_lack_the_column(photos: Path) -> None:
+    path = _write(photos / "t.csv", "image,image_id\n0.png,7\n1.png,9\n")
+    data = load_dataset("own", test=path)["test"]
+    assert [data[i]["image_id"] for i in range(2)] == [7, 9] and data.references() == {7: [], 9: []}
+    with pytest.raises(ValueError, match="needed are image and text"):
+        load_dataset("own", train=path, val_fraction=0, task="captioning")
+    with pytest.raises(ValueError, match=r"needed are image.*its first line should name the columns"):
+        load_dataset("own", test=_write(photos / "h.csv", "0.png\n1.png\n"))
 
 
 def test_own_turns_photographs(photos: Path) -> None:

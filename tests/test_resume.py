@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ def log(folder: Path, name: str = "log.txt") -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k not in TIMES} for r in read_jsonl(folder / name)]
 
 
-def assert_equal_runs(a: Path, b: Path) -> None:
-    for kind in ("checkpoint_last", "checkpoint_best"):
+def assert_equal_runs(
+    a: Path, b: Path, kinds: Sequence[str] = ("checkpoint_last", "checkpoint_best")
+) -> None:
+    for kind in kinds:
         x, y = load_file(a / kind / "model.safetensors"), load_file(b / kind / "model.safetensors")
         assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), kind
     assert log(a) == log(b)

@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import typer
+
+DEVICE = typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")
+PRECISION = typer.Option(help="auto, fp32, bf16 or fp16.")
 PICTURES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"])
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 done, but some inputs could not be used; 2 bad input, noth
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Annotated
 import typer
 
 from lavis import __version__
-from lavis.cli import info, predict, runs
+from lavis.cli import common, info, predict, runs
 
 app = typer.Typer(
     name="lavis",
@@ -94,8 +95,17 @@ def _normalized(arguments: Sequence[str]) -> list[str]:
 
 
 def _say(message: object) -> None:
-    text = " ".join(str(message).split())
+    text = " ".join(_without_traceback(str(message)).split())
     print(f"lavis: {text}", file=sys.stderr, flush=True)
+
+
+def _without_traceback(text: str) -> str:
+    """The message alone of an error to which torch added the traceback of a loader's worker."""
+    start = re.search(r"^Caught \w+ in .*\nOriginal Traceback", text)
+    name = re.search(r"^Caught (\w+)", text)
+    if start is None or name is None:
+        return text
+    return re.split(rf"^(?:[\w.]+\.)?{name[1]}: ", text, flags=re.MULTILINE)[-1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Exit as e:
         sys.stdout.flush()
         return e.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
+    except (KeyboardInterrupt, typer.Abort) as e:
+        common.note(str(e) or "interrupted")
         return 130
     except BrokenPipeError:
         # the reader of our output has gone (`lavis … | head`); keep Python from complaining at exit

@@ -28,8 +28,8 @@ Checkpoint = Annotated[
     typer.Option(help="Weights to use instead of the model's own: a file, folder, URL or Hugging Face id."),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Device = Annotated[str, common.DEVICE]
+Precision = Annotated[str, common.PRECISION]
 Scores = Annotated[bool, typer.Option("--scores", help="Add score and logprob to each result.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
 Pretty = Annotated[bool, typer.Option("--pretty", help="Plain text for people instead of JSON lines.")]

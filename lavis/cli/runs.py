@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,8 +39,8 @@ Data = Annotated[str | None, typer.Option(help="Your table (JSONL, JSON, CSV, TS
 Images = Annotated[str | None, typer.Option(help="The folder that the table's pictures lie in.")]
 Model = Annotated[str | None, typer.Option(help="<name>/<type> or the folder of a checkpoint to start from.")]
 Out = Annotated[str | None, typer.Option(help="The folder for runs (default: output).")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")]
-Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Device = Annotated[str | None, common.DEVICE]
+Precision = Annotated[str | None, common.PRECISION]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples at a time, per process.")]
 
 
@@ -85,16 +86,19 @@ def train(
         "run.resume_ckpt_path": "auto" if resume else None,
     }  # fmt: skip
     keys = {k: v for k, v in keys.items() if v is not None}
+    notes: list[str] = []
     if data is None:
         _refuse_without_data({"--task": task, "--images": images, "--val": val, "--test": test})
         if epochs is not None:  # in place of a length in iterations
             keys.update({"run.max_iters": None, "run.iters_per_inner_epoch": None})
         content = None
     else:
-        content = _own_recipe(task, {"train": data, "val": val, "test": test, "images": images}, model)
+        files = {"train": data, "val": val, "test": test, "images": images}
+        content = _own_recipe(task, files, model, notes)
         # with --minutes alone the clock ends the run
         keys.setdefault("run.max_epoch", _ENDLESS if minutes is not None else _EPOCHS)
-    _train(_config(recipe, content, options, keys, model))
+    config = _config(recipe, content, options, keys, model)
+    _train(config if content is None else _fitted(config, notes), notes)
 
 
 def evaluate(
@@ -111,6 +115,9 @@ def evaluate(
 ) -> None:
     """Evaluate a model on the test splits of a recipe, or on data of your own. Prints the metrics as JSON.
 
+    The predictions are written to the folder result of the run. A table without captions or answers is
+    predicted and not scored.
+
     \b
     Examples:
       lavis evaluate blip/caption_shapes --model output/20260101_120000/checkpoint_best
@@ -122,13 +129,15 @@ def evaluate(
         "run.batch_size_eval": batch_size,
     }  # fmt: skip
     keys = {k: v for k, v in keys.items() if v is not None} | {"run.evaluate": True}
+    notes: list[str] = []
     content = None
     if data is None:
         _refuse_without_data({"--task": task, "--images": images})
     else:
-        content = _own_recipe(task, {"val": data, "images": images}, model)
-        content["run"]["test_splits"] = ["val"]
-    _evaluate(_config(recipe, content, options, keys, model))
+        split = _part_to_evaluate(data)
+        content = _own_recipe(task, {split: data, "images": images}, model, notes)
+        content["run"].update(test_splits=[split], valid_splits=[])
+    _evaluate(_config(recipe, content, options, keys, model), notes)
 
 
 # ---------------------------------------------------------------- configurations
@@ -141,17 +150,22 @@ def _refuse_without_data(given: dict[str, Any]) -> None:
         )
 
 
-def _own_recipe(task: str | None, files: dict[str, str | None], model: str | None) -> dict[str, Any]:
-    """The sections of a run on a table of one's own; defaults that suit fine-tuning."""
+def _own_recipe(
+    task: str | None, files: dict[str, str | None], model: str | None, notes: list[str]
+) -> dict[str, Any]:
+    """The sections of a run on a table of one's own; defaults that suit fine-tuning.
+
+    What the person should know is added to `notes`, which are printed once nothing is wrong.
+    """
     from lavis.datasets.own import task_of
     from lavis.datasets.tables import read_table
 
-    table = files.get("train") or files.get("val")
+    if task is not None and task not in _STARTING_MODEL:
+        raise ValueError(f"--task is {task!r}; expected {' or '.join(_STARTING_MODEL)}")
+    split, table = next((s, files[s]) for s in ("train", "val", "test") if files.get(s) is not None)
     assert table is not None
-    rows = read_table(table)
-    found = task_of(table, sorted({name for _, row in rows for name in row}), task)
-    if found not in _STARTING_MODEL:
-        raise ValueError(f"--task is {found!r}; expected {' or '.join(_STARTING_MODEL)}")
+    columns = sorted({name for _, row in read_table(table) for name in row})
+    found = task_of(table, columns, task, complete=split != "test")
     section: dict[str, Any] = {k: v for k, v in files.items() if v is not None}
     run: dict[str, Any] = {"task": found, "init_lr": 1e-5, "train_splits": ["train"], "valid_splits": ["val"]}
     if "test" in section:
@@ -160,13 +174,43 @@ def _own_recipe(task: str | None, files: dict[str, str | None], model: str | Non
         start = _STARTING_MODEL[found]
         run["init_lr"] = 3e-4  # a small model that has far to go
         photographs = "blip_caption/base_coco" if found == "captioning" else "blip_vqa/vqav2"
-        common.note(
+        notes.append(
             f"starting from the small packaged model {start} (64 px, made for drawings); "
             f"for photographs add --model {photographs}"
         )
     else:
         start = model
     return {"model": _model_section(start), "datasets": {"own": {"task": found, **section}}, "run": run}
+
+
+def _part_to_evaluate(table: str) -> str:
+    """ "test", which may lack captions and answers; "val" where the table's column `split` knows no test."""
+    from lavis.datasets.tables import read_table
+
+    parts = {row.get("split") for _, row in read_table(table)}
+    return "val" if "val" in parts and "test" not in parts else "test"
+
+
+def _fitted(config: Any, notes: list[str]) -> Any:
+    """The configuration for few data: what was not asked for and cannot be had is left out, and said.
+
+    That is validation where no pictures are held out, and batches larger than the training part.
+    """
+    from lavis.common.config import Config
+    from lavis.datasets.builders import make_plan
+    from lavis.datasets.own import OwnDataset, rows_of
+
+    options = make_plan(OwnDataset, "own", config.datasets["own"]).options
+    changes: dict[str, Any] = {}
+    if config.sources["run.valid_splits"] == "config" and not rows_of("val", options)[1]:
+        notes.append("no picture is held out, so there is no validation and no best checkpoint (--val FILE)")
+        changes["run.valid_splits"] = []
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    largest = len(rows_of("train", options)[1]) // processes
+    if "run.batch_size_train" not in config.sources and 0 < largest < config.run.batch_size_train:
+        notes.append(f"there are few training samples, so a batch has only {largest} (--batch-size)")
+        changes["run.batch_size_train"] = largest
+    return Config.from_dict(config.to_dict(), changes)
 
 
 def _model_section(spec: str) -> dict[str, Any]:
@@ -219,11 +263,20 @@ def _config(
 
 
 # ---------------------------------------------------------------- running
-def _train(config: Any) -> None:
-    from lavis.common import dist
+def _built(config: Any, notes: Sequence[str]) -> Any:
+    """The runner, once nothing is found wrong, and the notes."""
     from lavis.runners import build
 
-    result = build(config).train()
+    runner = build(config)
+    for text in notes:
+        common.note(text)
+    return runner
+
+
+def _train(config: Any, notes: Sequence[str]) -> None:
+    from lavis.common import dist
+
+    result = _built(config, notes).train()
     if dist.is_main():
         summary = {
             "output_dir": str(result.output_dir),
@@ -237,11 +290,10 @@ def _train(config: Any) -> None:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
 
 
-def _evaluate(config: Any) -> None:
+def _evaluate(config: Any, notes: Sequence[str]) -> None:
     from lavis.common import dist
-    from lavis.runners import build
 
-    metrics = build(config).evaluate()
+    metrics = _built(config, notes).evaluate()
     if dist.is_main():
         print(json.dumps(metrics, indent=2, ensure_ascii=False))
 

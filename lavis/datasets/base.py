@@ -8,6 +8,7 @@ it, `CaptionDataset` (captioning.py) and `VQADataset` (vqa.py), leave little to 
 from __future__ import annotations
 
 import inspect
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,31 @@ class Source:
     sha256: str | None = None
 
 
+ON_ERROR = ("raise", "skip")  # what to do about a picture that cannot be read
+
+
+class UnreadableMediaError(OSError):
+    """A picture is there and cannot be decoded. `path`: its file."""
+
+    def __init__(self, message: str, path: str | Path = "") -> None:
+        super().__init__(message)
+        self.path = str(path)
+
+
+class MissingMediaError(UnreadableMediaError, FileNotFoundError):
+    """There is no such picture. `path`: where it should be."""
+
+
+def error_policy(given: str | None, training: bool) -> str:
+    """One of `ON_ERROR`: the given one, else "skip" in training and "raise" in evaluation."""
+    return given or ("skip" if training else "raise")
+
+
+def too_many(n: int) -> int:
+    """How many unreadable samples of n end a run that skips them: more than 1 %, and 20 or half of them."""
+    return min(max(20, n // 100 + 1), (n + 1) // 2)
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """For data sets without settings of their own."""
@@ -51,6 +77,7 @@ class Plan:
     sources: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
     vis_root: Path | None = None
     options: Any = field(default_factory=NoOptions)
+    on_error: str | None = None
 
 
 class Dataset(torch.utils.data.Dataset[Sample]):
@@ -62,6 +89,10 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         vis_root: the folder that the records' media paths are relative to.
         vis_processor, text_processor: callables applied to picture and text; None leaves them raw.
         options: the data set's own settings, an instance of its `Options`.
+
+    Attributes:
+        on_error: what a run does about pictures that cannot be read: "raise", or "skip" (the default in
+            training), where the next readable sample takes the place. `sample` itself always raises.
     """
 
     name: ClassVar[str] = ""
@@ -89,6 +120,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         self.vis_root = None if vis_root is None else Path(vis_root)
         self.options = self.Options() if options is None else options
         self.annotation_paths = tuple(annotation_paths)
+        self.on_error = error_policy(None, self.training)
         self.set_processors(vis_processor, text_processor)
 
     # ------------------------------------------------------------------ building
@@ -132,7 +164,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
 
         Raises:
             IndexError: outside the range.
-            FileNotFoundError, OSError: a missing or broken picture, named with its path.
+            MissingMediaError, UnreadableMediaError: a missing or broken picture, named with its path.
         """
         n = len(self)
         if not -n <= index < n:
@@ -209,6 +241,12 @@ def _with_stream(processor: Callable[..., Any] | None) -> Callable[[Any, np.rand
     return lambda item, rng: processor(item)
 
 
+# what Pillow raises for files that it cannot make sense of (struct.error: a broken EXIF block)
+_UNDECODABLE = (
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
 def open_picture(path: Path, advice: str = "", upright: bool = False) -> Image.Image:
     """Decode a picture file to RGB.
 
@@ -219,16 +257,18 @@ def open_picture(path: Path, advice: str = "", upright: bool = False) -> Image.I
             published data sets were read when published numbers were made.
 
     Raises:
-        FileNotFoundError: there is no such file; `advice` says what to do about it.
-        OSError: it is there but can't be decoded.
+        MissingMediaError: there is no such file; `advice` says what to do about it.
+        UnreadableMediaError: it is there but can't be decoded.
     """
     try:
         with Image.open(path) as picture:
             return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"there is no picture {path}" + (f"; {advice}" if advice else "")) from e
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise OSError(f"the picture {path} cannot be decoded ({e}); replace it or remove its record") from e
+        message = f"there is no picture {path}" + (f"; {advice}" if advice else "")
+        raise MissingMediaError(message, path) from e
+    except _UNDECODABLE as e:
+        message = f"the picture {path} cannot be decoded ({e}); replace it or remove its record"
+        raise UnreadableMediaError(message, path) from e
 
 
 def under_cache_root(storage: str | Path) -> Path:

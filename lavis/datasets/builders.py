@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import Dataset, Plan, Source, under_cache_root
+from lavis.datasets.base import ON_ERROR, Dataset, Plan, Source, error_policy, under_cache_root
 
 # What a recipe's section of a data set may hold besides the data set's own options.
-_SECTION_KEYS = ("type", "data_type", "build_info", "vis_processor", "text_processor", "dataset_card")
+_SECTION_KEYS = (
+    "type", "data_type", "build_info", "vis_processor", "text_processor", "on_error", "dataset_card",
+)  # fmt: skip
 
 
 def load_dataset(
@@ -58,7 +60,8 @@ def build_datasets(
         name: the registered name.
         cfg: the section: `type`, `data_type`, `build_info` (`annotations.<split>.url|storage|md5|sha256`,
             `images.storage`), `vis_processor` and `text_processor` (`{train: {name: …, …}, eval: {…}}`),
-            and the data set's own options.
+            `on_error` (what a run does about unreadable pictures: raise or skip; by default skip in
+            training only), and the data set's own options.
         splits: which splits to build; None builds all.
 
     Returns:
@@ -78,6 +81,7 @@ def build_datasets(
     built: dict[str, Dataset] = {}
     for split in known if splits is None else splits:
         dataset = dataset_class.load(split, plan)
+        dataset.on_error = error_policy(plan.on_error, dataset.training)
         when = "train" if dataset.training else "eval"
         dataset.set_processors(
             _processor(section.get("vis_processor"), when, f"{name}.vis_processor"),
@@ -107,7 +111,12 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
         )
     sources = {split: _as_sources(source) for split, source in dataset_class.sources.items()}
     media = dataset_class.media
-    for key, value in (section.get("build_info") or {}).items():
+    build_info = section.get("build_info") or {}
+    if not isinstance(build_info, Mapping):
+        raise ValueError(f"{name}.build_info is {build_info!r}; it should map annotations and {data_type}")
+    for key, value in build_info.items():
+        if key == "annotations" and not isinstance(value, Mapping):
+            raise ValueError(f"{name}.build_info.annotations is {value!r}; it should map splits to files")
         if key == "annotations":
             sources = _override_sources(name, sources, value)
         elif key == data_type:
@@ -116,12 +125,17 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
             raise ValueError(
                 f"{name}.build_info: unknown key {key!r}.{suggest(key, ['annotations', data_type])}"
             )
+    on_error = section.get("on_error")
+    if on_error is not None and on_error not in ON_ERROR:
+        raise ValueError(f"{name}.on_error is {on_error!r}; it should be {' or '.join(ON_ERROR)}")
+    from lavis.common.config import typed
+
     try:
-        options = dataset_class.Options(**{k: v for k, v in section.items() if k in fields})
-    except (TypeError, ValueError) as e:
+        options: Any = typed(dataset_class.Options, {k: v for k, v in section.items() if k in fields})
+    except ValueError as e:
         raise ValueError(f"{name}: {e}") from e
     vis_root = None if media is None else under_cache_root(media)
-    return Plan(name, kind, sources, vis_root, options)
+    return Plan(name, kind, sources, vis_root, options, on_error)
 
 
 def _as_sources(value: Source | Sequence[Source]) -> tuple[Source, ...]:
@@ -179,6 +193,8 @@ def _processor(cfg: Any, when: str, where: str) -> Any:
     """The processor of one side of `{train: {name: …}, eval: {name: …}}`; None where it isn't named."""
     if cfg is None:
         return None
+    if not isinstance(cfg, Mapping):
+        raise ValueError(f"{where} is {cfg!r}; it should be {{train: {{name: …}}, eval: {{name: …}}}}")
     for key in cfg:
         if key not in ("train", "eval"):
             raise ValueError(f"{where}: unknown key {key!r}.{suggest(key, ['train', 'eval'])}")
@@ -187,8 +203,10 @@ def _processor(cfg: Any, when: str, where: str) -> Any:
         return None
     if isinstance(side, str):
         side = {"name": side}
-    if "name" not in side:
-        raise ValueError(f"{where}.{when} has no `name`; name a processor, e.g. name: blip_image_{when}")
+    if not isinstance(side, Mapping) or "name" not in side:
+        raise ValueError(
+            f"{where}.{when} is {side!r} and has no `name`; name a processor, e.g. name: blip_image_{when}"
+        )
     from lavis.processors import load_processor
 
     return load_processor(side["name"], {k: v for k, v in side.items() if k != "name"})

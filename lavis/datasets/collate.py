@@ -26,7 +26,8 @@ def collate(samples: Sequence[Mapping[str, Any] | None]) -> Sample:
             of one shape (stacked to (B, …)), ints and bools (long tensor), floats (float tensor),
             strings, pictures or other objects (list of B), or a list of G of any of these
             (flattened to B·G). `answers` with `weights` become `answer` (flat list), `weight` (float
-            tensor, one per answer) and `n_answers` (long tensor, one per question).
+            tensor, one per answer) and `n_answers` (long tensor, one per question); `answers` that are
+            whole numbers, classes, are joined as any other number.
 
     Returns:
         A dict with the samples' keys, `answers`/`weights` replaced as above.
@@ -48,10 +49,12 @@ def collate(samples: Sequence[Mapping[str, Any] | None]) -> Sample:
                 f"cannot collate: sample {holder} of the batch has the key {key!r}, sample {lacker} has not"
                 f" (it has: {', '.join(sorted(kept[lacker]))}); every sample needs the same keys"
             )
-    batch: Sample = {k: _join(k, [s[k] for s in kept]) for k in keys if k not in _RAGGED}
-    if "answers" in keys:
+    classes = isinstance(kept[0].get("answers"), int | np.integer)
+    ragged = set() if classes else _RAGGED
+    batch: Sample = {k: _join(k, [s[k] for s in kept]) for k in keys if k not in ragged}
+    if "answers" in keys and not classes:
         batch.update(_answers(kept))
-    elif "weights" in keys:
+    elif "weights" in keys and not classes:
         raise ValueError("cannot collate: the samples have `weights` but no `answers` that they belong to")
     return batch
 

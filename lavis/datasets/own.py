@@ -20,7 +20,10 @@ held out when no val file is given (default 0.05; 0 holds out nothing); a pictur
 its path, so it stays where it is when data are added. `answer_list`: a file with the answers to choose
 from (default: those of the training part). `upright`: turn photographs as their camera says (EXIF).
 
-Before anything runs, every row is read and every picture looked for.
+Before anything runs, every row is read and every picture looked for. Missing pictures of a training part
+are skipped with a warning unless they are many, like unreadable ones (`on_error: raise` refuses them);
+those of other parts are refused (`on_error: skip` leaves them out). A test part needs no captions or
+answers: it is then predicted and not scored.
 
 **Task.** Captioning or visual question answering.
 
@@ -31,6 +34,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,10 +44,12 @@ from typing import Any
 from PIL import Image
 
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import Dataset, Plan, Record, open_picture
+from lavis.datasets.base import Dataset, Plan, Record, error_policy, open_picture, too_many
 from lavis.datasets.captioning import CaptionDataset, CaptionOptions
 from lavis.datasets.tables import read_table
 from lavis.datasets.vqa import VQADataset, VQAOptions, yes_no_number_other
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 _TASKS = ("captioning", "vqa")
@@ -76,20 +82,30 @@ class OwnOptions(CaptionOptions, VQAOptions):
 
 
 # ---------------------------------------------------------------------- rows to records
-def task_of(path: str | Path, columns: Sequence[str], wanted: str | None = None) -> str:
+def task_of(
+    path: str | Path, columns: Sequence[str], wanted: str | None = None, complete: bool = True
+) -> str:
     """Which task a table is for.
+
+    Args:
+        path: the table, for messages. columns: its columns. wanted: the task if it is known.
+        complete: whether captions are needed.
 
     Raises:
         ValueError: its columns fit neither, or not the wanted one; the message lists them.
     """
     has = set(columns)
-    captions = "image" in has and bool(has & set(_TEXT))
+    captions = "image" in has and (not complete or bool(has & set(_TEXT)))
     answers = "image" in has and "question" in has
     task = wanted or ("vqa" if answers else "captioning")
     if not (answers if task == "vqa" else captions):
         needed = {"captioning": "image and text (or caption)", "vqa": "image, question and answer"}
+        if not complete:
+            needed = {"captioning": "image", "vqa": "image and question"}
         need = needed[wanted] if wanted else f"{needed['captioning']}, or {needed['vqa']}"
-        raise ValueError(f"{path}: found the columns {', '.join(sorted(has))}; needed are {need}")
+        header = Path(path).suffix.lower() in (".csv", ".tsv") and "image" not in has
+        hint = " (its first line should name the columns)" if header else ""
+        raise ValueError(f"{path}: found the columns {', '.join(sorted(has))}; needed are {need}{hint}")
     return task
 
 
@@ -173,23 +189,30 @@ def held_out(images: Sequence[str], share: float) -> set[str]:
     return set(ordered[: min(max(1, count), len(ordered) - 1)])
 
 
-def find_missing(records: Sequence[Record], folder: Path, path: str | Path) -> None:
+def find_missing(records: Sequence[Record], folder: Path, path: str | Path, skip: bool = False) -> None:
     """Look for every record's picture.
+
+    Args:
+        records: with `image` and `line`. folder: theirs. path: the table, for messages.
+        skip: only warn, unless so many records lack theirs that a run would not go on.
 
     Raises:
         FileNotFoundError: some are missing; the first five are listed with their lines.
     """
-    first_line: dict[str, int] = {}
+    lines: dict[str, list[int]] = {}
     for record in records:
-        first_line.setdefault(record["image"], record["line"])
-    missing = [(image, line) for image, line in first_line.items() if not (folder / image).is_file()]
-    if missing:
-        listed = ", ".join(f"{image} (line {line})" for image, line in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise FileNotFoundError(
-            f"{path}: {len(missing)} of {len(first_line)} pictures are missing below {folder}: "
-            f"{listed}{more}; name their folder with images"
-        )
+        lines.setdefault(record["image"], []).append(record["line"])
+    missing = {image: where for image, where in lines.items() if not (folder / image).is_file()}
+    if not missing:
+        return
+    first = [f"{image} (line {where[0]})" for image, where in list(missing.items())[:5]]
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    message = f"{path}: {len(missing)} of {len(lines)} pictures are missing below {folder}: {', '.join(first)}{more}"
+    if not skip:
+        raise FileNotFoundError(f"{message}; name their folder with images, or set on_error: skip")
+    if sum(map(len, missing.values())) >= too_many(len(records)):
+        raise FileNotFoundError(f"{message}; too many to skip: name their folder with images")
+    logger.warning("%s; they are skipped (on_error: raise refuses them)", message)
 
 
 def _merge_by_picture(records: Sequence[Record]) -> list[Record]:
@@ -249,20 +272,21 @@ class OwnDataset(Dataset):
 
     @classmethod
     def split_names(cls, plan: Plan) -> tuple[str, ...]:
-        return tuple(s for s in SPLITS if _rows_of(s, plan.options)[1])
+        return tuple(s for s in SPLITS if rows_of(s, plan.options)[1])
 
     @classmethod
     def load(cls, split: str, plan: Plan) -> Dataset:
         options: OwnOptions = plan.options
-        path, rows = _rows_of(split, options)
+        path, rows = rows_of(split, options)
         columns = sorted({name for _, row in rows for name in row})
-        task = task_of(path, columns, options.task)
         complete = split != "test"
+        task = task_of(path, columns, options.task, complete)
         records = [make_record(path, line, row, task, complete) for line, row in rows]
         folder = Path(options.images).expanduser() if options.images else plan.vis_root or path.parent
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}; name the pictures' folder with images")
-        find_missing(records, folder, path)
+        skip = error_policy(plan.on_error, split in cls.train_splits) == "skip"
+        find_missing(records, folder, path, skip)
         if task == "captioning":
             if split != "train":
                 records = _merge_by_picture(records)
@@ -280,7 +304,7 @@ class OwnDataset(Dataset):
         )
 
 
-def _rows_of(split: str, options: OwnOptions) -> tuple[Path, list[tuple[int, Record]]]:
+def rows_of(split: str, options: OwnOptions) -> tuple[Path, list[tuple[int, Record]]]:
     """The file and the rows of a split: by its own file, by the column `split`, or held out of train."""
     given = getattr(options, split)
     if given is not None:
@@ -317,7 +341,7 @@ def _answer_list(options: OwnOptions) -> list[str]:
         if path.suffix == ".json":
             return _texts(str(path), "the list", json.loads(text))
         return [line.strip() for line in text.splitlines() if line.strip()]
-    path, rows = _rows_of("train", options)
+    path, rows = rows_of("train", options)
     counts: Counter[str] = Counter()
     for line, row in rows:
         counts.update(make_record(path, line, row, "vqa", True)["answers"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -95,18 +95,27 @@ def random_crop_box(
 
 
 class _ImageProcessor(BaseProcessor):
-    """What all share: size, statistics, conversion to a tensor."""
+    """What all share: size, statistics, conversion to a tensor.
+
+    Args:
+        image_size: the result's side in pixels; None: `default_size`, that of the model family's training.
+        mean, std: per channel; None: CLIP's.
+        fast_resize: see `resize`; False equals the original to 1e-6.
+    """
+
+    default_size: ClassVar[int]
 
     def __init__(
         self,
-        image_size: int,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        fast_resize: bool,
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        fast_resize: bool = False,
     ) -> None:
-        if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-            raise ValueError(f"image_size is {image_size!r}; it should be a number of pixels, 1 or more")
-        self.image_size, self.fast_resize = image_size, fast_resize
+        size = self.default_size if image_size is None else image_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"image_size is {size!r}; it should be a number of pixels, 1 or more")
+        self.image_size, self.fast_resize = size, fast_resize
         self.mean = _statistics("mean", mean, MEAN)
         self.std = _statistics("std", std, STD)
         if min(self.std) <= 0:
@@ -145,24 +154,32 @@ def _statistics(name: str, values: Sequence[float] | None, default: tuple[float,
 
 
 class _CropProcessor(_ImageProcessor):
-    """Random resized crop, the first step of every training processor."""
+    """Random resized crop, the first step of every training processor.
+
+    Args:
+        image_size, mean, std, fast_resize: as in every processor of pictures.
+        min_scale, max_scale: the crop's share of the picture's area; min_scale None: `default_min_scale`.
+    """
+
+    default_min_scale: ClassVar[float] = 0.5
 
     def __init__(
         self,
-        image_size: int,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        min_scale: float,
-        max_scale: float,
-        fast_resize: bool,
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        min_scale: float | None = None,
+        max_scale: float = 1.0,
+        fast_resize: bool = True,
     ) -> None:
         super().__init__(image_size, mean, std, fast_resize)
-        if not 0 < min_scale <= max_scale:
+        self.min_scale = self.default_min_scale if min_scale is None else min_scale
+        self.max_scale = max_scale
+        if not 0 < self.min_scale <= max_scale:
             raise ValueError(
-                f"min_scale is {min_scale} and max_scale {max_scale}; they are shares of the picture's area "
-                "with 0 < min_scale <= max_scale"
+                f"min_scale is {self.min_scale} and max_scale {max_scale}; they are shares of the picture's "
+                "area with 0 < min_scale <= max_scale"
             )
-        self.min_scale, self.max_scale = min_scale, max_scale
 
     def crop(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         """Cut a random box and resize it to the final size."""
@@ -181,20 +198,19 @@ class BlipImageTrainProcessor(_CropProcessor):
     """Random resized crop, horizontal flip with probability 0.5, RandAugment (2 operations, level 5).
 
     Args:
-        image_size: the result's side in pixels.
-        mean, std: per channel; None: CLIP's.
-        min_scale, max_scale: the crop's share of the picture's area.
-        fast_resize: see `resize`.
+        image_size, mean, std, min_scale, max_scale, fast_resize: as in `_CropProcessor`.
         flip: False for data whose captions tell left from right.
         augment: False leaves RandAugment out.
     """
 
+    default_size = 384
+
     def __init__(
         self,
-        image_size: int = 384,
+        image_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        min_scale: float = 0.5,
+        min_scale: float | None = None,
         max_scale: float = 1.0,
         fast_resize: bool = True,
         flip: bool = True,
@@ -213,18 +229,9 @@ class BlipImageTrainProcessor(_CropProcessor):
 
 @registry.register_processor("blip2_image_train")
 class Blip2ImageTrainProcessor(_CropProcessor):
-    """Random resized crop and horizontal flip; arguments as in `BlipImageTrainProcessor`."""
+    """Random resized crop and horizontal flip; arguments as in `_CropProcessor`."""
 
-    def __init__(
-        self,
-        image_size: int = 364,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        min_scale: float = 0.5,
-        max_scale: float = 1.0,
-        fast_resize: bool = True,
-    ) -> None:
-        super().__init__(image_size, mean, std, min_scale, max_scale, fast_resize)
+    default_size = 364
 
     def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         return _maybe_flip(self.crop(picture, rng), rng)
@@ -232,18 +239,9 @@ class Blip2ImageTrainProcessor(_CropProcessor):
 
 @registry.register_processor("clip_image_train")
 class ClipImageTrainProcessor(_CropProcessor):
-    """Random resized crop only; arguments as in `BlipImageTrainProcessor`."""
+    """Random resized crop only; arguments as in `_CropProcessor`."""
 
-    def __init__(
-        self,
-        image_size: int = 224,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        min_scale: float = 0.9,
-        max_scale: float = 1.0,
-        fast_resize: bool = True,
-    ) -> None:
-        super().__init__(image_size, mean, std, min_scale, max_scale, fast_resize)
+    default_size, default_min_scale = 224, 0.9
 
     def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         return self.crop(picture, rng)
@@ -251,22 +249,9 @@ class ClipImageTrainProcessor(_CropProcessor):
 
 @registry.register_processor("blip_image_eval")
 class BlipImageEvalProcessor(_ImageProcessor):
-    """Resize to a square; the aspect ratio is not kept.
+    """Resize to a square; the aspect ratio is not kept. Arguments as in `_ImageProcessor`."""
 
-    Args:
-        image_size: the result's side in pixels.
-        mean, std: per channel; None: CLIP's.
-        fast_resize: see `resize`; False equals the original to 1e-6.
-    """
-
-    def __init__(
-        self,
-        image_size: int = 384,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        fast_resize: bool = False,
-    ) -> None:
-        super().__init__(image_size, mean, std, fast_resize)
+    default_size = 384
 
     def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         return resize(picture, self.image_size, self.image_size, self.fast_resize)
@@ -274,16 +259,9 @@ class BlipImageEvalProcessor(_ImageProcessor):
 
 @registry.register_processor("clip_image_eval")
 class ClipImageEvalProcessor(_ImageProcessor):
-    """Resize the short side, cut the central square; arguments as in `BlipImageEvalProcessor`."""
+    """Resize the short side, cut the central square; arguments as in `_ImageProcessor`."""
 
-    def __init__(
-        self,
-        image_size: int = 224,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        fast_resize: bool = False,
-    ) -> None:
-        super().__init__(image_size, mean, std, fast_resize)
+    default_size = 224
 
     def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         size, (w, h) = self.image_size, picture.size

@@ -54,19 +54,23 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
     wanted = list(dict.fromkeys([*training, *run.evaluation_splits]))
     if not config.datasets:
         raise ValueError("section datasets is empty; name at least one data set")
-    built = {}
+    built: dict[str, dict[str, Any]] = {}
+    found: set[str] = set()
     for name, section in config.datasets.items():
         section = dict(section)
         for key, sides in preset_processors(config).items():
-            section[key] = {**sides, **(section.get(key) or {})}
+            given = section.get(key) or {}
+            if isinstance(given, Mapping):  # else the data set says what is wrong with it
+                section[key] = {**sides, **given}
         dataset_class = registry.get_dataset_class(name)
         known = dataset_class.split_names(make_plan(dataset_class, name, section))
+        found.update(known)
         built[name] = build_one(name, section, [split for split in wanted if split in known])
         for dataset in built[name].values():
             dataset.check()
     for split in wanted:
         if not any(split in splits for splits in built.values()):
-            raise ValueError(f"run names the split {split!r}, which none of {', '.join(built)} has")
+            raise ValueError(f"run names the split {split!r}; there are {', '.join(sorted(found))}")
     return built
 
 
@@ -110,7 +114,7 @@ def build(
 
     from lavis.common import dist
     from lavis.common.registry import registry
-    from lavis.runners.runner import check_training
+    from lavis.runners.settings import check_training
     from lavis.tasks import setup_task
 
     run = config.run

@@ -203,7 +203,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         KeyError,
         AttributeError,
     ) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        reason = (str(e) or type(e).__name__).splitlines()[0].split(". ")[0]
         raise ValueError(
             f"{path} is refused: it is damaged or holds more than plain data ({reason}). "
             "Nothing of it was executed; resume from another checkpoint"

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from lavis.common import dist
 from lavis.common.device import to_device
+from lavis.datasets.base import UnreadableMediaError
+from lavis.runners.skipped import Broken, Skipped, candidates, skips
 
 Key = tuple[int, int, int]  # (pass, data set, sample)
 
@@ -105,25 +107,58 @@ class Order:
         return [(round_, which, int(i)) for i in part]
 
 
+class Loaded(NamedTuple):
+    """What a loader's worker makes of a batch's keys.
+
+    Attributes:
+        indices: the samples of the batch. batch: joined by their data set, None if there is none left.
+        broken: the unreadable samples met. lost: how many of the batch are missing because of them.
+    """
+
+    indices: list[int]
+    batch: Any
+    broken: list[Broken]
+    lost: int
+
+
+Item = tuple[int, int, Any, list[Broken]]  # (data set, sample, its content, unreadable samples met)
+
+
 class Samples(TorchDataset[Any]):
-    """Several data sets behind keys (pass, set, sample): what a worker process holds."""
+    """Several data sets behind keys (pass, set, sample): what a worker process holds.
+
+    Unreadable samples are handed over, not raised: see `lavis.runners.skipped`.
+    """
 
     def __init__(self, datasets: Sequence[Any], seed: int, kind: int = _SAMPLE) -> None:
         self.datasets, self.seed, self.kind = list(datasets), seed, kind
 
-    def __getitem__(self, key: Key) -> tuple[int, int, Any]:
+    def __getitem__(self, key: Key) -> Item:
         pass_, which, index = key
         dataset = self.datasets[which]
         own = getattr(dataset, "sample", None)
         if own is None:  # any torch data set will do
-            return which, index, dataset[index]
-        return which, index, own(index, stream(self.kind, self.seed, pass_, which, index))
+            return which, index, dataset[index], []
+        replace = self.kind == _SAMPLE and skips(dataset)
+        broken = []
+        for i in candidates(len(dataset), index) if replace else [index]:
+            try:
+                content = own(i, stream(self.kind, self.seed, pass_, which, index))
+            except UnreadableMediaError as e:
+                broken.append(Broken(which, i, e))
+            else:
+                return which, index, content, broken
+        return which, index, None, broken
 
-    def collate(self, items: list[tuple[int, int, Any]]) -> tuple[list[int], Any]:
-        """(indices, batch), joined by the `collater` of the first sample's data set."""
-        which = items[0][0]
-        collater = getattr(self.datasets[which], "collater", torch.utils.data.default_collate)
-        return [index for _, index, _ in items], collater([sample for _, _, sample in items])
+    def collate(self, items: list[Item]) -> Loaded:
+        """A batch, joined by the `collater` of the first sample's data set."""
+        broken = [b for *_, met in items for b in met]
+        kept = [item for item in items if item[2] is not None or not item[3]]
+        if not kept:
+            return Loaded([], None, broken, len(items))
+        collater = getattr(self.datasets[kept[0][0]], "collater", torch.utils.data.default_collate)
+        batch = collater([content for _, _, content, _ in kept])
+        return Loaded([index for _, index, _, _ in kept], batch, broken, len(items) - len(kept))
 
 
 def _start_worker(_: int) -> None:
@@ -164,12 +199,19 @@ class TrainLoader:
         datasets: the training sets. order: their order. seed: of the run.
         num_workers: processes that prepare samples; 0 prepares them in the main process.
         device: pinned memory is used for CUDA only.
+        skipped: is told of unreadable samples.
     """
 
     def __init__(
-        self, datasets: Sequence[Any], order: Order, seed: int, num_workers: int, device: torch.device
+        self,
+        datasets: Sequence[Any],
+        order: Order,
+        seed: int,
+        num_workers: int,
+        device: torch.device,
+        skipped: Skipped,
     ) -> None:
-        self.device = device
+        self.device, self.skipped = device, skipped
         self._range = _Range(order)
         samples = Samples(datasets, seed)
         self._loader: DataLoader[Any] = DataLoader(
@@ -185,16 +227,22 @@ class TrainLoader:
         )
 
     def batches(self, start: int, end: int) -> Generator[Any, None, None]:
-        """This rank's parts of global batches start … end - 1, on the device."""
+        """This rank's parts of global batches start … end - 1, on the device.
+
+        Raises:
+            OSError: an unreadable sample of a data set that does not skip, or too many of them.
+        """
         self._range.start, self._range.end = start, end
-        for _, batch in self._loader:
-            yield to_device(batch, self.device)
+        for loaded in self._loader:
+            self.skipped.add(loaded.broken, loaded.lost)
+            yield to_device(loaded.batch, self.device)
 
 
 class EvalData:
     """A data set to evaluate on: this rank's share (samples rank, rank + world, …) in batches.
 
     Iterating gives (indices, batch). `dataset` and `split` are there for tasks with their own evaluation.
+    `skipped` has the samples that were left out because they cannot be read, where the data set allows it.
     """
 
     def __init__(
@@ -202,6 +250,7 @@ class EvalData:
     ) -> None:
         self.dataset, self.split, self.device = dataset, split, device
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.skipped = Skipped([dataset])
         self.label = split  # of the progress bar
         self.before_batch: Callable[[], None] | None = None
 
@@ -224,10 +273,12 @@ class EvalData:
             worker_init_fn=_start_worker,
             generator=torch.Generator(),
         )
-        for indices, batch in tqdm(loader, desc=self.label, leave=False) if shown() else loader:
+        for loaded in tqdm(loader, desc=self.label, leave=False) if shown() else loader:
             if self.before_batch is not None:
                 self.before_batch()
-            yield indices, to_device(batch, self.device)
+            self.skipped.add(loaded.broken)
+            if loaded.indices:
+                yield loaded.indices, to_device(loaded.batch, self.device)
 
 
 def shown() -> bool:

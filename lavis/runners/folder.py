@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import shutil
 import time
@@ -17,11 +18,66 @@ import torch
 
 import lavis
 from lavis.common import dist
-from lavis.common.files import write_json
+from lavis.common.files import append_jsonl, write_json
+from lavis.common.logger import RunLog, plain, short
 from lavis.runners import checkpoint
 
 if TYPE_CHECKING:
-    from lavis.runners.runner import RunConfig
+    from lavis.runners.settings import RunConfig
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """What a run writes besides checkpoints. Owns log.txt while the run trains; only rank 0 writes.
+
+    Args:
+        path: the folder, as `claim` gave it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._log: RunLog | None = None
+
+    def open_log(self, log_size: int, evaluate_size: int, tensorboard: bool) -> None:
+        """Start writing log.txt; called by every rank.
+
+        Args:
+            log_size, evaluate_size: bytes that both files keep: what a checkpoint knew, 0 without one.
+            tensorboard: whether to write its events too.
+        """
+        if dist.is_main():
+            truncate(self.path / "log.txt", log_size)
+            truncate(self.path / "evaluate.txt", evaluate_size)
+        dist.barrier()
+        self._log = RunLog(self.path / "log.txt", self.path / "tensorboard" if tensorboard else None)
+
+    def close_log(self) -> None:
+        """Let go of TensorBoard's file; log.txt can still be written to."""
+        if self._log is not None:
+            self._log.close()
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of log.txt and evaluate.txt."""
+        return size(self.path / "log.txt"), size(self.path / "evaluate.txt")
+
+    def write(self, record: Mapping[str, Any], console: bool = True) -> None:
+        """Add a line to log.txt and, unless a progress bar shows the same, to the console."""
+        if self._log is not None:
+            self._log.write(record)
+        if console:
+            # breakdowns such as question_type/count_percent are in the file
+            logger.info(short({k: v for k, v in record.items() if k != "event" and "/" not in k}))
+
+    def write_evaluation(self, record: Mapping[str, Any], speed: float) -> None:
+        """Add a line to evaluate.txt and, with the speed, to log.txt and the console."""
+        if dist.is_main():
+            append_jsonl(self.path / "evaluate.txt", plain(record))
+        self.write({**record, "samples_per_second": speed} if self._log is not None else record)
+
+    def result(self, name: str) -> Path:
+        """The path of a file of predictions."""
+        return self.path / "result" / name
 
 
 def resume_source(run: RunConfig, job_id: str | None) -> Path | None:
@@ -62,7 +118,7 @@ def claim(run: RunConfig, job_id: str | None, resume_from: Path | None) -> Path:
     A resumed run keeps its folder unless another `job_id` is given. A new one gets the time as its name.
 
     Raises:
-        ValueError: the named folder holds another run that is not to be continued.
+        ValueError: the named folder holds another run that is not to be continued, or cannot be made.
     """
     job_id = job_id or run.job_id
     root = Path(run.output_dir)
@@ -79,10 +135,13 @@ def claim(run: RunConfig, job_id: str | None, resume_from: Path | None) -> Path:
                 )
         elif resume_from is not None:
             chosen = resume_from.parent
-        else:
-            chosen = _new_folder(root)
-        if isinstance(chosen, Path):
-            chosen.mkdir(parents=True, exist_ok=True)
+        try:
+            if chosen == "":
+                chosen = _new_folder(root)
+            elif isinstance(chosen, Path):
+                chosen.mkdir(parents=True, exist_ok=True)
+        except OSError as e:  # a value, so that every rank hears of it
+            chosen = f"run.output_dir is {run.output_dir!r}: no folder can be made there ({e.strerror})"
     chosen = dist.broadcast_object(chosen)
     if isinstance(chosen, str):
         raise ValueError(chosen)

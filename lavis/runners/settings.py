@@ -115,6 +115,33 @@ class RunConfig:
         return list(dict.fromkeys([*self.valid_splits, *self.test_splits]))
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long a run is, in iterations (batches on each rank).
+
+    Attributes:
+        iterations: in all. per_epoch: of an epoch; the last may be shorter. epochs: their number.
+    """
+
+    iterations: int
+    per_epoch: int
+    epochs: int
+
+    @classmethod
+    def of(cls, run: RunConfig, per_pass: int) -> Length:
+        """What `max_epoch` or `max_iters` mean where a pass over the data has `per_pass` iterations."""
+        if run.max_iters is not None:
+            per_epoch = min(run.iters_per_inner_epoch or per_pass, run.max_iters)
+            return cls(run.max_iters, per_epoch, -(-run.max_iters // per_epoch))
+        assert run.max_epoch is not None  # see `check_training`
+        return cls(run.max_epoch * per_pass, per_pass, run.max_epoch)
+
+    def bounds(self, epoch: int) -> tuple[int, int]:
+        """The first iteration of an epoch, and the one after its last."""
+        first = epoch * self.per_epoch
+        return first, min(first + self.per_epoch, self.iterations)
+
+
 def check_training(run: RunConfig) -> None:
     """Refuse, before anything is built, a configuration that cannot train.
 

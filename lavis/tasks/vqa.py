@@ -109,6 +109,7 @@ class VQATask(Task):
         from lavis.metrics.vqa import exact_match_percent, vqa_accuracy
 
         answered = [{**r, "question_id": str(r["question_id"])} for r in records]
+        truth = {r["question_id"]: truth[r["question_id"]] for r in answered}  # unreadable pictures left out
         if all(len(t["answers"]) == 1 for t in truth.values()):
             metrics = exact_match_percent(answered, truth)
             metrics["accuracy_percent"] = metrics.pop("exact_match_percent")

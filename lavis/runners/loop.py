@@ -1,0 +1,310 @@
+"""The one training loop: epochs of iterations, with what happens between them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lavis.common import device as devices
+from lavis.common import dist, optims
+from lavis.common.registry import registry
+from lavis.runners import checkpoint
+from lavis.runners.clock import Clock
+from lavis.runners.data import Order, TrainLoader, mixing_ratios, shown
+from lavis.runners.evaluation import Evaluator
+from lavis.runners.finite import FiniteCheck
+from lavis.runners.folder import RunFolder
+from lavis.runners.means import Means
+from lavis.runners.settings import Length, RunConfig, check_training
+from lavis.runners.skipped import Skipped
+from lavis.runners.state import TrainingState
+from lavis.runners.step import Step
+from lavis.runners.stopping import Interrupted, Stopping
+
+logger = logging.getLogger(__name__)
+
+
+class Training:
+    """One call of `Runner.train`, up to the final test. Owns what exists only while a model is trained.
+
+    Everything is built and checked before the run's folder is made; `run_in` then trains in it.
+
+    Args:
+        run, task, model, device, precision: of the run.
+        names, sets: the training sets and their names. evaluator: validates.
+        resume_from: the checkpoint to continue.
+
+    Attributes:
+        order, loader: which samples, and their batches. length: in iterations. schedule: the learning rate.
+        state: all that decides the next number. step: forward, backward, update. finite: watches losses.
+        stopping: reasons to end early.
+
+    Raises:
+        ValueError: settings, data and checkpoint that do not fit together.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        task: Any,
+        model: nn.Module,
+        names: Sequence[str],
+        sets: Sequence[Any],
+        device: torch.device,
+        precision: str,
+        evaluator: Evaluator,
+        resume_from: Path | None,
+    ) -> None:
+        check_training(run)
+        self.run, self.task, self.model, self.sets, self.evaluator = run, task, model, sets, evaluator
+        batch_size = run.batch_size_train * dist.world_size()
+        ratios = mixing_ratios(names, run.train_dataset_ratios)
+        self.order = Order([len(s) for s in sets], batch_size, run.seed, ratios)
+        self.length = Length.of(run, self.order.batches_per_pass)
+        skipped = Skipped(sets)
+        self.loader = TrainLoader(sets, self.order, run.seed, run.num_workers, device, skipped)
+        optimizer = optims.build_optimizer(
+            model, run.init_lr, run.weight_decay, run.beta2, run.lr_layer_decay
+        )
+        self.schedule: optims.Scheduler = registry.get_lr_scheduler_class(run.lr_sched)(
+            optimizer=optimizer,
+            max_epoch=self.length.epochs,
+            min_lr=run.min_lr,
+            init_lr=run.init_lr,
+            decay_rate=run.lr_decay_rate,
+            warmup_start_lr=run.warmup_lr,
+            warmup_steps=run.warmup_steps,
+            iters_per_epoch=self.length.per_epoch,
+        )
+        scaler = devices.grad_scaler(device, precision)
+        fingerprint = {
+            "run.seed": run.seed,
+            "samples of the training sets": [len(s) for s in sets],
+            "samples per global batch": batch_size,
+            "run.train_dataset_ratios": run.train_dataset_ratios,
+            "iterations per epoch": self.length.per_epoch,
+            "run.accum_grad_iters": run.accum_grad_iters,
+            "precision": precision,
+        }
+        self.state = TrainingState(model, optimizer, scaler, device, skipped, fingerprint)
+        _seed(run.seed + dist.rank())  # dropout differs between ranks
+        if resume_from is not None:
+            self.state.restore(resume_from)
+            done, total = self.state.progress.iteration, self.length.iterations
+            logger.info("resumed from %s at iteration %d of %d", resume_from, done, total)
+        if run.compile:
+            model.compile()
+        self.finite = FiniteCheck(device, scaler, self._describe)
+        self.step = Step(run, task, self.state, self.finite, device, precision)
+        self.stopping = Stopping(run, device)
+
+    def run_in(self, out: RunFolder) -> str:
+        """Train to the end, or until there is a reason to stop.
+
+        Args:
+            out: the run's folder; its files are brought to the state of the checkpoint, then continued.
+
+        Returns:
+            "finished", "max_minutes" or "patience".
+
+        Raises:
+            ValueError: a loss is not finite. OSError: pictures that cannot be read.
+            Interrupted: Ctrl-C, after the state was saved.
+        """
+        progress = self.state.progress
+        self.out = out
+        out.open_log(progress.log_size, progress.evaluate_size, self.run.tensorboard)
+        self.state.skipped.file = out.path / "skipped.txt"
+        if dist.is_main():
+            self.state.skipped.write()
+        self.clock = Clock(progress, self.order.batch_size)
+        with self.stopping.ctrl_c:
+            try:
+                stopped = self._epochs()
+                if self.stopping.interrupted:  # after the last step: only the test is left
+                    raise Interrupted
+            except Interrupted:
+                self._save()
+                raise
+            if stopped != "finished":
+                logger.info("stopped early: %s", stopped)
+            if self.run.save_last:
+                self._save()
+        self.step.release()
+        return stopped
+
+    def _epochs(self) -> str:
+        progress = self.state.progress
+        while progress.closed < self.length.epochs:
+            if self.stopping.out_of_patience(progress):
+                return "patience"
+            stop = self._epoch(progress.closed)
+            if stop == "interrupt":
+                raise Interrupted
+            self._end_epoch(last=bool(stop))
+            if stop and progress.closed < self.length.epochs:
+                return stop
+        return "finished"
+
+    # ------------------------------------------------------------------ an epoch
+    def _epoch(self, epoch: int) -> str:
+        """Iterations up to the end of an epoch; "" there, or the reason to stop now."""
+        run, progress, clock = self.run, self.state.progress, self.clock
+        accumulated, every = run.accum_grad_iters, run.save_every_iters
+        first, end = self.length.bounds(epoch)
+        size = end - first
+        self.model.train()
+        bar = None
+        if shown():
+            bar = tqdm(total=size, initial=progress.iteration - first, desc=f"epoch {epoch}")
+        clock.restart()
+        with (
+            bar or contextlib.nullcontext(),
+            contextlib.closing(self.loader.batches(progress.iteration, end)) as batches,
+        ):
+            while progress.iteration < end:
+                i = progress.iteration - first
+                with clock.waiting():
+                    batch = next(batches)
+                lr = self.schedule.step(cur_epoch=epoch, cur_step=i)
+                # the last window of an epoch may be shorter; its mean is over the batches it has
+                window = min(accumulated, size - i // accumulated * accumulated)
+                update = (i + 1) % accumulated == 0 or i + 1 == size
+                log_now = (progress.iteration + 1) % run.log_freq == 0
+                if isinstance(batch, dict):
+                    batch.update(epoch=epoch, iters=i, num_iters_per_epoch=self.length.per_epoch)
+                losses = self.step.backward(batch, window, update)
+                self.state.epoch.add(losses)
+                norm = self.step.update(measure=log_now) if update else None
+                if norm is not None:
+                    losses["grad_norm"] = norm
+                self.state.window.add(losses)
+                progress.iteration += 1
+                if bar is not None:
+                    bar.update()
+                clock.tick()
+                if log_now:
+                    self._log_step(epoch, lr, bar)
+                if not update:
+                    continue
+                stop = self.stopping.reason(progress)
+                if stop:
+                    return stop
+                # the end of an epoch saves by itself, after validation
+                if every and progress.iteration < end and progress.iteration % every < window:
+                    with clock.paused():
+                        self._save()
+        return ""
+
+    def _log_step(self, epoch: int, lr: float, bar: Any) -> None:
+        step = self.state.progress.iteration
+        self._check()
+        self.state.skipped.agree()
+        means = self.state.window.read()
+        record = {"event": "step", "split": "train", "epoch": epoch, "step": step, "lr": lr}
+        self.out.write({**record, **means, **self.clock.pace()}, console=bar is None)
+        if bar is not None:
+            bar.set_postfix(loss=f"{means.get('loss', float('nan')):.4f}", lr=f"{lr:.2e}")
+        self.state.window = Means()
+        self.clock.restart()
+
+    # ------------------------------------------------------------------ between epochs
+    def _end_epoch(self, last: bool) -> None:
+        """Log and validate; `last` when training ends here, perhaps within an epoch."""
+        run, progress = self.run, self.state.progress
+        epoch = progress.closed
+        first, end = self.length.bounds(epoch)
+        over = progress.iteration >= end
+        last = last or progress.iteration >= self.length.iterations
+        self._check()
+        self._report_skipped(epoch)
+        if over:
+            record = {
+                "event": "epoch",
+                "split": "train",
+                "epoch": epoch,
+                "step": progress.iteration,
+                "lr": self.schedule.lr(epoch, end - 1 - first),
+                **self.state.epoch.read(),
+            }
+            if self.state.skipped:
+                record["skipped_samples"] = len(self.state.skipped)
+            self.out.write(record)
+        if run.valid_splits and (last or (epoch + 1) % run.val_freq == 0):
+            self._validate(epoch)
+        self.clock.tick()
+        if over:
+            progress.closed += 1
+            self.state.epoch = Means()
+            due = run.save_freq > 0 and progress.closed % run.save_freq == 0
+            if due and not (last and run.save_last):
+                self._save()
+
+    def _validate(self, epoch: int) -> None:
+        splits, progress = self.run.valid_splits, self.state.progress
+        metrics = self.evaluator(splits, epoch, progress.iteration, self.out, self.stopping.between_batches)
+        split = "val" if "val" in splits else splits[0]
+        if self.task.primary is None or not metrics[split]:
+            return  # nothing to compare with: the last weights are used
+        name, direction = self.task.primary
+        if name not in metrics[split]:
+            raise ValueError(
+                f"{type(self.task).__name__}.primary is {name!r}, which is not among the metrics of {split}: "
+                f"{', '.join(metrics[split])}"
+            )
+        if progress.judge(epoch, split, name, direction, metrics[split][name]):
+            if dist.is_main():
+                checkpoint.save(self.out.path / checkpoint.BEST, self.model, None)
+            dist.barrier()
+
+    def _report_skipped(self, epoch: int) -> None:
+        """List the unreadable pictures that are new: in log.txt, skipped.txt and on the console."""
+        skipped = self.state.skipped
+        skipped.agree()
+        new = skipped.take_new()
+        if not new:
+            return
+        step = self.state.progress.iteration
+        record = {"event": "skipped", "split": "train", "epoch": epoch, "step": step, "pictures": new}
+        self.out.write(record, console=False)
+        more = f" and {len(new) - 5} more, see {skipped.file}" if len(new) > 5 else ""
+        logger.warning(
+            "epoch %d: %d samples so far were replaced because their pictures cannot be read; new: %s%s",
+            epoch,
+            len(skipped),
+            ", ".join(new[:5]),
+            more,
+        )
+
+    # ------------------------------------------------------------------ helpers
+    def _check(self) -> None:
+        """Before anything is logged or saved: refuse losses that are no numbers, on every rank."""
+        self.finite.check(self.state.progress.iteration)
+
+    def _save(self) -> None:
+        self._check()
+        self.state.save(self.out)
+
+    def _describe(self, iteration: int) -> str:
+        keys = self.order.batch(iteration)[:32]
+        several = len(self.sets) > 1
+        samples = ", ".join(f"{i} of set {which}" if several else str(i) for _, which, i in keys)
+        return (
+            f"iteration {iteration} (epoch {iteration // self.length.per_epoch}), counted from 0; "
+            f"the training samples of that batch are {samples}"
+        )
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,103 @@
+"""One step of training: forward and backward of a batch, and the update after several of them."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lavis.common import device as devices
+from lavis.common import dist
+from lavis.runners.finite import FiniteCheck
+from lavis.runners.settings import RunConfig
+from lavis.runners.state import TrainingState
+
+# every rank computes the same buffers; the option that says so has another name in newer versions of torch
+_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
+}
+
+
+class Step:
+    """Turns batches into updates of the weights. Owns the model as it is wrapped for several processes.
+
+    Args:
+        run, task: of the run. state: model, optimizer, scaler and position. finite: is shown every loss.
+        device, precision: what the model computes on and in.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        task: Any,
+        state: TrainingState,
+        finite: FiniteCheck,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.task, self.state, self.finite = task, state, finite
+        self.device, self.precision = device, precision
+        self.max_grad_norm = run.max_grad_norm
+        self.parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        self.wrapped = _wrapped(state.model, device, run.find_unused_parameters)
+
+    def backward(self, batch: Any, window: int, update: bool) -> dict[str, torch.Tensor]:
+        """Forward and backward of one batch.
+
+        Args:
+            batch: on the device. window: batches whose mean the update takes.
+            update: whether the update comes next; until then ranks need not exchange gradients.
+
+        Returns:
+            The losses, detached scalars.
+        """
+        ddp = self.wrapped if isinstance(self.wrapped, DistributedDataParallel) else None
+        with ddp.no_sync() if ddp is not None and not update else contextlib.nullcontext():
+            with devices.autocast(self.device, self.precision):
+                output = self.task.train_step(self.wrapped, batch)
+            loss = output["loss"]
+            self.finite.note(loss, self.state.progress.iteration)
+            self.state.scaler.scale(loss / window).backward()
+        names = [k for k in output.keys() if "loss" in k]  # noqa: SIM118  outputs are not dicts
+        return {
+            k: output[k].detach().float()
+            for k in names
+            if isinstance(output[k], torch.Tensor) and output[k].ndim == 0
+        }
+
+    def update(self, measure: bool) -> torch.Tensor | None:
+        """One step of the optimizer; the norm of the gradients before clipping, if measured."""
+        state, norm = self.state, None
+        if measure or self.max_grad_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            if self.max_grad_norm is not None:
+                norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            else:
+                norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            norm = norm.detach().float()
+            self.finite.note(norm, state.progress.iteration)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def release(self) -> None:
+        """Let go of the process group that the wrapper holds."""
+        self.wrapped = self.state.model
+
+
+def _wrapped(model: nn.Module, device: torch.device, find_unused: bool) -> nn.Module:
+    if not dist.is_on():
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        **_OWN_BUFFERS,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=find_unused or bool(getattr(model, "find_unused_parameters", False)),
+    )
