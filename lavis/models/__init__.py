@@ -35,6 +35,16 @@ log = logging.getLogger("lavis")
 Processors = dict[str, Any]
 
 
+def __getattr__(name: str) -> Any:
+    """A registered class by its name, as in `from lavis.models import BlipCaption`."""
+    if name[:1].isupper():
+        for registered in registry.list_models():
+            cls = registry.get_model_class(registered)
+            if cls.__name__ == name:
+                return cls
+    raise AttributeError(f"module 'lavis.models' has no attribute {name!r}")
+
+
 def load_model(
     name: str,
     model_type: str | None = None,

@@ -80,9 +80,6 @@ class Blip(VisionTextModel):
         super().__init__(config)
         self.bos_id, self.enc_id = self.tokenizer.id("[DEC]"), self.tokenizer.id("[ENC]")
 
-    def _start(self, rows: int, device: torch.device) -> torch.Tensor:  # (rows, 1)
-        return torch.full((rows, 1), self.bos_id, dtype=torch.long, device=device)
-
 
 # ------------------------------------------------------------------------------------ captioning
 

@@ -42,7 +42,8 @@ class Rules:
     drop: entries the class has no use for (momentum copies, queues, other heads); shell patterns.
     resize: model entry -> function(tensor, wanted shape) that interpolates it.
     copy: (regular expression, replacement): a model entry that the file lacks and that matches is a copy of
-        the entry that the replacement names (momentum twins of their modules, twin attentions).
+        the entry that the replacement names, also one that is dropped (momentum twins of their modules, twin
+        attentions of the single one).
     make: shell pattern of model entries that the file lacks -> function(wanted shape) that makes them.
     fresh: model entries that the file need not have; they keep their starting values; shell patterns.
     """
@@ -97,8 +98,9 @@ _BERT_LEFT = ("*pooler.*", "cls.seq_relationship.*", "*token_type_embeddings.*")
 _POSITION_IDS = {"*position_ids": lambda shape: torch.arange(shape[-1]).expand(shape).clone()}
 
 
-def _more_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """An embedding (or its bias) for a vocabulary with tokens added at the end; new rows start as BERT's did."""
+def more_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """An embedding (or its bias) for a vocabulary with tokens added at the end; new rows start as all its rows
+    once did."""
     if tensor.shape[1:] != shape[1:] or tensor.shape[0] > shape[0]:
         return tensor  # another size altogether: the strict comparison says so
     grown = torch.zeros(shape) if len(shape) == 1 else torch.randn(shape) * 0.02
@@ -109,7 +111,7 @@ def _more_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 BERT_ENCODER = Rules(
     rename=((r"^bert\.", ""), *_BERT_NORMS),
     drop=(*_BERT_LEFT, "cls.*"),
-    resize={"embeddings.word_embeddings.weight": _more_rows},
+    resize={"embeddings.word_embeddings.weight": more_rows},
     make=_POSITION_IDS,
     fresh=("*.crossattention.*",),
 )
@@ -117,10 +119,10 @@ BERT_LANGUAGE_MODEL = Rules(
     rename=_BERT_NORMS,
     drop=_BERT_LEFT,
     resize={
-        "bert.embeddings.word_embeddings.weight": _more_rows,
-        "cls.predictions.decoder.weight": _more_rows,
-        "cls.predictions.decoder.bias": _more_rows,
-        "cls.predictions.bias": _more_rows,
+        "bert.embeddings.word_embeddings.weight": more_rows,
+        "cls.predictions.decoder.weight": more_rows,
+        "cls.predictions.decoder.bias": more_rows,
+        "cls.predictions.bias": more_rows,
     },
     # files leave out what is tied
     copy=(
@@ -196,7 +198,7 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
     """
     out: StateDict = {}
     split: dict[str, dict[str, torch.Tensor]] = {}
-    dropped: list[str] = []
+    dropped: StateDict = {}
     for key, tensor in state.items():
         for old, new in rules.rename:
             key = re.sub(old, new, key)
@@ -207,7 +209,7 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
         if mark == "T":
             key, tensor = name, tensor.t().contiguous() if tensor.ndim == 2 else tensor
         if key not in wanted and _matches(key, rules.drop):
-            dropped.append(key)
+            dropped[key] = tensor
             continue
         if key in rules.resize and key in wanted and tensor.shape != wanted[key].shape:
             tensor = rules.resize[key](tensor, wanted[key].shape)
@@ -216,10 +218,12 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
         tensors = [pieces[part] for part in sorted(pieces)]
         fitting = tensors[0].ndim > 0 and len({t.shape[1:] for t in tensors}) == 1
         out[key] = torch.cat(tensors) if fitting else tensors[0]  # whose shape is reported
+    copied: set[str] = set()
     for key in [k for k in wanted if k not in out]:
         source = next((re.sub(old, new, key) for old, new in rules.copy if re.search(old, key)), None)
-        if source in out:
-            out[key] = out[source].clone()
+        if source in out or source in dropped:
+            out[key] = (out[source] if source in out else dropped[source]).clone()
+            copied.add(source)
             continue
         maker = next((f for pattern, f in rules.make.items() if fnmatch.fnmatchcase(key, pattern)), None)
         if maker is not None:
@@ -245,12 +249,13 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
             f"{where} does not fit this model ({len(wanted)} entries): {'; '.join(parts)}. "
             "Is it for another model name or type?"
         )
-    if dropped:
+    unused = [k for k in dropped if k not in copied]
+    if unused:
         log.info(
             "%s: %d entries that this model does not use were left out (%s, …)",
             where,
-            len(dropped),
-            dropped[0],
+            len(unused),
+            unused[0],
         )
     return out
 

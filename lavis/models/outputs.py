@@ -41,10 +41,10 @@ class Similarity(Output):
 class IntermediateOutput(Output):
     """States on the way.
 
-    image_embeds (B, N, D), or two pictures' (B, 2, N, D); text_embeds (R, T, D); `*_m` the momentum twins';
-    encoder_output and encoder_output_neg: fused states of right and of wrong pairs; itm_logits (3B, 2)
-    and itm_labels (3B,): right pairs, texts with a wrong picture, pictures with a wrong text;
-    decoder_output, decoder_labels (texts, T).
+    image_embeds (B, N, D), or two pictures' (B, 2, N, D), or a clip's video_embeds; text_embeds (R, T, D); `*_m` the
+    momentum twins'; encoder_output and encoder_output_neg: fused states of right and of wrong pairs; itm_logits
+    (3B, 2) and itm_labels (3B,), of clips vtm_logits and vtm_labels: right pairs, texts with a wrong picture,
+    pictures with a wrong text; decoder_output, decoder_labels (texts, T).
     """
 
     image_embeds: torch.Tensor | None = None
@@ -58,6 +58,9 @@ class IntermediateOutput(Output):
     itm_labels: torch.Tensor | None = None
     decoder_output: DecoderOutput | None = None
     decoder_labels: torch.Tensor | None = None
+    video_embeds: torch.Tensor | None = None
+    vtm_logits: torch.Tensor | None = None
+    vtm_labels: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class Features(Output):
     text_embeds: torch.Tensor | None = None
     text_embeds_proj: torch.Tensor | None = None
     multimodal_embeds: torch.Tensor | None = None
+    video_embeds: torch.Tensor | None = None
+    video_embeds_proj: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

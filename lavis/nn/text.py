@@ -10,6 +10,7 @@ V vocabulary, L layers. Parameter names are those of the official checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -80,10 +81,23 @@ class Memory:
         return Memory(kv, None if self.mask is None else self.mask.index_select(0, index))
 
 
+class Sizes(Protocol):
+    """What a cache knows of a transformer."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+
 class Cache:
     """Keys and values of the tokens read so far, preallocated for `max_length` tokens."""
 
-    def __init__(self, config: TextConfig, rows: int, max_length: int, like: torch.Tensor) -> None:
+    def __init__(self, config: Sizes, rows: int, max_length: int, like: torch.Tensor) -> None:
         head_width = config.width // config.heads
         # (L, 2, R, H, max_length, Dh)
         self.data = like.new_empty(config.depth, 2, rows, config.heads, max_length, head_width)

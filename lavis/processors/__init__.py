@@ -1,4 +1,4 @@
-"""Processors: a picture to a tensor, a text to a cleaned text.
+"""Processors: a picture or a clip to a tensor, a text to a cleaned text.
 
 `load_processor(name, cfg)` gives one by its registered name; `.build(**settings)` makes another of the
 same kind with other settings.
@@ -11,6 +11,11 @@ from typing import Any
 
 from lavis.common.registry import registry
 from lavis.processors.base import BaseProcessor
+from lavis.processors.dialogue import (
+    GPTDialogueProcessor,
+    GPTFrameFeatureProcessor,
+    GPTVideoFeatureProcessor,
+)
 from lavis.processors.image import (
     Blip2ImageTrainProcessor,
     BlipImageEvalProcessor,
@@ -19,8 +24,11 @@ from lavis.processors.image import (
     ClipImageTrainProcessor,
 )
 from lavis.processors.text import BlipCaptionProcessor, BlipQuestionProcessor
+from lavis.processors.video import AlproVideoEvalProcessor, AlproVideoTrainProcessor
 
 __all__ = [
+    "AlproVideoEvalProcessor",
+    "AlproVideoTrainProcessor",
     "BaseProcessor",
     "Blip2ImageTrainProcessor",
     "BlipCaptionProcessor",
@@ -29,6 +37,9 @@ __all__ = [
     "BlipQuestionProcessor",
     "ClipImageEvalProcessor",
     "ClipImageTrainProcessor",
+    "GPTDialogueProcessor",
+    "GPTFrameFeatureProcessor",
+    "GPTVideoFeatureProcessor",
     "load_processor",
 ]
 

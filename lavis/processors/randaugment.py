@@ -107,6 +107,7 @@ class RandAugment:
         level: their magnitude (M), 0 to 10.
         operations: names to draw from.
         probability: with which each drawn operation is applied.
+        repeat: whether an operation may be drawn twice for a picture.
     """
 
     def __init__(
@@ -115,20 +116,33 @@ class RandAugment:
         level: float = 5,
         operations: Sequence[str] = OPERATIONS,
         probability: float = 0.5,
+        repeat: bool = True,
     ) -> None:
         for name in operations:
             if name not in OPERATIONS:
                 raise ValueError(f"RandAugment has no operation {name!r}.{suggest(name, OPERATIONS)}")
         self.count, self.level = count, level
-        self.operations, self.probability = tuple(operations), probability
+        self.operations, self.probability, self.repeat = tuple(operations), probability, repeat
 
-    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        for choice in rng.integers(len(self.operations), size=self.count):
+    def draw(self, rng: np.random.Generator) -> list[tuple[str, int]]:
+        """What is to be done to one picture, or to all frames of a clip: operations and their directions."""
+        drawn = []
+        if self.repeat:
+            choices = rng.integers(len(self.operations), size=self.count)
+        else:
+            choices = rng.choice(len(self.operations), size=self.count, replace=False)
+        for choice in choices:
             if rng.random() >= self.probability:
                 continue
             name = self.operations[int(choice)]
-            sign = 1
-            if name in _SIGNED and rng.random() < 0.5:
-                sign = -1
+            drawn.append((name, -1 if name in _SIGNED and rng.random() < 0.5 else 1))
+        return drawn
+
+    def apply(self, picture: Image.Image, drawn: Sequence[tuple[str, int]]) -> Image.Image:
+        """Do what was drawn."""
+        for name, sign in drawn:
             picture = apply(name, picture, self.level, sign)
         return picture
+
+    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        return self.apply(picture, self.draw(rng))

@@ -1,0 +1,211 @@
+"""Answering questions about pictures: what BLIP's and ALBEF's models share.
+
+A text encoder reads the question over the picture, a decoder writes or scores answers over the question's
+states. B pictures, G questions per picture, Q = B·G questions, T tokens, A answers, K candidates, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lavis.models.base import inference
+from lavis.models.blip import SMOOTHING
+from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
+from lavis.models.vision_text import VisionTextModel
+from lavis.nn import generation
+from lavis.nn.losses import IGNORE, distilled_language_modelling_loss, language_modelling_loss
+from lavis.nn.text import Memory, TextDecoder, TextTransformer
+
+
+class Answering(VisionTextModel):
+    """Question encoder and answer decoder (BLIP paper, figure 5a; ALBEF paper, section 5).
+
+    A family says with which tokens questions and answers begin, and whether momentum twins teach (TWINS, which
+    then name the three encoders and decoders).
+    """
+
+    enc_id: int  # begins a question
+    bos_id: int  # begins an answer
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        text = config.text
+        self.text_encoder = TextTransformer(text)
+        # The decoder has as many layers as the encoder has that cross-attend; it reads the question's states.
+        depth = text.depth - text.cross_from
+        self.text_decoder = TextDecoder(replace(text, depth=depth, cross_from=0, memory_width=text.width))
+        if self.distilled:
+            self.make_twins()
+
+    @property
+    def distilled(self) -> bool:
+        """Whether momentum twins teach."""
+        return bool(self.TWINS) and self.config.use_distill
+
+    def tie_weights(self) -> None:
+        self.text_decoder.tie_weights()
+        if self.has_twins:
+            self.part("text_decoder", twin=True).tie_weights()
+
+    # ------------------------------------------------------------------------------ questions
+    def forward_encoder(
+        self, samples: Mapping[str, Any], *, twin: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode pictures once and their questions over them; with `twin`, by the momentum twins.
+
+        Returns:
+            question states (B·G, T, D), their mask (B·G, T), picture states (B, N, D).
+        """
+        image_embeds = self.part("visual_encoder", twin)(self._image(samples))
+        questions = self._texts(samples["text_input"], image_embeds.shape[0])
+        tokens = self.tokenizer(questions, max_length=self.config.max_txt_len, device=image_embeds.device)
+        tokens.ids[:, 0] = self.enc_id
+        encoder = self.part("text_encoder", twin)
+        states = encoder(tokens.ids, mask=tokens.mask, memory=encoder.project_memory(image_embeds))
+        return states, tokens.mask, image_embeds
+
+    def _answers(self, answers: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (A, T) with their start token, and their mask; answers are never cut."""
+        tokens = self.tokenizer(list(answers), device=device)
+        tokens.ids[:, 0] = self.bos_id
+        return tokens.ids, tokens.mask
+
+    def _start(self, rows: int, device: torch.device) -> torch.Tensor:  # (rows, 1)
+        return torch.full((rows, 1), self.bos_id, dtype=torch.long, device=device)
+
+    # ------------------------------------------------------------------------------ training
+    def forward(self, samples: Mapping[str, Any]) -> LossOutput:
+        """Loss of answers given pictures and questions.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B·G questions; `answer`, a flat list;
+                `n_answers` (B·G,), how many belong to each question; `weight`, one per answer; with momentum
+                twins also `epoch`, `iters`, `num_iters_per_epoch`.
+
+        Returns:
+            `loss`: sum over answers of weight x smoothed sequence loss (nats), per question; with twins, alpha of
+            the sequence loss is the cross entropy with theirs. `intermediate_output` with image_embeds,
+            encoder_output, decoder_output, decoder_labels.
+        """
+        alpha = self._alpha(samples) if self.distilled else 0.0
+        states, mask, image_embeds = self.forward_encoder(samples)
+        questions, device = states.shape[0], states.device
+        counts = torch.as_tensor(samples["n_answers"], device=device)
+        weight = torch.as_tensor(samples["weight"], device=device, dtype=torch.float32)
+        ids, answer_mask = self._answers(samples["answer"], device)
+        if counts.shape[0] != questions or int(counts.sum()) != len(ids) or weight.shape[0] != len(ids):
+            raise ValueError(
+                f"{questions} questions, n_answers for {counts.shape[0]} of them with the sum {int(counts.sum())}, "
+                f"{len(ids)} answers and {weight.shape[0]} weights do not go together"
+            )
+        labels = ids.masked_fill(~answer_mask, IGNORE)
+        memory = self._question_memory(states, mask, counts)
+        logits = self.text_decoder(ids, mask=answer_mask, memory=memory)
+        each = language_modelling_loss(logits, labels, smoothing=SMOOTHING, per_text=True)  # (A,)
+        if self.distilled:
+            with torch.no_grad():
+                self.update_twins()
+                states_m, _, _ = self.forward_encoder(samples, twin=True)
+                memory_m = self._question_memory(states_m, mask, counts, twin=True)
+                logits_m = self.part("text_decoder", twin=True)(ids, mask=answer_mask, memory=memory_m)
+            each = (1 - alpha) * each + alpha * distilled_language_modelling_loss(logits, logits_m, labels)
+        loss = (weight * each).sum() / questions
+        return LossOutput(
+            loss=loss,
+            loss_lm=loss,
+            intermediate_output=IntermediateOutput(
+                image_embeds=image_embeds,
+                encoder_output=states,
+                decoder_output=DecoderOutput(loss=each, logits=logits),
+                decoder_labels=labels,
+            ),
+        )
+
+    def _question_memory(
+        self, states: torch.Tensor, mask: torch.Tensor, counts: torch.Tensor, *, twin: bool = False
+    ) -> Memory:
+        """The questions' memory, as a view where all have as many answers, else copied."""
+        memory = self.part("text_decoder", twin).project_memory(states, mask)
+        if bool((counts == counts[0]).all()):
+            return memory
+        return memory.repeat(counts)
+
+    # ------------------------------------------------------------------------------ answers
+    @inference
+    def predict_answers(
+        self,
+        samples: Mapping[str, Any],
+        num_beams: int = 3,
+        inference_method: str = "rank",
+        max_len: int = 10,
+        min_len: int = 1,
+        num_ans_candidates: int = 128,
+        answer_list: Sequence[str] | None = None,
+        *,
+        return_scores: bool = False,
+        **unused: Any,
+    ) -> list[str] | Texts:
+        """Answer questions about pictures.
+
+        Args:
+            samples: `image` (B, 3, h, w) and `text_input`: a question, or B·G of them.
+            num_beams, max_len, min_len: of "generate"; lengths in tokens, start token included.
+            inference_method: "rank" chooses from `answer_list`: the `num_ans_candidates` answers whose
+                first tokens are likeliest, then the one with the smallest smoothed loss. "generate"
+                writes an answer with beam search.
+            return_scores: give `Texts` instead of strings.
+
+        Returns:
+            one answer per question, in the questions' order.
+        """
+        if inference_method not in ("rank", "generate"):
+            raise ValueError(f"inference_method is {inference_method!r}; it must be 'rank' or 'generate'")
+        states, mask, _ = self.forward_encoder(samples)
+        if inference_method == "generate":
+            out = self._generate_answers(states, mask, num_beams, max_len, min_len)
+        else:
+            if not answer_list:
+                raise ValueError("inference_method 'rank' needs answer_list, the answers to choose from")
+            out = self._rank_answers(states, mask, list(answer_list), num_ans_candidates)
+        return out if return_scores else out.texts
+
+    def _generate_answers(
+        self, states: torch.Tensor, mask: torch.Tensor, num_beams: int, max_len: int, min_len: int
+    ) -> Texts:
+        rules = generation.Rules(
+            max_length=max_len,
+            min_length=min_len,
+            end=self.tokenizer.sep_id,
+            pad=self.tokenizer.pad_id,
+            num_beams=num_beams,
+        )
+        memory = self.text_decoder.project_memory(states, mask)
+        decoding = self.text_decoder.begin(memory, states.shape[0], max_len)
+        decoded = generation.generate(decoding, self._start(states.shape[0], states.device), rules)
+        texts = [self.tokenizer.decode(row) for row in decoded.ids.tolist()]
+        return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist())
+
+    def _rank_answers(
+        self, states: torch.Tensor, mask: torch.Tensor, answers: list[str], candidates: int
+    ) -> Texts:
+        if candidates < 1:
+            raise ValueError(f"num_ans_candidates is {candidates}; it must be at least 1")
+        questions, device = states.shape[0], states.device
+        candidates = min(candidates, len(answers))
+        ids, answer_mask = self._answers(answers, device)  # (A, T)
+        memory = self.text_decoder.project_memory(states, mask)
+        first = self.text_decoder(self._start(questions, device), memory=memory)[:, 0]  # (Q, V)
+        chances = first.float().softmax(dim=-1).index_select(1, ids[:, 1])  # (Q, A) of the first token
+        top = chances.topk(candidates, dim=1).indices  # (Q, K)
+        losses = generation.sequence_losses(
+            self.text_decoder, memory, ids[top].flatten(0, 1), answer_mask[top].flatten(0, 1), SMOOTHING
+        ).view(questions, candidates)
+        best = losses.argmin(dim=1)
+        chosen = top.gather(1, best[:, None]).squeeze(1)
+        lowest = losses.gather(1, best[:, None]).squeeze(1)
+        share = (-losses).softmax(dim=1).gather(1, best[:, None]).squeeze(1)
+        return Texts([answers[i] for i in chosen.tolist()], (-lowest).tolist(), share.tolist())
