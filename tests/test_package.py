@@ -104,17 +104,17 @@ def test_nothing_skips_strictness():
     for path in (ROOT / "lavis").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         for bad in (
-            "strict=False",
-            "weights_only=False",
-            "except:",
-            "allow_pickle=True",
-            "os.system",
-            "eval(",
+            r"strict=False",
+            r"weights_only=False",
+            r"except:",
+            r"allow_pickle=True",
+            r"os\.system",
+            r"(?<![\w.])eval\(",
         ):
             for line in text.splitlines():
                 code = line.split("#")[0]
-                if bad in code and "nn.Module" not in code and ".eval(" not in code:
-                    quoted = re.search(r"[`\"'].*" + re.escape(bad), code)
+                if re.search(bad, code):
+                    quoted = re.search(r"[`\"'].*" + bad, code)
                     assert quoted, f"{path.relative_to(ROOT)}: {line.strip()}"
 
 

@@ -29,66 +29,55 @@ relations), `language.py` (what "a", "two" and "the" mean).
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from PIL import Image
+from typing import Any, ClassVar
 
 from lavis.common.registry import registry
-from lavis.datasets.base import Dataset, Plan, Record
+from lavis.datasets.base import Plan, Record
 from lavis.datasets.captioning import CaptionDataset, CaptionOptions
+from lavis.datasets.shapes.clip_language import clip_ceiling_percent, clip_truth_percent, judge_clip_caption
+from lavis.datasets.shapes.clip_questions import CLIP_ANSWERS
+from lavis.datasets.shapes.clips import make_clip, render_clip
+from lavis.datasets.shapes.dialogue import ShapesDialogue
+from lavis.datasets.shapes.entailment import ShapesEntailment
 from lavis.datasets.shapes.language import Judgement, caption_truth_percent, judge_caption, make_captions
+from lavis.datasets.shapes.made import Drawn, Made, MadeOptions
+from lavis.datasets.shapes.pairs import ShapesNLVR
 from lavis.datasets.shapes.questions import ANSWERS, make_questions
-from lavis.datasets.shapes.render import MAX_SIZE, MIN_SIZE, render
-from lavis.datasets.shapes.scene import HELD_OUT, SPLITS, make_scene, stream
+from lavis.datasets.shapes.render import render
+from lavis.datasets.shapes.retrieval import ShapesRetrieval, ceiling_percent
+from lavis.datasets.shapes.scene import HELD_OUT, SPLITS, Purpose, make_scene, stream
+from lavis.datasets.shapes.talk import history_percent
+from lavis.datasets.shapes.video import (
+    ShapesVideoCaption,
+    ShapesVideoDialogue,
+    ShapesVideoQA,
+    ShapesVideoRetrieval,
+)
 from lavis.datasets.vqa import VQADataset, VQAOptions, yes_no_number_other
 
 __all__ = [
-    "ANSWERS", "HELD_OUT", "SPLITS", "Judgement", "ShapesCaption", "ShapesVQA", "caption_truth_percent",
-    "export_coco", "judge_caption", "make_captions", "make_questions", "make_scene", "render",
+    "ANSWERS", "CLIP_ANSWERS", "HELD_OUT", "SPLITS", "Judgement", "ShapesCaption", "ShapesDialogue",
+    "ShapesEntailment", "ShapesNLVR", "ShapesRetrieval", "ShapesVQA", "ShapesVideoCaption",
+    "ShapesVideoDialogue", "ShapesVideoQA", "ShapesVideoRetrieval", "caption_truth_percent",
+    "ceiling_percent", "clip_ceiling_percent", "clip_truth_percent", "export_coco", "history_percent",
+    "judge_caption", "judge_clip_caption", "make_captions", "make_clip", "make_questions", "make_scene",
+    "render", "render_clip",
 ]  # fmt: skip
 
 CAPTIONS_PER_PICTURE = 5
 
 
 @dataclass(frozen=True)
-class _ShapesOptions:
-    """Settings of both data sets.
+class _ShapesOptions(MadeOptions):
+    """Settings of both data sets; see `MadeOptions`. n_unseen, n_new_train, n_new_test: pictures."""
 
-    Args:
-        size: the pictures' side in pixels, 32 to 256.
-        seed: another seed, other pictures.
-        n_train, n_val, n_test, n_unseen, n_new_train, n_new_test: pictures per split.
-        cache: keep drawn pictures in memory (3·size² bytes each), so later epochs don't draw again.
-            Each loader worker keeps its own.
-    """
-
-    size: int = 64
-    seed: int = 0
-    n_train: int = 20_000
-    n_val: int = 1_000
-    n_test: int = 1_000
     n_unseen: int = 1_000
     n_new_train: int = 2_000
     n_new_test: int = 500
-    cache: bool = False
-
-    def __post_init__(self) -> None:
-        if not MIN_SIZE <= self.size <= MAX_SIZE:
-            raise ValueError(f"size is {self.size}; it should be {MIN_SIZE} to {MAX_SIZE} pixels")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it should be 0 or more")
-        for split in SPLITS:
-            if self.pictures(split) < 1:
-                raise ValueError(f"n_{split} is {self.pictures(split)}; it should be 1 or more")
-
-    def pictures(self, split: str) -> int:
-        """How many pictures a split has."""
-        return int(getattr(self, f"n_{split}"))
 
 
 @dataclass(frozen=True)
@@ -113,72 +102,39 @@ class ShapesVQAOptions(VQAOptions, _ShapesOptions):
             raise ValueError(f"questions is {self.questions}; it should be 1 to 12")
 
 
-class _Made(Sequence[Record]):
-    """Records that are made when they are looked at; the last few thousand pictures are remembered."""
-
-    def __init__(self, options: Any, split: str, kind: Literal["caption", "vqa"]) -> None:
-        self.options, self.split, self.kind = options, split, kind
-        self.per_picture = options.questions if kind == "vqa" else 1
-        self._of_picture = functools.lru_cache(maxsize=32_768)(self._make)
-
-    def __len__(self) -> int:
-        return self.options.pictures(self.split) * self.per_picture
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"there are {len(self)} records; there is no record {index}")
-        picture, which = divmod(int(index) % len(self), self.per_picture)
-        return self._of_picture(picture)[which]
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[i] for i in range(len(self)))
-
-    def __reduce__(self) -> Any:  # the cache can't be pickled; workers started by spawn need this
-        return _Made, (self.options, self.split, self.kind)
-
-    def _make(self, picture: int) -> list[Record]:
-        seed = self.options.seed
-        scene = make_scene(seed, self.split, picture)
-        shared = {"image": f"{self.split}/{picture:06d}.png", "image_id": picture, "scene": scene}
-        if self.kind == "caption":
-            captions = make_captions(scene, stream(seed, self.split, picture, 1), CAPTIONS_PER_PICTURE)
-            return [shared | {"caption": captions}]
-        rng = stream(seed, self.split, picture, 2)
-        asked = make_questions(scene, rng, self.per_picture, self.split)
-        return [
-            shared
-            | {
-                "question": q["question"],
-                "question_id": picture * self.per_picture + i,
-                "answers": [q["answer"]],
-                "question_type": q["question_type"],
-                "answer_type": yes_no_number_other(q["answer"]),
-            }
-            for i, q in enumerate(asked)
-        ]
+def _caption_record(options: Any, split: str, picture: int) -> list[Record]:
+    record = _picture_record(options, split, picture)
+    rng = stream(options.seed, split, picture, Purpose.CAPTIONS)
+    return [record | {"caption": make_captions(record["scene"], rng, CAPTIONS_PER_PICTURE)}]
 
 
-class _ShapesPictures(Dataset):
-    """What both share: splits without files, pictures that are drawn."""
+def _question_records(options: Any, split: str, picture: int) -> list[Record]:
+    record = _picture_record(options, split, picture)
+    rng = stream(options.seed, split, picture, Purpose.QUESTIONS)
+    asked = make_questions(record["scene"], rng, options.questions, split)
+    return [
+        record
+        | {
+            "question": q["question"],
+            "question_id": picture * options.questions + i,
+            "answers": [q["answer"]],
+            "question_type": q["question_type"],
+            "answer_type": yes_no_number_other(q["answer"]),
+        }
+        for i, q in enumerate(asked)
+    ]
 
+
+def _picture_record(options: Any, split: str, picture: int) -> Record:
+    scene = make_scene(options.seed, split, picture)
+    return {"image": f"{split}/{picture:06d}.png", "image_id": picture, "scene": scene}
+
+
+class _ShapesPictures(Drawn):
+    """What both share."""
+
+    splits: ClassVar[tuple[str, ...]] = SPLITS
     train_splits: ClassVar[tuple[str, ...]] = ("train", "new_train")
-    _drawn: dict[int, Image.Image] | None = None
-
-    @classmethod
-    def split_names(cls, plan: Plan) -> tuple[str, ...]:
-        return SPLITS
-
-    def picture(self, record: Mapping[str, Any]) -> Image.Image:
-        if not self.options.cache:
-            return render(record["scene"], self.options.size)
-        if self._drawn is None:
-            self._drawn = {}
-        number = record["image_id"]
-        if number not in self._drawn:
-            self._drawn[number] = render(record["scene"], self.options.size)
-        return self._drawn[number].copy()
 
 
 @registry.register_dataset("shapes_caption")
@@ -190,7 +146,8 @@ class ShapesCaption(_ShapesPictures, CaptionDataset):
 
     @classmethod
     def load(cls, split: str, plan: Plan) -> ShapesCaption:
-        return cls(_Made(plan.options, split, "caption"), split, options=plan.options)
+        records = Made(_caption_record, plan.options, split, plan.options.count(split))
+        return cls(records, split, options=plan.options)
 
     def _index_records(self) -> None:
         self._items = None  # a record is a picture already
@@ -213,11 +170,12 @@ class ShapesVQA(_ShapesPictures, VQADataset):
 
     @classmethod
     def load(cls, split: str, plan: Plan) -> ShapesVQA:
-        records = _Made(plan.options, split, "vqa")
+        each = plan.options.questions
+        records = Made(_question_records, plan.options, split, plan.options.count(split) * each, each)
         return cls(records, split, options=plan.options, answer_list=ANSWERS)
 
     def _index_records(self) -> None:
-        pictures, each = self.options.pictures(self.split), self.options.questions
+        pictures, each = self.options.count(self.split), self.options.questions
         grouped = self.options.questions_per_image is not None
         self._items = [range(p * each, (p + 1) * each) for p in range(pictures)] if grouped else None
 

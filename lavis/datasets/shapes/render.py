@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from lavis.datasets.shapes.scene import Scene
+from lavis.datasets.shapes.scene import Obj, Scene
 
 MIN_SIZE, MAX_SIZE = 32, 256
 _OVERSAMPLE = 4
@@ -30,6 +31,7 @@ RGB = {
     "cyan": (20, 196, 214),
 }
 _LIGHT = (252, 252, 248)
+CARD, CARD_RIM = (128, 130, 134), (84, 86, 90)
 
 
 def _circle_points(n: int, radius: float = 1.0) -> list[tuple[float, float]]:
@@ -148,8 +150,42 @@ def render(scene: Scene, size: int = 64) -> Image.Image:
         An RGB picture of (size, size).
     """
     picture = _ground(scene, size)
-    for obj in scene["objects"]:
+    _draw_objects(picture, scene["objects"], size)
+    if "card" in scene:
+        _draw_card(picture, scene["card"], size)
+    return picture
+
+
+def render_frames(scenes: Sequence[Scene], size: int = 64) -> np.ndarray:
+    """Draw the moments of a clip on one ground, that of the first.
+
+    Args:
+        scenes: T of them.
+        size: the side in pixels, 32 to 256.
+
+    Returns:
+        An array (T, size, size, 3) of uint8, RGB.
+    """
+    ground = _ground(scenes[0], size)
+    frames = np.empty((len(scenes), size, size, 3), np.uint8)
+    for frame, scene in zip(frames, scenes, strict=True):
+        picture = ground.copy()
+        _draw_objects(picture, scene["objects"], size)
+        frame[:] = np.asarray(picture)
+    return frames
+
+
+def _draw_objects(picture: Image.Image, objects: Sequence[Obj], size: int) -> None:
+    for obj in objects:
         rgb, alpha = _sprite(obj["shape"], obj["color"], obj["texture"], obj["r"], size)
         half = rgb.size[0] // 2
         picture.paste(rgb, (round(obj["x"] * size) - half, round(obj["y"] * size) - half), alpha)
-    return picture
+
+
+def _draw_card(picture: Image.Image, card: Mapping[str, float], size: int) -> None:
+    """A grey square with a darker rim."""
+    left, top, right, bottom = (
+        round((card[axis] + side * card["half"]) * size) for side in (-1, 1) for axis in ("x", "y")
+    )
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle([left, top, right - 1, bottom - 1], fill=CARD, outline=CARD_RIM, width=max(1, size // 32))

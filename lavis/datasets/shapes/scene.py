@@ -18,6 +18,7 @@ What words mean, for the generators of captions and questions and for the judge 
 from __future__ import annotations
 
 import math
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ ALL_TEXTURES = TEXTURES + NEW_TEXTURES
 MAX_OBJECTS = 5
 MARGIN = 0.125
 RADII = {"small": (0.12, 0.126, 0.132), "large": (0.19, 0.195, 0.205)}
-_FINE = ("star", "ring")  # too narrow, when small, for a texture to be told apart
+FINE = ("star", "ring")  # too narrow, when small, for a texture to be told apart
 
 # (colour, shape) pairs that occur in the split `unseen` only: one or two for each colour and each shape.
 # 3 is coprime to 8, so the first diagonal meets every shape once; the second adds every other colour.
@@ -51,7 +52,28 @@ SPLITS = ("train", "val", "test", "unseen", "new_train", "new_test")
 _OBJECT_COUNTS = np.cumsum([0.14, 0.24, 0.26, 0.2, 0.16])
 
 
-def stream(seed: int, split: str, index: int, purpose: int = 0) -> np.random.Generator:
+class Purpose(IntEnum):
+    """What a random stream is for. No two kinds of picture or text share one, so none changes another."""
+
+    SCENE = 0
+    CAPTIONS = 1
+    QUESTIONS = 2
+    RETRIEVAL_SCENE = 3
+    RETRIEVAL_CAPTIONS = 4
+    PAIR = 5
+    ENTAILMENT = 6
+    DIALOGUE_SCENE = 7
+    DIALOGUE = 8
+    CLIP = 9
+    CLIP_CAPTIONS = 10
+    CLIP_QUESTIONS = 11
+    CLIP_DIALOGUE = 12
+    OPTIONS = 13
+    CLIP_OPTIONS = 14
+    CLIP_RETRIEVAL = 15
+
+
+def stream(seed: int, split: str, index: int, purpose: int = Purpose.SCENE) -> np.random.Generator:
     """The random stream of one picture; `purpose` keeps scene, captions and questions apart."""
     return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
 
@@ -73,22 +95,22 @@ ALLOWED_PAIRS = {split: allowed_pairs(split) for split in SPLITS}
 _HELD_OUT = sorted(HELD_OUT)
 
 
-def _pick(rng: np.random.Generator, options: Any) -> Any:
+def pick(rng: np.random.Generator, options: Any) -> Any:
     return options[int(rng.random() * len(options))]
 
 
 def _draw_kind(rng: np.random.Generator, split: str, first: bool) -> tuple[str, str, str]:
     """Colour, shape and texture of an object; the first object always has what the split is about."""
-    texture = _pick(rng, TEXTURES) if rng.random() < 0.6 else "solid"
+    texture = pick(rng, TEXTURES) if rng.random() < 0.6 else "solid"
     special = first or rng.random() < 0.6
     if split == "unseen" and special:
-        return (*_pick(rng, _HELD_OUT), texture)
+        return (*pick(rng, _HELD_OUT), texture)
     if has_new_things(split) and special:
         if rng.random() < 0.35:
-            texture = _pick(rng, NEW_TEXTURES)
+            texture = pick(rng, NEW_TEXTURES)
         else:
-            return _pick(rng, NEW_COLORS), _pick(rng, SHAPES), texture
-    return (*_pick(rng, ALLOWED_PAIRS[split]), texture)
+            return pick(rng, NEW_COLORS), pick(rng, SHAPES), texture
+    return (*pick(rng, ALLOWED_PAIRS[split]), texture)
 
 
 def _draw_objects(rng: np.random.Generator, split: str, count: int) -> list[Obj]:
@@ -98,7 +120,7 @@ def _draw_objects(rng: np.random.Generator, split: str, count: int) -> list[Obj]
         color, shape, texture = _draw_kind(rng, split, position == 0)
         u = rng.random()
         if objects and u < 0.55:  # repeat something, so that there is something to count and compare
-            other = _pick(rng, objects)
+            other = pick(rng, objects)
             if u < 0.3:
                 color, shape = other["color"], other["shape"]
             elif u < 0.43 and (other["color"], shape) in allowed:
@@ -107,10 +129,10 @@ def _draw_objects(rng: np.random.Generator, split: str, count: int) -> list[Obj]
                 shape = other["shape"]
         room = sum(o["size"] == "large" for o in objects) < (2 if count < MAX_OBJECTS else 1)
         size = "large" if rng.random() < 0.55 and room else "small"
-        if texture != "solid" and shape in _FINE:
+        if texture != "solid" and shape in FINE:
             size = "large"
         objects.append(
-            {"shape": shape, "color": color, "size": size, "texture": texture, "r": _pick(rng, RADII[size])}
+            {"shape": shape, "color": color, "size": size, "texture": texture, "r": pick(rng, RADII[size])}
         )
     return objects
 
@@ -134,21 +156,23 @@ def _place(rng: np.random.Generator, objects: list[Obj]) -> bool:
 def _make_room(rng: np.random.Generator, objects: list[Obj]) -> bool:
     """Shrink one large object, so that the number of objects need not depend on luck; False: none may."""
     for obj in objects:
-        if obj["size"] == "large" and (obj["texture"] == "solid" or obj["shape"] not in _FINE):
-            obj["size"], obj["r"] = "small", _pick(rng, RADII["small"])
+        if obj["size"] == "large" and (obj["texture"] == "solid" or obj["shape"] not in FINE):
+            obj["size"], obj["r"] = "small", pick(rng, RADII["small"])
             return True
     return False
 
 
-def make_scene(seed: int, split: str, index: int) -> Scene:
-    """The scene of picture `index`: a function of these three arguments alone."""
-    rng = stream(seed, split, index)
-    count = 1 + int(np.searchsorted(_OBJECT_COUNTS, rng.random()))
-    objects = _draw_objects(rng, split, count)
+def arrange(rng: np.random.Generator, objects: list[Obj]) -> bool:
+    """Give every object a place, shrinking large ones where there is no room; False if that is not enough."""
     while not _place(rng, objects):
         if not _make_room(rng, objects):
-            objects = _draw_objects(rng, split, count)
-    background = {
+            return False
+    return True
+
+
+def draw_background(rng: np.random.Generator) -> dict[str, Any]:
+    """The numbers that a ground is drawn from."""
+    return {
         "level": round(float(0.72 + 0.2 * rng.random()), 3),
         "tint": [round(float(t), 3) for t in (rng.random(3) - 0.5) * 0.12],
         "gradient": [round(float(g), 3) for g in (rng.random(2) - 0.5) * 0.12],
@@ -156,7 +180,21 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
         "lines": int(rng.random() * 4),
         "seed": int(rng.integers(2**31)),
     }
-    return {"objects": objects, "background": background}
+
+
+def draw_scene(rng: np.random.Generator, split: str, count: int) -> Scene:
+    """A scene of `count` objects, such as the split may have."""
+    objects = _draw_objects(rng, split, count)
+    while not arrange(rng, objects):
+        objects = _draw_objects(rng, split, count)
+    return {"objects": objects, "background": draw_background(rng)}
+
+
+def make_scene(seed: int, split: str, index: int) -> Scene:
+    """The scene of picture `index`: a function of these three arguments alone."""
+    rng = stream(seed, split, index)
+    count = 1 + int(np.searchsorted(_OBJECT_COUNTS, rng.random()))
+    return draw_scene(rng, split, count)
 
 
 # ---------------------------------------------------------------------- meaning
