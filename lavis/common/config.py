@@ -66,10 +66,6 @@ _VQA_KEYS = (*_TEXT_KEYS, "inference_method", "num_ans_candidates", "sample_id_k
 LATER_TASKS: dict[str, tuple[str, ...]] = {
     "aok_vqa": _VQA_KEYS,
     "gqa": _VQA_KEYS,
-    "retrieval": (),
-    "multimodal_classification": ("max_len", "min_len", "length_penalty", "segments"),
-    "dialogue": _TEXT_KEYS,
-    "image_text_pretrain": (),
 }
 
 

@@ -45,14 +45,19 @@ def ndcg(scores: np.ndarray, relevance: np.ndarray) -> float:
     return total / len(scores)
 
 
-def dialogue_scores(
-    scores: np.ndarray, right: Sequence[int] | np.ndarray, relevance: np.ndarray | None = None
-) -> dict[str, float]:
-    """r1, r5, r10 and mrr (mean reciprocal rank) in percent, mean_rank, and ndcg in percent with `relevance`."""
-    ranks = answer_ranks(scores, right)
+def rank_scores(ranks: np.ndarray) -> dict[str, float]:
+    """r1, r5, r10 and mrr (mean reciprocal rank) in percent, and mean_rank, of ranks that begin at 1."""
     out = {f"r{k}_percent": 100.0 * float((ranks <= k).mean()) for k in (1, 5, 10)}
     out["mrr_percent"] = 100.0 * float((1 / ranks).mean())
     out["mean_rank"] = float(ranks.mean())
+    return out
+
+
+def dialogue_scores(
+    scores: np.ndarray, right: Sequence[int] | np.ndarray, relevance: np.ndarray | None = None
+) -> dict[str, float]:
+    """`rank_scores` of the right answers, and ndcg_percent with `relevance`."""
+    out = rank_scores(answer_ranks(scores, right))
     if relevance is not None:
         out["ndcg_percent"] = 100.0 * ndcg(scores, relevance)
     return out

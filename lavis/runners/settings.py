@@ -34,7 +34,6 @@ class RunConfig:
         save_every_iters: iterations between writes within an epoch.
         train_splits, valid_splits, test_splits: names of splits.
         train_dataset_ratios: {data set: ratio}, how often each gives a batch; null concatenates them.
-        k_test: candidates re-ranked in retrieval.
         compile: torch.compile the model. find_unused_parameters: for models that leave some out of a step
             when trained on several processes.
         tensorboard: also write events. max_minutes: training time after which the run ends cleanly.
@@ -77,7 +76,6 @@ class RunConfig:
     valid_splits: list[str] = field(default_factory=list)
     test_splits: list[str] = field(default_factory=list)
     train_dataset_ratios: dict[str, float] | None = None
-    k_test: int = 128
     compile: bool = False
     find_unused_parameters: bool = False
     tensorboard: bool = False
@@ -88,7 +86,7 @@ class RunConfig:
         at_least = {
             "seed": 0, "max_epoch": 1, "max_iters": 1, "iters_per_inner_epoch": 1, "warmup_steps": 0,
             "accum_grad_iters": 1, "batch_size_train": 1, "batch_size_eval": 1, "num_workers": 0,
-            "log_freq": 1, "val_freq": 1, "save_every_iters": 1, "k_test": 1, "patience": 1,
+            "log_freq": 1, "val_freq": 1, "save_every_iters": 1, "patience": 1,
             "init_lr": 0, "min_lr": 0, "weight_decay": 0,
         }  # fmt: skip
         for key, lowest in at_least.items():

@@ -12,11 +12,28 @@ if TYPE_CHECKING:
 _LAZY = {
     "Task": "lavis.tasks.base",
     "CaptionTask": "lavis.tasks.captioning",
+    "ClassificationTask": "lavis.tasks.classification",
+    "DialogueTask": "lavis.tasks.dialogue",
+    "PretrainTask": "lavis.tasks.pretraining",
+    "RetrievalTask": "lavis.tasks.retrieval",
     "VQATask": "lavis.tasks.vqa",
 }
-_PAPER_NAMES = {"BaseTask": "Task"}
+_PAPER_NAMES = {
+    "BaseTask": "Task",
+    "ImageTextPretrainTask": "PretrainTask",
+    "MultimodalClassificationTask": "ClassificationTask",
+}
 
-__all__ = ["CaptionTask", "Task", "VQATask", "setup_task"]
+__all__ = [
+    "CaptionTask",
+    "ClassificationTask",
+    "DialogueTask",
+    "PretrainTask",
+    "RetrievalTask",
+    "Task",
+    "VQATask",
+    "setup_task",
+]
 
 
 def __getattr__(name: str) -> Any:

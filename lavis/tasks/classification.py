@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,10 +13,24 @@ from lavis.common.registry import registry
 from lavis.tasks.base import Record, Task, as_list
 
 
+@dataclass(frozen=True)
+class ClassificationSettings:
+    """Keys of `run` that the original's recipes name for classification; none has an effect here.
+
+    They are of models that write the class as text.
+    """
+
+    max_len: int = 30
+    min_len: int = 1
+    length_penalty: float = -1.0
+    segments: int = 1
+
+
 @registry.register_task("multimodal_classification")
 class ClassificationTask(Task):
     """Records {"instance_id", "prediction", "target", "confidence"}; best by accuracy."""
 
+    Config: ClassVar[type] = ClassificationSettings
     id_key = "instance_id"
     primary = ("accuracy_percent", "max")
 

@@ -1,0 +1,368 @@
+"""ALPRO (Li et al. 2022, "Align and Prompt: Video-and-Language Pre-training with Entity Prompts", arXiv 2112.09583).
+
+A TimeSformer reads the clip, the first half of a BERT the text; the second half reads both side by side by
+self-attention (section 3.1). Features, retrieval (section 3.5), question answering.
+
+B clips, T frames, G texts per clip, R = B·G texts, L text tokens, N = 1 + patches clip tokens, D width, E width
+of a feature, C classes, W = B x ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lavis.common import dist
+from lavis.common.registry import registry
+from lavis.models.alignment import TEMPERATURE_RANGE, Alignment, Matching, TextStates
+from lavis.models.base import Preset, inference
+from lavis.models.blip import GS, OFFICIAL, TINY_TEXT, TINY_VIT
+from lavis.models.checkpoints import Rules, StateDict
+from lavis.models.classification import Classifier
+from lavis.models.outputs import Features, IntermediateOutput, LossOutput, OutputWithLogits
+from lavis.models.tokenizer import Tokens
+from lavis.models.vision_text import VisionTextConfig, VisionTextModel
+from lavis.nn.text import TextConfig, TextTransformer
+from lavis.nn.timesformer import TimeSformer, resize_places, resize_times
+from lavis.nn.vit import ViTConfig
+
+TIMESFORMER_BASE = ViTConfig(drop_path=0.1)
+BERT_BASE = TextConfig(vocab_size=30522, cross_from=12, token_types=2)
+
+
+@dataclass(frozen=True)
+class AlproConfig(VisionTextConfig):
+    """
+    Attributes:
+        frames: frames of a clip; other numbers work too, see `TimeSformer`.
+        fuse_from: the text transformer's first layer that reads text and clip side by side.
+        embed_dim: width of the projected features.
+    """
+
+    image_size: int = 224
+    vit: ViTConfig = TIMESFORMER_BASE
+    text: TextConfig = BERT_BASE
+    max_txt_len: int = 35
+    frames: int = 8
+    fuse_from: int = 6
+    embed_dim: int = 256
+
+
+@dataclass(frozen=True)
+class AlproQAConfig(AlproConfig):
+    """
+    Attributes:
+        num_classes: answers to choose from; None: as many as the file that is loaded has.
+    """
+
+    max_txt_len: int = 40
+    frames: int = 16
+    grad_checkpointing: int = 12
+    num_classes: int | None = None
+
+
+FILES = GS + "LAVIS/models/ALPRO/"
+PRETRAINED = FILES + "alpro_pretrain.pt"
+CAPTION = {"train": {"name": "blip_caption"}, "eval": {"name": "blip_caption"}}
+
+RENAME = ((r"^text_encoder\.bert\.", "text_encoder."),)  # pre-trained with an LM head above
+RESIZE = {
+    "visual_encoder.model.pos_embed": lambda t, shape: resize_places(t, shape[1]),
+    "visual_encoder.model.time_embed": lambda t, shape: resize_times(t, shape[1]),
+}
+# heads and teacher of pre-training (masked words, entity prompts), and the TimeSformer's own classifier
+PRETRAINING = ("text_encoder.cls.*", "mpm_head.*", "prompter.*", "visual_encoder.model.head.*")
+MATCHING = ("temp", "vision_proj.*", "text_proj.*", "itm_head.*")
+
+_TINY: dict[str, Any] = {
+    "image_size": 64,
+    "vit": replace(TINY_VIT, depth=2),
+    "text": replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=4, token_types=2),
+    "vocabulary": "tiny",
+    "cover": True,
+    "frames": 8,
+    "fuse_from": 2,
+    "embed_dim": 64,
+    "grad_checkpointing": 0,
+}
+
+
+def _videos(frames: int) -> dict[str, dict[str, Any]]:
+    return {phase: {"name": f"alpro_video_{phase}", "n_frms": frames} for phase in ("train", "eval")}
+
+
+def _official(config: AlproConfig, file: str, data: str) -> Preset:
+    return Preset(
+        config=config,
+        weights=FILES + file,
+        pretrained=PRETRAINED,
+        vis_processor=_videos(config.frames),
+        text_processor=CAPTION,
+        licence=OFFICIAL,
+        note=f"TimeSformer-B/16, {config.frames} frames at 224 px, {data}",
+    )
+
+
+def _tiny(config: AlproConfig) -> Preset:
+    return Preset(
+        config=config,
+        vis_processor=_videos(config.frames),
+        text_processor=CAPTION,
+        licence="none needed: no weights",
+        commercial=True,
+        note="random starting weights, 8 frames at 64 px; for tests and small data",
+    )
+
+
+@dataclass(frozen=True)
+class ClipStates:
+    """States of clips (B, N, D) that texts are read beside."""
+
+    states: torch.Tensor
+
+    def select(self, index: torch.Tensor) -> ClipStates:
+        return ClipStates(self.states.index_select(0, index))
+
+
+class Alpro(VisionTextModel):
+    """What ALPRO's models share: `video` in samples, the two encoders, the fusion."""
+
+    MEDIA = "video"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        if config.text.width != config.vit.width:
+            raise ValueError(
+                f"text.width is {config.text.width} and vit.width {config.vit.width}; ALPRO lays states of texts and "
+                "clips side by side, so they must be equal"
+            )
+        self.text_encoder = TextTransformer(config.text)
+
+    def _vision(self) -> nn.Module:
+        config = self.config
+        return TimeSformer(config.vit, config.image_size, config.frames, config.grad_checkpointing)
+
+    def _image(self, samples: Mapping[str, Any], key: str = "video") -> torch.Tensor:  # (B, 3, T, h, w)
+        if key not in samples:
+            raise ValueError(f"samples need a {key!r}, (B, 3, frames, h, w); they have {', '.join(samples)}")
+        return super()._image(samples, key)
+
+    def preprocess_config(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The processors of this model's preset, for its own image size and number of frames."""
+        config = super().preprocess_config()
+        for phase in config["vis_processor"].values():
+            phase["n_frms"] = self.config.frames
+        return config
+
+    def encode_text(self, tokens: Tokens, *, twin: bool = False) -> torch.Tensor:
+        return self.part("text_encoder", twin)(tokens.ids, mask=tokens.mask, last=self.config.fuse_from)
+
+    def memorize(self, video_embeds: torch.Tensor, *, twin: bool = False) -> ClipStates:
+        return ClipStates(video_embeds)
+
+    def fuse(self, text: TextStates, memory: ClipStates, *, twin: bool = False) -> torch.Tensor:
+        """States (R, L + N, D) of texts and clips that have read each other: the text's, then the clip's."""
+        assert text.states is not None
+        clips, rows = memory.states, len(text.states)
+        clips = clips[:, None].expand(-1, rows // len(clips), -1, -1).flatten(0, 1)  # (R, N, D)
+        mask = torch.cat([text.tokens.mask, text.tokens.mask.new_ones(clips.shape[:2])], dim=1)
+        states = torch.cat([text.states, clips], dim=1)
+        return self.part("text_encoder", twin).run(states, mask=mask, first=self.config.fuse_from)
+
+
+# --------------------------------------------------------------------------------------- features
+
+
+@registry.register_model("alpro_feature_extractor")
+class AlproFeatureExtractor(Alpro, Alignment):
+    """States and projections of clips, texts, and of both together."""
+
+    registered_name = "alpro_feature_extractor"
+    MATCHES = False
+    # files of the retrieval models will do, too
+    RULES = Rules(rename=RENAME, drop=(*PRETRAINING, "temp", "itm_head.*"), resize=RESIZE)
+    PRETRAINED_RULES = RULES
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        # sizes of the pre-training: 4 frames, 30 tokens
+        "base": _official(AlproConfig(frames=4, max_txt_len=30), "alpro_pretrain.pt", "pre-trained"),
+        "tiny": _tiny(AlproConfig(**_TINY)),
+    }
+
+    def __init__(self, config: AlproConfig) -> None:
+        super().__init__(config)
+        self.add_heads()
+
+    @classmethod
+    def complete(cls, config: AlproConfig, state: StateDict) -> AlproConfig:
+        """The number of frames is the file's."""
+        times = state.get("visual_encoder.model.time_embed")
+        return config if times is None else replace(config, frames=times.shape[1])
+
+    @inference
+    def extract_features(self, samples: Mapping[str, Any], mode: str = "multimodal") -> Features:
+        """Features of clips and texts.
+
+        Args:
+            samples: `video` (B, 3, T, h, w) and `text_input`, B·G texts; "video" and "text" need only one.
+            mode: "video": video_embeds (B, N, D), averaged over frames, and video_embeds_proj (B, N, E). "text":
+                text_embeds (R, L, D), text_embeds_proj (R, L, E). "multimodal": all of these, and
+                multimodal_embeds (R, L + N, D), texts and clips after they have read each other. Projections
+                have length 1; token 0 stands for the whole.
+
+        Returns:
+            the fields of the mode. Texts are not cut.
+        """
+        if mode not in ("video", "text", "multimodal"):
+            raise ValueError(f"mode is {mode!r}; it must be video, text or multimodal")
+        found = self._features(samples, "image" if mode == "video" else mode)
+        return replace(
+            found,
+            image_embeds=None,
+            image_embeds_proj=None,
+            video_embeds=found.image_embeds,
+            video_embeds_proj=found.image_embeds_proj,
+        )
+
+
+# -------------------------------------------------------------------------------------- retrieval
+
+
+@registry.register_model("alpro_retrieval")
+class AlproRetrieval(Alpro, Alignment):
+    """Clips and texts find each other: contrast within the batch, and matching (ALPRO paper, section 3.2)."""
+
+    registered_name = "alpro_retrieval"
+    RULES = Rules(rename=RENAME, drop=PRETRAINING)
+    PRETRAINED_RULES = Rules(rename=RENAME, drop=PRETRAINING, resize=RESIZE)
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "msrvtt": _official(AlproConfig(), "alpro_msrvtt_retrieval.pt", "fine-tuned on MSRVTT retrieval"),
+        "didemo": _official(AlproConfig(), "alpro_didemo_retrieval.pt", "fine-tuned on DiDeMo retrieval"),
+        "tiny": _tiny(AlproConfig(**_TINY)),
+    }
+
+    def __init__(self, config: AlproConfig) -> None:
+        super().__init__(config)
+        self.temp = nn.Parameter(torch.empty(()))
+        self.add_heads()
+
+    @property
+    def reranking_text_length(self) -> int:
+        return self.config.max_txt_len
+
+    def forward(self, samples: Mapping[str, Any]) -> LossOutput:
+        """Contrastive plus matching loss.
+
+        Args:
+            samples: `video` (B, 3, T, h, w); `text_input`, B texts.
+
+        Returns:
+            loss = loss_vtc + loss_vtm (nats), intermediate_output. The contrast is with the clips and texts of all
+            ranks, through which gradients flow; hard negatives are of the own rank.
+        """
+        video = self._image(samples)
+        batch = len(video)
+        texts = self._one_text_each(samples, batch)
+        with torch.no_grad():
+            self.temp.clamp_(*TEMPERATURE_RANGE)
+        tokens = self.tokens(texts, max_length=self.config.max_txt_len, pad=True)
+        text_embeds, video_embeds = self.encode_text(tokens), self.encode_image(video)
+        text_feat, video_feat = self.text_feature(text_embeds), self.image_feature(video_embeds)
+        sim_v2t = video_feat @ dist.all_gather_with_grad(text_feat).T / self.temp  # (B, W)
+        sim_t2v = text_feat @ dist.all_gather_with_grad(video_feat).T / self.temp
+        first = dist.rank() * batch
+        own = torch.arange(first, first + batch, device=video.device)
+        loss_vtc = (F.cross_entropy(sim_v2t.float(), own) + F.cross_entropy(sim_t2v.float(), own)) / 2
+        matching = self.compute_vtm(
+            TextStates(tokens, text_embeds), video_embeds, sim_v2t[:, own].detach(), sim_t2v[:, own].detach()
+        )
+        return LossOutput(
+            intermediate_output=IntermediateOutput(
+                text_embeds=text_embeds,
+                encoder_output=matching.positive,
+                encoder_output_neg=matching.negative,
+                video_embeds=video_embeds,
+                vtm_logits=matching.logits,
+                vtm_labels=matching.labels,
+            ),
+            loss=loss_vtc + matching.loss,
+            loss_vtc=loss_vtc,
+            loss_vtm=matching.loss,
+        )
+
+    def compute_vtm(
+        self, text: TextStates, video_embeds: torch.Tensor, sim_v2t: torch.Tensor, sim_t2v: torch.Tensor
+    ) -> Matching:
+        """Matching loss of B pairs, and of each clip and text with a hard negative.
+
+        Args:
+            text: B texts. video_embeds: (B, N, D) of their clips.
+            sim_v2t, sim_t2v: (B, B), similarities over the temperature, by which hard negatives are drawn.
+        """
+        same = torch.eye(len(video_embeds), dtype=torch.bool, device=video_embeds.device)
+        # own pairs go before the softmax: beside a near-perfect one all others would round to 0
+        sim_v2t, sim_t2v = sim_v2t.masked_fill(same, -torch.inf), sim_t2v.masked_fill(same, -torch.inf)
+        return self.match(text, video_embeds, sim_v2t, sim_t2v, same)
+
+
+# ------------------------------------------------------------------------------ question answering
+
+
+@registry.register_model("alpro_qa")
+class AlproQA(Alpro, Classifier):
+    """Answers questions about clips by choosing among C frequent answers (ALPRO paper, section 4.3)."""
+
+    registered_name = "alpro_qa"
+    HEAD = "classifier"
+    HEAD_WIDTH = 2
+    LABELS = "answers"
+    RULES = Rules(rename=RENAME, drop=(*PRETRAINING, *MATCHING))
+    PRETRAINED_RULES = replace(RULES, resize=RESIZE, fresh=("classifier.*",))
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "msrvtt": _official(
+            AlproQAConfig(num_classes=1500), "alpro_msrvtt_qa.pth", "fine-tuned on MSRVTT-QA, 1500 answers"
+        ),
+        "msvd": _official(
+            AlproQAConfig(num_classes=2423), "alpro_msvd_qa.pth", "fine-tuned on MSVD-QA, 2423 answers"
+        ),
+        "tiny": _tiny(AlproQAConfig(**_TINY, num_classes=33)),  # as many answers as shapes_video_qa has
+    }
+
+    def __init__(self, config: AlproQAConfig) -> None:
+        super().__init__(config)
+        self.add_head(config.num_classes)
+
+    def forward(
+        self, samples: Mapping[str, Any], is_train: bool = True
+    ) -> OutputWithLogits | dict[str, torch.Tensor | None]:
+        """Classification loss.
+
+        Args:
+            samples: `video` (B, 3, T, h, w); `text_input`, B·G questions, a clip's next to one another; `answers`,
+                R integers below C.
+            is_train: False gives what `predict` gives, but in the mode that the model is in.
+
+        Returns:
+            loss (nats), logits (R, C), intermediate_output.
+        """
+        video_embeds = self.visual_encoder(self._image(samples))
+        questions = self._texts(samples["text_input"], len(video_embeds))
+        length = self.config.max_txt_len
+        tokens = self.tokenizer(questions, max_length=length, pad_to=length, device=self.device)
+        text_embeds = self.encode_text(tokens)
+        states = self.fuse(TextStates(tokens, text_embeds), self.memorize(video_embeds))
+        logits = self.classifier(states[:, 0])  # type: ignore[operator]  # (R, C)
+        labels = self._labels(samples, logits.shape, needed=is_train)
+        if not is_train:
+            return {"predictions": logits, "targets": labels}
+        return OutputWithLogits(
+            intermediate_output=IntermediateOutput(
+                text_embeds=text_embeds, encoder_output=states, video_embeds=video_embeds
+            ),
+            loss=F.cross_entropy(logits.float(), labels),
+            logits=logits,
+        )

@@ -1,0 +1,175 @@
+"""Classifying texts over pictures: what ALBEF's and BLIP's classification and NLVR2 models share.
+
+B pictures, G texts per picture, R = B·G texts, T tokens, N image tokens, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lavis.models.base import inference
+from lavis.models.checkpoints import StateDict
+from lavis.models.outputs import IntermediateOutput, OutputWithLogits
+from lavis.models.vision_text import VisionTextConfig, VisionTextModel
+from lavis.nn.linear import Linear
+from lavis.nn.losses import soft_cross_entropy
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(VisionTextConfig):
+    """
+    Attributes:
+        num_classes: None: as many as the file that is loaded has.
+        use_distill: whether the momentum twins teach, in the families that have them.
+    """
+
+    num_classes: int | None = None
+    use_distill: bool = True
+
+
+class Classifier(VisionTextModel):
+    """A two-layer head over the first of a text's states, after the text has read its picture.
+
+    A family's model builds its encoders, then calls `add_head`, and says in `fused` how texts read pictures.
+    With TWINS (which then name "cls_head" too) the loss heeds the twins' opinion (ALBEF paper, section 3.3).
+    HEAD: the head's name. HEAD_WIDTH: its hidden units, in widths of the states. LABELS: the samples' classes.
+    """
+
+    HEAD = "cls_head"
+    HEAD_WIDTH = 1
+    LABELS = "label"
+
+    config: Any
+
+    def add_head(self, num_classes: int | None) -> None:
+        """Add the head and make the momentum twins; to be called when the encoders are there."""
+        if num_classes is None or num_classes < 2:
+            raise ValueError(
+                f"model.num_classes is {num_classes}; {self.registered_name} needs to know how many classes there are, "
+                "2 or more, unless the weights that are loaded say it"
+            )
+        width = self.config.text.width
+        hidden = self.HEAD_WIDTH * width
+        head = nn.Sequential(Linear(width, hidden), nn.ReLU(), Linear(hidden, num_classes))
+        setattr(self, self.HEAD, head)
+        if self.TWINS and self.config.use_distill:
+            self.make_twins()
+
+    @classmethod
+    def complete(cls, config: Any, state: StateDict) -> Any:
+        """The number of classes is the file's, where it has a head."""
+        last = f"{cls.HEAD}.2.weight"  # (C, hidden units)
+        return replace(config, num_classes=state[last].shape[0]) if last in state else config
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> Classifier:
+        """As `BaseModel.from_config`; a `num_classes` that the loaded weights contradict is an error."""
+        model = super().from_config(cfg)
+        assert isinstance(model, Classifier)
+        wanted, found = cfg.get("num_classes"), model.config.num_classes
+        if wanted is not None and wanted != found:
+            raise ValueError(
+                f"model.num_classes is {wanted}, but the weights that were loaded tell {found} classes apart; "
+                "leave it out, or start from weights: pretrained, whose head is new"
+            )
+        return model
+
+    # ------------------------------------------------------------------------------ the family's part
+    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode pictures, and texts over them; with `twin`, by the momentum twins.
+
+        Returns:
+            fused states (R, T, D), and the pictures' states (B, N, D), or (B, 2, N, D) of two each.
+        """
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------ training
+    def forward(
+        self, samples: Mapping[str, Any], is_train: bool = True
+    ) -> OutputWithLogits | dict[str, torch.Tensor | None]:
+        """Classification loss.
+
+        Args:
+            samples: what `fused` reads; `label`, R integers below C; with twins also `epoch`, `iters`,
+                `num_iters_per_epoch`.
+            is_train: False gives what `predict` gives, but in the mode that the model is in.
+
+        Returns:
+            loss (nats): (1 - alpha) cross entropy with the labels + alpha cross entropy with the twins' opinion,
+            where there are twins; logits (R, C), logits_m (R, C), intermediate_output.
+        """
+        if not is_train:
+            logits = self.part(self.HEAD, twin=False)(self.fused(samples)[0][:, 0])
+            return {"predictions": logits, "targets": self._labels(samples, logits.shape, needed=False)}
+        distilled = bool(self.TWINS) and self.config.use_distill
+        alpha = self._alpha(samples) if distilled else 0.0
+        states, image_embeds = self.fused(samples)
+        logits = self.part(self.HEAD, twin=False)(states[:, 0])  # (R, C)
+        labels = self._labels(samples, logits.shape)
+        loss = F.cross_entropy(logits.float(), labels)
+        states_m = image_embeds_m = logits_m = None
+        if distilled:
+            with torch.no_grad():
+                self.update_twins()
+                states_m, image_embeds_m = self.fused(samples, twin=True)
+                logits_m = self.part(self.HEAD, twin=True)(states_m[:, 0])
+            opinion = logits_m.float().softmax(dim=1)
+            loss = (1 - alpha) * loss + alpha * soft_cross_entropy(logits, opinion)
+        return OutputWithLogits(
+            intermediate_output=IntermediateOutput(
+                image_embeds=image_embeds,
+                image_embeds_m=image_embeds_m,
+                encoder_output=states,
+                encoder_output_m=states_m,
+            ),
+            loss=loss,
+            logits=logits,
+            logits_m=logits_m,
+        )
+
+    def _labels(self, samples: Mapping[str, Any], shape: torch.Size, needed: bool = True) -> Any:
+        """Labels (R,), checked against logits of a shape (R, C); None where there are none and none are needed."""
+        if samples.get(self.LABELS) is None:
+            if needed:
+                raise ValueError(
+                    f"samples need {self.LABELS}, a class number per text; they have {', '.join(samples)}"
+                )
+            return None
+        labels = torch.as_tensor(samples[self.LABELS], device=self.device).flatten()
+        if len(labels) != shape[0]:
+            raise ValueError(f"there are {len(labels)} labels for {shape[0]} texts")
+        if needed and not bool(((labels >= 0) & (labels < shape[1])).all()):
+            raise ValueError(
+                f"labels lie between {int(labels.min())} and {int(labels.max())}, the model tells {shape[1]} classes "
+                f"apart, 0 to {shape[1] - 1}; set model.num_classes"
+            )
+        return labels
+
+    # ------------------------------------------------------------------------------ prediction
+    @inference
+    def predict(
+        self, samples: Mapping[str, Any], *, return_scores: bool = False
+    ) -> dict[str, torch.Tensor | None]:
+        """Classify texts over their pictures.
+
+        Args:
+            samples: what `fused` reads; `label` may be absent.
+            return_scores: also give probabilities.
+
+        Returns:
+            "predictions": logits (R, C), whose greatest is the answer; "targets": `label` as a tensor (R,), or None;
+            "scores", if asked for: probabilities (R, C), the softmax of the logits.
+        """
+        out = self.forward(samples, is_train=False)
+        assert isinstance(out, dict)
+        if return_scores:
+            logits = out["predictions"]
+            assert logits is not None
+            out["scores"] = logits.float().softmax(dim=1)
+        return out

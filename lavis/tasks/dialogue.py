@@ -1,0 +1,113 @@
+"""Dialogue about a picture or a clip: the right answer's rank among candidates, or a written answer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from lavis.common.registry import registry
+from lavis.tasks.base import Record, Task, as_list
+
+
+@dataclass(frozen=True)
+class DialogueSettings:
+    """Keys of `run` for dialogues.
+
+    Args:
+        inference_method: "rank" scores the candidates of each question, "generate" writes an answer.
+        num_beams, max_len, min_len: of a written answer; lengths in tokens.
+        report_metric: false writes the answers without scoring them.
+    """
+
+    inference_method: str = "rank"
+    num_beams: int = 5
+    max_len: int = 20
+    min_len: int = 1
+    report_metric: bool = True
+
+    def __post_init__(self) -> None:
+        if self.inference_method not in ("rank", "generate"):
+            raise ValueError(
+                f"run.inference_method is {self.inference_method!r}; it must be rank or generate"
+            )
+        if not 0 <= self.min_len <= self.max_len or self.num_beams < 1:
+            raise ValueError(
+                f"run.num_beams, min_len, max_len are {self.num_beams}, {self.min_len}, {self.max_len}; beams must be "
+                "1 or more, and min_len between 0 and max_len"
+            )
+
+
+@registry.register_task("dialogue")
+class DialogueTask(Task):
+    """Records {"image_id", "round_id", "ranks"} in VisDial's layout, or with "answer" and "reference".
+
+    `ranks[i]` is candidate i's place, 1 for the best. Best by mean reciprocal rank, or by CIDEr. (The original
+    kept the checkpoint with the greatest loss.)
+    """
+
+    Config: ClassVar[type] = DialogueSettings
+    id_key: ClassVar[str] = "image_id"
+    settings: DialogueSettings
+
+    def __init__(self, settings: Any = None, **keys: Any) -> None:
+        super().__init__(settings, **keys)
+        chosen = {"rank": "mrr_percent", "generate": "CIDEr"}[self.settings.inference_method]
+        self.primary = (chosen, "max") if self.settings.report_metric else None
+
+    def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        ids, rounds = as_list(samples["image_id"]), as_list(samples["round_id"])
+        each = len(rounds) // len(ids)  # rounds of a sample
+        records = [{"image_id": ids[i // each], "round_id": r} for i, r in enumerate(rounds)]
+        if self.settings.inference_method == "rank":
+            if "answer_options" not in samples:
+                raise ValueError(
+                    "this data set has no candidate answers; set run.inference_method=generate to write them"
+                )
+            scores = torch.as_tensor(model.predict(samples)).float().cpu().numpy()  # type: ignore[operator]  # (Q, K)
+            right = as_list(samples["gt_index"]) if "gt_index" in samples else [None] * len(records)
+            for record, row, index in zip(records, scores, right, strict=True):
+                place = np.empty(len(row), dtype=np.int64)
+                place[np.argsort(-row, kind="stable")] = np.arange(1, len(row) + 1)
+                record.update(ranks=place.tolist(), gt_index=index)
+                if index is not None:
+                    record["rank"] = int((row >= row[index]).sum())  # ties count as better
+            return records
+        answers = model.generate(samples, **self._arguments(model))  # type: ignore[operator]
+        references = as_list(samples["answer"]) if "answer" in samples else [None] * len(records)
+        for record, answer, reference in zip(records, answers, references, strict=True):
+            record.update(answer=answer, reference=reference)
+        return records
+
+    def _arguments(self, model: nn.Module) -> dict[str, Any]:
+        """Beams and lengths under the names that the model's `generate` has for them."""
+        accepted = inspect.signature(model.generate).parameters  # type: ignore[arg-type]
+        names = ("max_length", "min_length") if "max_length" in accepted else ("max_len", "min_len")
+        settings = self.settings
+        return {"num_beams": settings.num_beams, names[0]: settings.max_len, names[1]: settings.min_len}
+
+    def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
+        """Of ranks: r1, r5, r10 and mrr in percent, mean_rank. Of answers: exact_percent and caption metrics."""
+        if not self.settings.report_metric or not records:
+            return {}
+        if self.settings.inference_method == "rank":
+            ranks = np.array([r["rank"] for r in records if "rank" in r])
+            if not len(ranks):
+                return {}
+            from lavis.metrics.dialogue import rank_scores
+
+            return rank_scores(ranks)
+        known = [r for r in records if r["reference"] is not None]
+        if not known:
+            return {}
+        from lavis.metrics.caption import caption_scores
+
+        answers: dict[Any, str] = {str(i): r["answer"] for i, r in enumerate(known)}
+        references: dict[Any, Sequence[str]] = {str(i): [r["reference"]] for i, r in enumerate(known)}
+        right = sum(r["answer"].strip().lower() == r["reference"].strip().lower() for r in known)
+        return {"exact_percent": 100.0 * right / len(known), **caption_scores(answers, references)}

@@ -1,0 +1,76 @@
+"""ALPRO at full size equals the stored outputs of the original, through the public loader."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from tests import golden
+from tests.reference import recipe
+
+pytestmark = pytest.mark.golden
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+def video(name: str) -> torch.Tensor:
+    case = golden.inputs(name)
+    return recipe.make_video(case["video_seed"], case["frames"], case["image_size"])
+
+
+def check_states(inner, stored) -> None:
+    for key, states in (
+        ("video_embeds", inner.video_embeds),
+        ("text_embeds", inner.text_embeds),
+        ("fusion", inner.encoder_output),
+    ):
+        golden.close_digest(states, stored, key)
+        if f"{key}_cls" in stored:
+            golden.close(states[:, 0], stored[f"{key}_cls"])
+
+
+def test_retrieval(tmp_path):
+    name = "alpro_retrieval.msrvtt"
+    model, stored, case = golden.load(name, tmp_path), golden.outputs(name), golden.inputs(name)
+    clips = video(name)
+    assert model.config.max_txt_len == case["max_txt_len"]
+    found = model.compute_sim_matrix(
+        golden.Gallery(clips, case["sim_texts"], key="video"), {"k_test": case["k_test"]}
+    )
+    for key, scores in zip(("score_v2t", "score_t2v"), found):
+        np.testing.assert_array_equal(scores == -100, stored[key] == -100)
+        np.testing.assert_allclose(scores, stored[key], rtol=2e-5, atol=2e-5)
+    with torch.no_grad():
+        out = model({"video": clips, "text_input": case["text_input"]})
+    assert out.keys() == ["intermediate_output", "loss", "loss_vtc", "loss_vtm"]
+    for key in ("loss", "loss_vtc", "loss_vtm"):
+        golden.close(out[key], stored[key], rtol=2e-5, atol=2e-5)
+    check_states(out.intermediate_output, stored)
+    golden.close(out.intermediate_output.vtm_logits, stored["vtm_logits"])
+    assert out.intermediate_output.vtm_labels.tolist() == [1, 1, 0, 0, 0, 0]
+
+
+@SLOW
+@pytest.mark.parametrize("name", ["alpro_qa.msrvtt", "alpro_qa.msvd"])
+def test_question_answering(tmp_path, name):
+    model, stored, case = golden.load(name, tmp_path), golden.outputs(name), golden.inputs(name)
+    assert model.config.max_txt_len == case["max_txt_len"]
+    samples = {"video": video(name), "text_input": case["text_input"], "answers": case["answers"]}
+    with torch.no_grad():
+        out = model(samples)
+    golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
+    golden.close(out.logits, stored["logits"])
+    check_states(out.intermediate_output, stored)
+    predicted = model.predict(samples)
+    golden.close(predicted["predictions"], stored["logits"])
+    assert predicted["targets"].tolist() == case["answers"]
