@@ -1,0 +1,296 @@
+"""ALBEF (Li et al. 2021, "Align before Fuse: Vision and Language Representation Learning with Momentum
+Distillation", arXiv 2107.07651).
+
+A picture encoder (ViT) and one text transformer: its first half reads the text alone, its second half goes on
+from those states and reads the picture too. Here: what all heads share, features, retrieval, pre-training.
+Beside it: albef_vqa, albef_reasoning.
+
+B pictures, G texts per picture, R = B·G texts, T tokens, M masked tokens, N image tokens, D width, E width of a
+feature, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lavis.common.registry import registry
+from lavis.models.alignment import Alignment, ContrastiveStep, TextStates
+from lavis.models.base import Preset, inference
+from lavis.models.blip import GS, IMAGES, OFFICIAL, TINY_TEXT, TINY_VIT
+from lavis.models.blip_matching import CAPTION, RESIZE
+from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TWIN_COPIES, Rules
+from lavis.models.outputs import Features, LossOutput
+from lavis.models.tokenizer import Tokens
+from lavis.models.vision_text import VisionTextConfig, VisionTextModel
+from lavis.nn.losses import IGNORE, mask_tokens, masked_language_modelling_loss
+from lavis.nn.text import LanguageModel, Memory, TextConfig, TextTransformer
+
+# --------------------------------------------------------------------------------- configuration
+
+ALBEF_TEXT = TextConfig(vocab_size=30522, cross_from=6)
+TINY_ALBEF_TEXT = replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=2)
+
+
+@dataclass(frozen=True)
+class AlbefConfig(VisionTextConfig):
+    """
+    Attributes:
+        use_distill: whether the momentum twins' opinion counts in the losses.
+    """
+
+    text: TextConfig = ALBEF_TEXT
+    use_distill: bool = True
+
+
+@dataclass(frozen=True)
+class AlbefMatchingConfig(AlbefConfig):
+    """
+    Attributes:
+        embed_dim: width of the projected features.
+        queue_size: twins' features that are kept as negatives; 0: none.
+        mlm_mask_prob: share of a text's tokens to be guessed in pre-training.
+    """
+
+    max_txt_len: int = 30
+    embed_dim: int = 256
+    queue_size: int = 65536
+    mlm_mask_prob: float = 0.15
+
+
+PRETRAINED = "https://storage.googleapis.com/sfr-pcl-data-research/ALBEF/ALBEF.pth"
+# The files of ALBEF's authors have token-type embeddings; the models of this family never had, and their numbers
+# were made without.
+TOKEN_TYPES = "*.token_type_embeddings.weight"
+# How the fine-tuned models' entries are called in a pre-trained file, and what of it they don't use.
+BARE_TEXT = ((r"^(text_encoder(?:_m)?)\.bert\.", r"\1."),)
+PRETRAINING_ONLY = (*TRAINING_STATE, TOKEN_TYPES, "text_encoder.cls.*")
+
+
+def tiny(config: Any, text_processor: Mapping[str, Mapping[str, Any]] = CAPTION) -> Preset:
+    """The preset of a small model with random starting weights, whose config lacks only the sizes."""
+    return Preset(
+        config=replace(config, image_size=64, vit=TINY_VIT, vocabulary="tiny", cover=True),
+        vis_processor=IMAGES,
+        text_processor=text_processor,
+        licence="none needed: no weights",
+        commercial=True,
+        note="random starting weights, 64 px; for tests and small data",
+    )
+
+
+_TINY = tiny(AlbefMatchingConfig(text=TINY_ALBEF_TEXT, embed_dim=64, queue_size=512))
+
+
+# ------------------------------------------------------------------------------------------ base
+
+
+class Albef(VisionTextModel):
+    """What ALBEF's heads share: every text begins with [CLS], read alone, over a picture, or written."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.bos_id = self.enc_id = self.tokenizer.cls_id
+
+
+class AlbefAlignment(Albef, Alignment):
+    """A text encoder that goes on from a text's own states when it reads a picture (ALBEF paper, section 3.1).
+
+    ENCODER: `LanguageModel` where the text encoder also guesses masked tokens, or a file's encoder could.
+    """
+
+    ENCODER: ClassVar[type[TextTransformer] | type[LanguageModel]] = TextTransformer
+
+    def __init__(self, config: AlbefMatchingConfig) -> None:
+        super().__init__(config)
+        self.temp = nn.Parameter(torch.empty(()))
+        self.text_encoder = self.ENCODER(config.text)
+        self.add_heads()
+
+    def bert(self, twin: bool = False) -> TextTransformer:
+        encoder = self.part("text_encoder", twin)
+        return encoder.bert if isinstance(encoder, LanguageModel) else encoder
+
+    def tie_weights(self) -> None:
+        for encoder in (self.text_encoder, getattr(self, "text_encoder_m", None)):
+            if isinstance(encoder, LanguageModel):
+                encoder.tie_weights()
+
+    def encode_text(self, tokens: Tokens, *, twin: bool = False) -> torch.Tensor:
+        return self.bert(twin)(tokens.ids, mask=tokens.mask, last=self.config.text.cross_from)
+
+    def memorize(self, image_embeds: torch.Tensor, *, twin: bool = False) -> Memory:
+        return self.bert(twin).project_memory(image_embeds)
+
+    def fuse(self, text: TextStates, memory: Memory, *, twin: bool = False) -> torch.Tensor:
+        assert text.states is not None
+        first = self.config.text.cross_from
+        return self.bert(twin).run(text.states, mask=text.tokens.mask, memory=memory, first=first)
+
+
+# --------------------------------------------------------------------------------------- features
+
+
+@registry.register_model("albef_feature_extractor")
+class AlbefFeatureExtractor(AlbefAlignment):
+    """States and projections of pictures, texts, and of texts over pictures."""
+
+    registered_name = "albef_feature_extractor"
+    MATCHES = False
+    ENCODER = LanguageModel
+    RULES = Rules(drop=(*TRAINING_STATE, TOKEN_TYPES, "itm_head.*"), resize=RESIZE)
+    PRETRAINED_RULES = RULES
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "base": Preset(
+            config=AlbefMatchingConfig(image_size=224),
+            weights=PRETRAINED,
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note="ViT-B/16 at 224 px, pre-trained",
+        ),
+        "tiny": _TINY,
+    }
+
+    @inference
+    def extract_features(
+        self, samples: Mapping[str, Any], mode: str | Sequence[str] = "multimodal"
+    ) -> Features:
+        """States and features.
+
+        Args:
+            samples: `image` (B, 3, h, w) unless only texts are asked for; `text_input`, B·G texts, unless only
+                pictures are. Texts are not cut.
+            mode: "image", "text" or "multimodal" (all three), or several of them.
+
+        Returns:
+            the fields of the mode; `multimodal_embeds` are the texts' states over their pictures.
+        """
+        modes = [mode] if isinstance(mode, str) else list(mode)
+        return Features(**{key: value for m in modes for key, value in self._features(samples, m).items()})
+
+
+# --------------------------------------------------------------------------------------- training
+
+
+@registry.register_model("albef_retrieval")
+class AlbefRetrieval(AlbefAlignment):
+    """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
+
+    registered_name = "albef_retrieval"
+    TWINS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    QUEUE_IDS = True
+    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES, make=NEW_QUEUES)
+    PRETRAINED_RULES = Rules(
+        rename=BARE_TEXT, drop=PRETRAINING_ONLY, resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
+    )
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        name: Preset(
+            config=AlbefMatchingConfig(),
+            weights=GS + f"LAVIS/models/ALBEF/albef_{name}_retrieval_lavis.pt",
+            pretrained=PRETRAINED,
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
+        )
+        for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
+    } | {"tiny": _TINY}
+
+    def forward(self, samples: Mapping[str, Any]) -> LossOutput:
+        """Contrastive plus matching loss.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B texts; `image_id` (B,), integers: equal ones belong
+                together; `epoch`, `iters`, `num_iters_per_epoch`.
+
+        Returns:
+            loss = loss_itc + loss_itm (nats), sims, intermediate_output.
+        """
+        if "image_id" not in samples:
+            raise ValueError("samples need image_id, integers that say which texts share a picture")
+        ids = torch.as_tensor(samples["image_id"], device=self.device).flatten()
+        step = self.contrastive_step(samples, ids, distill=self.config.use_distill)
+        contrast, same = step.contrast, ids[:, None] == ids[None, :]
+        text = TextStates(step.tokens, step.text_embeds)
+        matching = self.match(text, step.image_embeds, contrast.negatives_i2t, contrast.negatives_t2i, same)
+        return LossOutput(
+            sims=contrast.sims,
+            intermediate_output=step.states(matching),
+            loss=contrast.loss + matching.loss,
+            loss_itc=contrast.loss,
+            loss_itm=matching.loss,
+        )
+
+
+@registry.register_model("albef_pretrain")
+class AlbefPretrain(AlbefAlignment):
+    """Pre-training: contrast, matching and guessing masked tokens (ALBEF paper, sections 3.2 and 3.3)."""
+
+    registered_name = "albef_pretrain"
+    TWINS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    ENCODER = LanguageModel
+    RULES = Rules(drop=(*TRAINING_STATE, TOKEN_TYPES), resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES)
+    PRETRAINED_RULES = RULES
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "base": Preset(
+            config=AlbefMatchingConfig(image_size=224),
+            weights=PRETRAINED,
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note="ViT-B/16 at 224 px",
+        ),
+        "tiny": _TINY,
+    }
+
+    def forward(self, samples: Mapping[str, Any]) -> LossOutput:
+        """Contrastive, matching and masked-language-model loss.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B texts; `epoch`, `iters`, `num_iters_per_epoch`.
+
+        Returns:
+            loss = loss_itc + loss_itm + loss_mlm (nats), sims, intermediate_output.
+        """
+        step = self.contrastive_step(samples, distill=self.config.use_distill)
+        contrast = step.contrast
+        same = torch.eye(step.image_embeds.shape[0], dtype=torch.bool, device=self.device)
+        text = TextStates(step.tokens, step.text_embeds)
+        # own pairs go before the softmax: beside a near-perfect one all others would round to 0
+        i2t, t2i = (s.masked_fill(same, -torch.inf) for s in (contrast.negatives_i2t, contrast.negatives_t2i))
+        matching = self.match(text, step.image_embeds, i2t, t2i, same)
+        alpha = self._alpha(samples) if self.config.use_distill else 0.0
+        # what the matching read of the pictures serves the guessing too
+        loss_mlm = self._guess(step, matching.memory, alpha)
+        return LossOutput(
+            sims=contrast.sims,
+            intermediate_output=step.states(matching),
+            loss=contrast.loss + matching.loss + loss_mlm,
+            loss_itc=contrast.loss,
+            loss_itm=matching.loss,
+            loss_mlm=loss_mlm,
+        )
+
+    def _guess(self, step: ContrastiveStep, memory: Memory, alpha: float) -> torch.Tensor:
+        """Loss of guessing masked tokens of the texts over their pictures; twins' guesses weigh `alpha`."""
+        ids, labels = mask_tokens(
+            step.tokens.ids,
+            chance=self.config.mlm_mask_prob,
+            mask_id=self.tokenizer.mask_id,
+            never=(self.tokenizer.pad_id, self.tokenizer.cls_id),
+            vocab_size=self.config.text.vocab_size,
+        )
+        masked = labels != IGNORE
+
+        def guesses(memory: Memory, twin: bool) -> torch.Tensor:  # (M, V)
+            states = self.bert(twin)(ids, mask=step.tokens.mask, memory=memory)
+            return self.part("text_encoder", twin).cls(states[masked])
+
+        with torch.no_grad():
+            opinion = guesses(self.memorize(step.image_embeds_m, twin=True), twin=True)
+        return masked_language_modelling_loss(guesses(memory, twin=False), opinion, labels[masked], alpha)

@@ -1,0 +1,141 @@
+"""ALBEF's classifiers: visual entailment, and statements about two pictures (ALBEF paper, section 5).
+
+B pictures (or pairs of pictures), G texts for each, R = B·G texts, T tokens, N image tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+
+from lavis.common.registry import registry
+from lavis.models.albef import (
+    ALBEF_TEXT,
+    BARE_TEXT,
+    PRETRAINED,
+    PRETRAINING_ONLY,
+    TINY_ALBEF_TEXT,
+    Albef,
+    tiny,
+)
+from lavis.models.base import Preset
+from lavis.models.blip import GS, IMAGES, OFFICIAL
+from lavis.models.blip_matching import CAPTION, RESIZE
+from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
+from lavis.models.classification import Classifier, ClassifierConfig
+from lavis.models.tokenizer import Tokens
+from lavis.nn.text import TextTransformer
+
+OTHER_HEADS = ("vision_proj.*", "text_proj.*", "itm_head.*")
+HEADS = ("cls_head.*", "cls_head_m.*")
+# Twice as many fusion layers as elsewhere: one for each picture, in turn.
+PAIR_TEXT = replace(ALBEF_TEXT, depth=18, memories="alternate")
+TINY_PAIR_TEXT = replace(TINY_ALBEF_TEXT, depth=6, memories="alternate")
+
+
+class AlbefClassifier(Albef, Classifier):
+    """A text encoder over pictures, and a head; momentum twins teach."""
+
+    TWINS = ("visual_encoder", "text_encoder", "cls_head")
+    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES)
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__(config)
+        self.text_encoder = TextTransformer(config.text)
+        self.add_head(config.num_classes)
+
+    def _tokens(self, samples: Mapping[str, Any], pictures: int) -> Tokens:
+        texts = self._texts(samples["text_input"], pictures)
+        return self.tokenizer(texts, max_length=self.config.max_txt_len, device=self.device)
+
+
+@registry.register_model("albef_classification")
+class AlbefClassification(AlbefClassifier):
+    """Does a text follow from a picture, contradict it, or neither (SNLI-VE)? Or any other classes."""
+
+    registered_name = "albef_classification"
+    RAMP_EPOCHS = 1
+    PRETRAINED_RULES = Rules(
+        rename=BARE_TEXT,
+        drop=(*PRETRAINING_ONLY, *OTHER_HEADS),
+        resize=RESIZE,
+        copy=TWIN_COPIES,
+        fresh=HEADS,
+    )
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "ve": Preset(
+            config=ClassifierConfig(text=ALBEF_TEXT, num_classes=3),
+            weights=GS + "LAVIS/models/ALBEF/albef_snli_ve_lavis.pt",
+            pretrained=PRETRAINED,
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note="ViT-B/16 at 384 px, fine-tuned on SNLI-VE",
+        ),
+        "tiny": tiny(ClassifierConfig(text=TINY_ALBEF_TEXT, num_classes=3)),
+    }
+
+    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of texts over pictures (R, T, D), and the pictures' (B, N, D).
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B·G texts.
+        """
+        image_embeds = self.part("visual_encoder", twin)(self._image(samples))
+        tokens = self._tokens(samples, image_embeds.shape[0])
+        encoder = self.part("text_encoder", twin)
+        memory = encoder.project_memory(image_embeds)
+        return encoder(tokens.ids, mask=tokens.mask, memory=memory), image_embeds
+
+
+@registry.register_model("albef_nlvr")
+class AlbefNLVR(AlbefClassifier):
+    """Is a statement true of two pictures? The fusion layers read the left and the right picture in turn;
+    neighbours share their projections of the pictures.
+
+    The twins' opinion is made by the text encoder itself over the twins' pictures, as the checkpoints were
+    trained; the text encoder's twin only follows.
+    """
+
+    registered_name = "albef_nlvr"
+    PRETRAINED_RULES = Rules(
+        rename=BARE_TEXT,
+        drop=(*PRETRAINING_ONLY, *OTHER_HEADS, "ta_head.*"),
+        resize=RESIZE,
+        copy=TWIN_COPIES,
+        # a file that was pre-trained with one picture has 12 layers
+        fresh=(*HEADS, "text_encoder*.encoder.layer.1[2-7].*"),
+    )
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "nlvr": Preset(
+            config=ClassifierConfig(text=PAIR_TEXT, num_classes=2),
+            weights=GS + "LAVIS/models/ALBEF/albef_nlvr_lavis.pt",
+            pretrained=PRETRAINED.replace("ALBEF.pth", "pretrain_model_nlvr.pth"),
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
+        ),
+        "tiny": tiny(ClassifierConfig(text=TINY_PAIR_TEXT, num_classes=2)),
+    }
+
+    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of statements over two pictures each (R, T, D), and the pictures' (B, 2, N, D).
+
+        Args:
+            samples: `image0`, `image1` (B, 3, h, w), the left and the right pictures; `text_input`, B·G statements.
+        """
+        left, right = self._image(samples, "image0"), self._image(samples, "image1")
+        if left.shape != right.shape:
+            raise ValueError(
+                f"image0 is {tuple(left.shape)}, image1 {tuple(right.shape)}; they must be of one shape"
+            )
+        image_embeds = self.part("visual_encoder", twin)(torch.cat([left, right]))
+        first, second = image_embeds.chunk(2)
+        tokens = self._tokens(samples, first.shape[0])
+        memory = self.text_encoder.project_memory(first, second=second)
+        states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)
+        return states, torch.stack([first, second], dim=1)

@@ -1,0 +1,89 @@
+"""ALBEF for visual question answering (ALBEF paper, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from lavis.common.registry import registry
+from lavis.models.albef import (
+    BARE_TEXT,
+    PRETRAINED,
+    PRETRAINING_ONLY,
+    TINY_ALBEF_TEXT,
+    Albef,
+    AlbefConfig,
+    tiny,
+)
+from lavis.models.answers import Answering
+from lavis.models.base import Preset
+from lavis.models.blip import GS, IMAGES, OFFICIAL
+from lavis.models.blip_matching import RESIZE
+from lavis.models.blip_vqa import QUESTIONS
+from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
+from lavis.models.outputs import Texts
+
+# A pre-trained text encoder begins the decoder too: its embeddings, its fusion layers, its head.
+DECODER_COPIES = (
+    (r"^text_decoder(_m)?\.bert\.embeddings\.", r"text_encoder\1.embeddings."),
+    *(
+        (rf"^text_decoder(_m)?\.bert\.encoder\.layer\.{i}\.", rf"text_encoder\1.encoder.layer.{i + 6}.")
+        for i in range(6)
+    ),
+)
+
+
+@registry.register_model("albef_vqa")
+class AlbefVQA(Albef, Answering):
+    """ALBEF for VQA: a multimodal question encoder and an answer decoder over its states, of 6 layers.
+
+    Momentum twins teach the decoder; predicting never touches them.
+    """
+
+    registered_name = "albef_vqa"
+    TWINS = ("visual_encoder", "text_encoder", "text_decoder")
+    RAMP_EPOCHS = 1
+    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES)
+    PRETRAINED_RULES = Rules(
+        rename=((r"^text_encoder(_m)?\.cls\.", r"text_decoder\1.cls."), *BARE_TEXT),
+        drop=(*PRETRAINING_ONLY, "vision_proj.*", "text_proj.*", "itm_head.*"),
+        resize=RESIZE,
+        copy=(*DECODER_COPIES, *TWIN_COPIES),
+    )
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "vqav2": Preset(
+            config=AlbefConfig(max_txt_len=25),
+            weights=GS + "LAVIS/models/ALBEF/albef_vqav2_lavis.pt",
+            pretrained=PRETRAINED,
+            vis_processor=IMAGES,
+            text_processor=QUESTIONS,
+            licence=OFFICIAL,
+            note="ViT-B/16 at 384 px, fine-tuned on VQAv2",
+        ),
+        "tiny": tiny(AlbefConfig(text=TINY_ALBEF_TEXT, max_txt_len=25), QUESTIONS),
+    }
+
+    def predict_answers(  # type: ignore[override]  # the order of arguments is the original's
+        self,
+        samples: Mapping[str, Any],
+        answer_list: Sequence[str] | None = None,
+        num_ans_candidates: int = 128,
+        inference_method: str = "rank",
+        **options: Any,
+    ) -> list[str] | Texts:
+        """Answer questions about pictures; the arguments are those of `Answering.predict_answers`."""
+        return super().predict_answers(
+            samples,
+            inference_method=inference_method,
+            num_ans_candidates=num_ans_candidates,
+            answer_list=answer_list,
+            **options,
+        )
+
+    def rank_answers(
+        self, samples: Mapping[str, Any], answer_list: Sequence[str], num_ans_candidates: int = 128
+    ) -> list[str]:
+        """The answer of a list with the smallest loss, for each question, see `Answering.predict_answers`."""
+        answers = self.predict_answers(samples, answer_list, num_ans_candidates)
+        assert isinstance(answers, list)
+        return answers
