@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lavis.models.blip import BlipCaption, BlipConfig
+from lavis.models.blip_matching import BlipITM, BlipMatchingConfig
 from lavis.models.blip_vqa import BlipVQA
 from lavis.models.checkpoints import TRANSFORMERS_BLIP, load_into
 from lavis.nn.text import TextConfig
@@ -43,6 +44,7 @@ def peer(kind: str, tokenizer):
             "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
             "image_size": 64, "patch_size": 16, "layer_norm_eps": 1e-6, "attention_dropout": 0.0,
         },
+        image_text_hidden_size=16,
     )  # fmt: skip
     torch.manual_seed(0)
     model = getattr(transformers, kind)(config)
@@ -53,6 +55,8 @@ def peer(kind: str, tokenizer):
 
 def ours(cls, theirs):
     config = dataclasses.replace(CONFIG, prompt="a picture of " if cls is BlipCaption else "")
+    if cls is BlipITM:
+        config = BlipMatchingConfig(**{**vars(config), "max_txt_len": 35, "embed_dim": 16})
     model = cls.build(config, empty=True)
     load_into(model, dict(theirs.state_dict()), TRANSFORMERS_BLIP, "transformers")
     return model.eval()
@@ -167,3 +171,32 @@ def test_vqa_loss_and_gradients():
     ((weights * each).sum() / 2).backward()
     torch.testing.assert_close(out.intermediate_output.decoder_output.loss, each, rtol=1e-4, atol=1e-4)
     same_gradients(model, theirs)
+
+
+def test_matching_and_contrast_and_their_gradients(tmp_path):
+    tokenizer = BlipITM.build(BlipMatchingConfig(**vars(CONFIG)), empty=True).tokenizer
+    theirs = peer("BlipForImageTextRetrieval", tokenizer)
+    model = ours(BlipITM, theirs)
+    image = images(3)
+    texts = ["a red star", "a picture of two large blue squares", "a ring above a circle"]
+    tokens = tokenizer(texts)
+    assert not tokens.mask.all(), "both should mask padding"
+    results = {}
+    for head in ("itm", "itc"):
+        ids = tokens.ids.clone()
+        if head == "itm":
+            ids[:, 0] = model.enc_id
+        results[head] = model({"image": image, "text_input": texts}, match_head=head)
+        wanted = theirs(
+            input_ids=ids, attention_mask=tokens.mask.long(), pixel_values=image, use_itm_head=head == "itm"
+        ).itm_score
+        torch.testing.assert_close(results[head], wanted, rtol=1e-4, atol=1e-4)
+        weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(0))
+        (results[head] * weights).sum().backward()
+        (wanted * weights).sum().backward()
+    same_gradients(model, theirs)
+    theirs.save_pretrained(tmp_path)  # a folder as it is published
+    again = BlipITM.from_file(model.config, tmp_path).eval()
+    torch.testing.assert_close(
+        again({"image": image, "text_input": texts}), results["itm"], rtol=1e-5, atol=1e-5
+    )

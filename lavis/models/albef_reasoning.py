@@ -123,7 +123,7 @@ class AlbefNLVR(AlbefClassifier):
     }
 
     def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """States of statements over two pictures each (R, T, D), and the pictures' (B, 2, N, D).
+        """States of statements over two pictures each (R, T, D), and the pictures' (2, B, N, D).
 
         Args:
             samples: `image0`, `image1` (B, 3, h, w), the left and the right pictures; `text_input`, B·G statements.
@@ -138,4 +138,4 @@ class AlbefNLVR(AlbefClassifier):
         tokens = self._tokens(samples, first.shape[0])
         memory = self.text_encoder.project_memory(first, second=second)
         states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)
-        return states, torch.stack([first, second], dim=1)
+        return states, torch.stack([first, second])

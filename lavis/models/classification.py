@@ -85,7 +85,7 @@ class Classifier(VisionTextModel):
         """Encode pictures, and texts over them; with `twin`, by the momentum twins.
 
         Returns:
-            fused states (R, T, D), and the pictures' states (B, N, D), or (B, 2, N, D) of two each.
+            fused states (R, T, D), and the pictures' states (B, N, D), or (2, B, N, D) of two each.
         """
         raise NotImplementedError
 

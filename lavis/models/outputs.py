@@ -41,7 +41,7 @@ class Similarity(Output):
 class IntermediateOutput(Output):
     """States on the way.
 
-    image_embeds (B, N, D), or two pictures' (B, 2, N, D), or a clip's video_embeds; text_embeds (R, T, D); `*_m` the
+    image_embeds (B, N, D), or two pictures' (2, B, N, D), or a clip's video_embeds; text_embeds (R, T, D); `*_m` the
     momentum twins'; encoder_output and encoder_output_neg: fused states of right and of wrong pairs; itm_logits
     (3B, 2) and itm_labels (3B,), of clips vtm_logits and vtm_labels: right pairs, texts with a wrong picture,
     pictures with a wrong text; decoder_output, decoder_labels (texts, T).

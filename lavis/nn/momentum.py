@@ -65,9 +65,7 @@ def add_queue(model: nn.Module, width: int, size: int, with_ids: bool) -> None:
 
 
 @torch.no_grad()
-def enqueue(
-    model: Any, images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor | None = None
-) -> None:
+def enqueue(model: Any, images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor | None = None) -> None:
     """Write all ranks' features over the oldest places.
 
     Args:

@@ -1,0 +1,151 @@
+"""BLIP's classifiers: a statement about two pictures (BLIP paper, section 5.4), a text about one.
+
+B pictures (or pairs of pictures), G texts for each, R = B·G texts, T tokens, N image tokens, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+
+from lavis.common.registry import registry
+from lavis.models.base import Preset
+from lavis.models.blip import GS, IMAGES, OFFICIAL, TINY_TEXT, TINY_VIT, Blip
+from lavis.models.blip_matching import CAPTION, RESIZE
+from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
+from lavis.models.classification import Classifier, ClassifierConfig
+from lavis.nn.text import TextConfig, TextTransformer
+from lavis.nn.vit import ViTConfig
+
+PRETRAINED = GS + "BLIP/models/model_base_capfilt_large.pth"
+OTHER_HEADS = ("text_decoder.*", "vision_proj.*", "text_proj.*", "itm_head.*")
+_TINY = ClassifierConfig(image_size=64, vit=TINY_VIT, text=TINY_TEXT, vocabulary="tiny", cover=True)
+
+
+def _tiny(config: ClassifierConfig) -> Preset:
+    return Preset(
+        config=config,
+        vis_processor=IMAGES,
+        text_processor=CAPTION,
+        licence="none needed: no weights",
+        commercial=True,
+        note="random starting weights, 64 px; for tests and small data",
+    )
+
+
+@registry.register_model("blip_nlvr")
+class BlipNLVR(Blip, Classifier):
+    """Is a statement true of two pictures? In every layer of the text encoder two cross-attentions, one per
+    picture, averaged in the first half of the layers, merged by a linear layer in the second (BLIP paper,
+    section 5.4 and figure 5b)."""
+
+    registered_name = "blip_nlvr"
+    RULES = Rules(drop=TRAINING_STATE)
+    PRETRAINED_RULES = Rules(
+        drop=(*TRAINING_STATE, *OTHER_HEADS, "*.crossattention.self.*", "*.crossattention.output.dense.*"),
+        resize=RESIZE,
+        copy=(
+            (r"\.crossattention\.self[01]\.", ".crossattention.self."),
+            (r"\.crossattention\.output\.dense[01]\.", ".crossattention.output.dense."),
+        ),
+        fresh=("cls_head.*", "*.merge_layer.*"),
+    )
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "nlvr": Preset(
+            config=ClassifierConfig(
+                # what the published weights were trained with; the original library's preset left it out
+                vit=ViTConfig(drop_path=0.1),
+                text=TextConfig(memories="twin"),
+                num_classes=2,
+            ),
+            weights=GS + "BLIP/models/model_base_nlvr.pth",
+            pretrained=PRETRAINED,
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
+        ),
+        "tiny": _tiny(replace(_TINY, text=replace(TINY_TEXT, memories="twin"), num_classes=2)),
+    }
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__(config)
+        self.text_encoder = TextTransformer(config.text)
+        self.add_head(config.num_classes)
+
+    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of statements over two pictures each, and the pictures' states.
+
+        Args:
+            samples: `image0`, `image1` (B, 3, h, w), the left and the right pictures; `text_input`, B·G
+                statements, which are not cut.
+            twin: see `Classifier.fused`.
+
+        Returns:
+            (R, T, D) and (2, B, N, D).
+        """
+        image0, image1 = self._image(samples, "image0"), self._image(samples, "image1")
+        if image0.shape != image1.shape:
+            raise ValueError(
+                f"image0 is {tuple(image0.shape)}, image1 is {tuple(image1.shape)}; each statement takes one of both"
+            )
+        both = self.part("visual_encoder", twin)(torch.cat([image0, image1]))  # (2B, N, D)
+        left, right = both.chunk(2)
+        tokens = self.tokenizer(self._texts(samples["text_input"], len(left)), device=left.device)
+        tokens.ids[:, 0] = self.enc_id
+        encoder = self.part("text_encoder", twin)
+        memory = encoder.project_memory(left, second=right)
+        return encoder(tokens.ids, mask=tokens.mask, memory=memory), torch.stack([left, right])
+
+
+@registry.register_model("blip_classification")
+class BlipClassification(Blip, Classifier):
+    """Classes of texts over pictures, taught by momentum twins (BLIP's encoders under ALBEF's visual
+    entailment head: ALBEF paper, sections 3.3 and 5)."""
+
+    registered_name = "blip_classification"
+    TWINS = ("visual_encoder", "text_encoder", "cls_head")
+    RAMP_EPOCHS = 1
+    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES)
+    # `cls_head_m` is not in such a file either; `reset_parameters` made it a copy of the fresh head
+    PRETRAINED_RULES = Rules(
+        drop=(*TRAINING_STATE, *OTHER_HEADS), resize=RESIZE, copy=TWIN_COPIES, fresh=("cls_head*",)
+    )
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "base": Preset(
+            config=ClassifierConfig(),
+            # the original names a captioner's file here, which has no text encoder
+            pretrained=PRETRAINED,
+            vis_processor=IMAGES,
+            text_processor=CAPTION,
+            licence=OFFICIAL,
+            note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned, num_classes is to be given",
+        ),
+        "tiny": _tiny(replace(_TINY, num_classes=3)),
+    }
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__(config)
+        self.text_encoder = TextTransformer(config.text)
+        self.add_head(config.num_classes)
+
+    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of texts over pictures, and the pictures' states.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B·G texts, cut to `max_txt_len` tokens. They keep
+                their [CLS], as in the original, where BLIP's other heads put [ENC].
+            twin: see `Classifier.fused`.
+
+        Returns:
+            (R, T, D) and (B, N, D).
+        """
+        image_embeds = self.part("visual_encoder", twin)(self._image(samples))
+        texts = self._texts(samples["text_input"], len(image_embeds))
+        tokens = self.tokenizer(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
+        encoder = self.part("text_encoder", twin)
+        memory = encoder.project_memory(image_embeds)
+        return encoder(tokens.ids, mask=tokens.mask, memory=memory), image_embeds

@@ -1,0 +1,120 @@
+"""BLIP's picture models on videos (BLIP paper, section 5.6): frames are encoded as pictures, their states
+follow one another in one memory. No order of time is modelled.
+
+B videos, F frames, N image tokens per frame, D width, E width of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lavis.common.registry import registry
+from lavis.models.base import Preset
+from lavis.models.blip_dialogue import BlipDialogue
+from lavis.models.blip_matching import RESIZE, BlipITM, BlipRetrieval
+from lavis.models.blip_vqa import BlipVQA
+from lavis.models.vision_text import VisionTextModel
+from lavis.nn.vit import VisionTransformer
+
+FRAMES_AT_ONCE = 32  # so that long videos, many at a time, need no more memory than their states do
+
+
+class FrameTransformer(VisionTransformer):
+    """A picture encoder over the frames of videos."""
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """Frames (B, 3, F, h, w) to states (B, F·N, D), frame after frame."""
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] == 0:
+            raise ValueError(
+                f"video has shape {tuple(video.shape)}; it must be (B, 3, frames, {self.image_size}, "
+                f"{self.image_size}); unsqueeze(0) for a single video, unsqueeze(2) for pictures"
+            )
+        encode = super().forward
+        frames = video.transpose(1, 2).flatten(0, 1)  # (B·F, 3, h, w)
+        states = torch.cat([encode(part) for part in frames.split(FRAMES_AT_ONCE)])  # (B·F, N, D)
+        return states.unflatten(0, (len(video), -1)).flatten(1, 2)
+
+
+class SeesVideo(VisionTextModel):
+    """Makes a picture model see videos; comes before it among the bases. Entries of files are the same."""
+
+    MEDIA = "video"
+
+    def _vision(self) -> nn.Module:
+        return FrameTransformer(self.config.vit, self.config.image_size, self.config.grad_checkpointing)
+
+    def _image(self, samples: Mapping[str, Any], key: str = "video") -> torch.Tensor:  # (B, 3, F, h, w)
+        if key not in samples:
+            raise ValueError(f"samples need a {key!r}, (B, 3, frames, h, w); they have {', '.join(samples)}")
+        return super()._image(samples, key)
+
+
+def _on_videos(preset: Preset, frames: int) -> Preset:
+    """A picture model's preset for its use on videos."""
+    return replace(
+        preset,
+        vis_processor={p: {"name": f"alpro_video_{p}", "n_frms": frames} for p in ("train", "eval")},
+        note=f"{preset.note}; on {frames} frames of a video",
+    )
+
+
+@registry.register_model("blip_video_qa")
+class BlipVideoQA(SeesVideo, BlipVQA):
+    """Answers questions about videos, zero-shot from a visual question answering model, or fine-tuned
+    (BLIP paper, section 5.6 and table 11: 16 frames). As `BlipVQA`, with `video` (B, 3, F, h, w) in samples."""
+
+    registered_name = "blip_video_qa"
+    RULES = replace(BlipVQA.RULES, resize=RESIZE)
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "vqav2": _on_videos(BlipVQA.PRESETS["vqav2"], frames=16),
+        "tiny": _on_videos(BlipVQA.PRESETS["tiny"], frames=8),
+    }
+
+
+@registry.register_model("blip_video_retrieval")
+class BlipVideoRetrieval(SeesVideo, BlipRetrieval):
+    """Compares videos and texts, zero-shot from a COCO retrieval model, or fine-tuned (BLIP paper, section 5.6
+    and table 10: 8 frames). As `BlipRetrieval`, with `video` (B, 3, F, h, w) in samples."""
+
+    registered_name = "blip_video_retrieval"
+    RULES = replace(BlipRetrieval.RULES, resize=RESIZE)
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        "coco": _on_videos(BlipRetrieval.PRESETS["coco"], frames=8),
+        "large_coco": _on_videos(
+            replace(
+                BlipITM.PRESETS["large"],
+                config=replace(BlipITM.PRESETS["large"].config, grad_checkpointing=4),
+            ),
+            frames=8,
+        ),
+        "tiny": _on_videos(BlipRetrieval.PRESETS["tiny"], frames=8),
+    }
+
+    def image_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
+        """Mean over frames of the projected class tokens, length 1: (B, E)."""
+        encoder = self.visual_encoder
+        assert isinstance(encoder, FrameTransformer)
+        tokens = encoder.pos_embed.shape[1]  # of a frame
+        frames = self.part("vision_proj", twin)(states[:, ::tokens])  # (B, F, E)
+        return F.normalize(frames.mean(dim=1), dim=-1)
+
+
+@registry.register_model("blip_video_dialogue")
+class BlipVideoDialogue(SeesVideo, BlipDialogue):
+    """Answers questions of a dialogue about a video (AVSD). As `BlipDialogue`, with `video` (B, 3, F, h, w) in
+    samples; writes its answers, because AVSD has no candidates (`answering: rank` where there are some)."""
+
+    registered_name = "blip_video_dialogue"
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        name: _on_videos(replace(preset, config=replace(preset.config, answering="generate")), frames)
+        for name, preset, frames in (
+            ("base", BlipDialogue.PRESETS["base"], 8),
+            ("tiny", BlipDialogue.PRESETS["tiny"], 8),
+        )
+    }

@@ -1,0 +1,72 @@
+"""BLIP's classifiers at full size equal the stored outputs of the original."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import golden
+from tests.reference import recipe
+
+pytestmark = [pytest.mark.golden, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+def step_samples(name: str) -> dict[str, Any]:
+    """Samples of a training step, with one picture or with two."""
+    case = golden.inputs(name)
+    samples = {key: case[key] for key in ("text_input", "epoch", "iters", "num_iters_per_epoch")}
+    samples["label"] = torch.tensor(case["label"])
+    for key in ("image", "image0", "image1"):
+        if f"{key}_seed" in case:
+            samples[key] = recipe.make_images(case[f"{key}_seed"], case["image_size"])
+    return samples
+
+
+def test_nlvr(tmp_path):
+    name = "blip_nlvr.nlvr"
+    model, stored, samples = golden.load(name, tmp_path), golden.outputs(name), step_samples(name)
+    swapped = {**samples, "image0": samples["image1"], "image1": samples["image0"]}
+    for each, key in ((samples, "predictions"), (swapped, "predictions_images_swapped")):
+        found = model.predict(each)
+        golden.close(found["predictions"], stored[key])
+        np.testing.assert_array_equal(found["targets"].numpy(), samples["label"].numpy())
+    with torch.no_grad():
+        out = model(samples)
+    golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
+    golden.close(out.logits, stored["predictions"])
+    golden.close(out.intermediate_output.encoder_output[:, 0], stored["fusion_cls"])
+    # the original stacks left pictures, then right ones; here a pair's two are side by side
+    golden.close_digest(out.intermediate_output.image_embeds, stored, "image_embeds")
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["equal twins", "distinct twins"])
+def test_classification(tmp_path, same):
+    name = "blip_classification.base"
+    model = golden.load(name, tmp_path, is_eval=False, momentum_same=same)
+    assert model.config.num_classes == 3  # read from the file
+    stored, samples = golden.outputs(name), step_samples(name)
+    if same:
+        found = model.predict(samples)
+        golden.close(found["predictions"], stored["predictions"])
+        np.testing.assert_array_equal(found["targets"].numpy(), samples["label"].numpy())
+    prefix = "" if same else "distinct_momentum/"
+    stored = {k[len(prefix) :]: v for k, v in stored.items() if k.startswith(prefix)}
+    with torch.no_grad():
+        out = model(samples)
+    golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
+    golden.close(out.logits, stored["logits"])
+    golden.close(out.logits_m, stored["logits_m"])
+    golden.close_digest(out.intermediate_output.image_embeds, stored, "image_embeds")
+    golden.close(out.intermediate_output.encoder_output[:, 0], stored["fusion_cls"])

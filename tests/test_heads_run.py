@@ -1,0 +1,75 @@
+"""Every head trains, is evaluated and resumes by the public runner on the embedded data."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from lavis.common.registry import registry
+from lavis.runners import train
+
+PLAIN = {
+    "train": {"name": "blip_image_eval", "image_size": 64},
+    "eval": {"name": "blip_image_eval", "image_size": 64},
+}
+CLIPS = {p: {"name": "alpro_video_eval", "image_size": 64, "n_frms": 8} for p in ("train", "eval")}
+TEXT = {p: {"name": "blip_caption"} for p in ("train", "eval")}
+
+# model, data set, its options, task, the metric that evaluation must give (None: nothing is evaluated)
+HEADS = [
+    ("blip_pretrain", "shapes_retrieval", {}, "image_text_pretrain", None),
+    ("albef_pretrain", "shapes_retrieval", {}, "image_text_pretrain", None),
+    ("blip_retrieval", "shapes_retrieval", {}, "retrieval", "r_mean"),
+    ("albef_retrieval", "shapes_retrieval", {}, "retrieval", "r_mean"),
+    ("clip", "shapes_retrieval", {}, "retrieval", "r_mean"),
+    ("alpro_retrieval", "shapes_video_retrieval", {}, "retrieval", "r_mean"),
+    ("blip_nlvr", "shapes_nlvr", {}, "multimodal_classification", "accuracy_percent"),
+    ("albef_nlvr", "shapes_nlvr", {}, "multimodal_classification", "accuracy_percent"),
+    ("blip_classification", "shapes_entailment", {}, "multimodal_classification", "accuracy_percent"),
+    ("albef_classification", "shapes_entailment", {}, "multimodal_classification", "accuracy_percent"),
+    ("alpro_qa", "shapes_video_qa", {}, "multimodal_classification", "accuracy_percent"),
+    ("albef_vqa", "shapes_vqa", {}, "vqa", "accuracy_percent"),
+    ("blip_vis_dialogue", "shapes_dialogue", {}, "dialogue", "mrr_percent"),
+]
+
+
+def test_the_list_is_complete():
+    """Heads that are trained are in the list; the others only predict, or are tested elsewhere."""
+    elsewhere = {
+        "blip_caption", "blip_vqa",  # tests of runner, packaged models and quickstart
+        "blip_feature_extractor", "albef_feature_extractor", "alpro_feature_extractor", "clip_feature_extractor",
+        "blip_image_text_matching",  # no training
+        "blip_video_qa", "blip_video_retrieval", "blip_video_dialogue", "gpt_dialogue",  # tests of their own
+    }  # fmt: skip
+    assert {name for name, *_ in HEADS} | elsewhere == set(registry.list_models())
+
+
+@pytest.mark.parametrize(("name", "data", "options", "task", "metric"), HEADS, ids=lambda v: str(v)[:30])
+def test_trains_and_evaluates(tmp_path, name, data, options, task, metric):
+    section = {
+        "n_train": 12, "n_val": 6, "n_test": 6, "text_processor": TEXT,
+        "vis_processor": CLIPS if "video" in data else PLAIN, **options,
+    }  # fmt: skip
+    if data == "shapes_vqa":
+        section.pop("text_processor")
+    run = {
+        "task": task, "max_iters": 3, "batch_size_train": 4, "batch_size_eval": 4, "init_lr": 1e-4,
+        "train_splits": ["train"], "output_dir": str(tmp_path), "job_id": "job",
+    }  # fmt: skip
+    if metric is not None:
+        run.update(valid_splits=["val"], test_splits=["test"])
+    model = {"arch": name, "model_type": "tiny", "weights": "none"}
+    if name == "albef_classification" or name == "blip_classification":
+        model["num_classes"] = 3
+    result = train({"model": model, "datasets": {data: section}, "run": run})
+    assert result.stopped == "finished" and result.iterations == 3
+    epoch = next(row for row in result.history if row["event"] == "epoch")
+    assert math.isfinite(epoch["loss"])
+    if metric is None:
+        assert {k for k in epoch if k.startswith("loss_")} >= {"loss_itc", "loss_itm"}
+        return
+    assert metric in result.metrics["test"]
+    (written,) = (tmp_path / "job" / "result").glob("test*.json")
+    assert json.loads(written.read_text())
