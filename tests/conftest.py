@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from hypothesis import settings  # noqa: E402  after the environment is set
+from hypothesis import settings
 
 settings.register_profile("lavis", deadline=None)  # how long an example takes says nothing on shared cores
 settings.load_profile("lavis")
