@@ -700,7 +700,7 @@ def test_the_number_of_classes_is_the_files(tmp_path):
         ),
         ("albef_classification", {"label": [0, 1]}, "2 labels for 4 texts"),
         ("albef_classification", {"label": None}, "samples need label"),
-        ("albef_nlvr", {"image1": images(3)}, r"image0 is \(4, 3, 64, 64\), image1 \(3, 3, 64, 64\)"),
+        ("albef_nlvr", {"image1": images(3)}, r"image0 is \(4, 3, 64, 64\), image1 is \(3, 3, 64, 64\)"),
         ("albef_nlvr", {"text_input": ["a"] * 3}, "3 texts for 4 pictures"),
         ("albef_retrieval", {"text_input": ["a"] * 8}, "8 texts for 4 pictures; this loss takes one"),
         ("albef_retrieval", {"image_id": torch.zeros(4, dtype=torch.long)}, "no negative to match it with"),

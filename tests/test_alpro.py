@@ -514,7 +514,7 @@ def test_features_come_from_pretraining_or_retrieval_files(finder, tmp_path):
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ({"text_input": "a"}, "need a 'video'"),
+        ({"text_input": "a"}, "need 'video'"),
         ({"video": clips(1)[0], "text_input": "a"}, r"unsqueeze\(0\)"),
         ({"video": clips(1).transpose(1, 2), "text_input": "a"}, r"takes \(B, 3, frames, 64, 64\)"),
         ({"video": clips(1, size=32), "text_input": "a"}, r"takes \(B, 3, frames, 64, 64\)"),

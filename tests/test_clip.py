@@ -29,15 +29,12 @@ from lavis.common import dist
 from lavis.models import load_model, load_model_and_preprocess, model_zoo, torchscript
 from lavis.models.base import is_of_transformers
 from lavis.models.checkpoints import apply_rules, load_into, read_state_dict
-from lavis.models.clip import (
-    TRANSFORMERS_CLIP,
-    Clip,
-    ClipConfig,
-    imagenet_classnames,
-    imagenet_templates,
-)
+from lavis.models.clip import Clip, ClipConfig
+from lavis.models.clip_checkpoints import TRANSFORMERS_CLIP
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer, clean
-from lavis.nn.clip import Attention, ClipResNetConfig, ClipTextConfig, ClipViTConfig, contrastive_loss
+from lavis.models.zero_shot import imagenet_classnames, imagenet_templates
+from lavis.nn.clip import Attention, ClipResNetConfig, ClipTextConfig, ClipViTConfig
+from lavis.nn.losses import contrastive_loss
 from tests.golden import REFERENCE
 from tests.small import images, random_model
 from tests.test_dist import free_port
@@ -381,7 +378,7 @@ def test_ranks_gather_features_with_gradients():
     def step(rows):
         x, y = a[rows].clone().requires_grad_(), b[rows].clone().requires_grad_()
         scale = torch.tensor(7.0, requires_grad=True)
-        loss = contrastive_loss(*(nn.functional.normalize(v, dim=1) for v in (x, y)), scale)
+        loss = contrastive_loss(*(nn.functional.normalize(v, dim=1) for v in (x, y)), scale)[0]
         loss.backward()
         return loss.item(), x.grad.tolist(), y.grad.tolist(), scale.grad.item()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -13,17 +11,9 @@ from tests import golden
 from tests.reference import recipe
 from tests.test_golden_matching import check_features
 
-pytestmark = pytest.mark.golden
+pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("all_cores")]
 SLOW = pytest.mark.slow
 TWINS = pytest.mark.parametrize("same", [True, False], ids=["equal twins", "distinct twins"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 def part(stored, same):

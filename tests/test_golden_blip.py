@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -11,15 +9,7 @@ import torch
 from lavis.models import load_model
 from tests import golden
 
-pytestmark = pytest.mark.golden
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("all_cores")]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,7 @@ import torch
 from tests import golden
 from tests.reference import recipe
 
-pytestmark = [pytest.mark.golden, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.golden, pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 
 
 def step_samples(name: str) -> dict[str, Any]:

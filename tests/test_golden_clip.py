@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -12,16 +10,8 @@ from lavis.models import load_model
 from lavis.models.clip import Clip
 from tests import golden
 
-pytestmark = pytest.mark.golden
+pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("all_cores")]
 SLOW = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
 
 from tests import golden
 
-pytestmark = [pytest.mark.golden, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_cores():
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.golden, pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 
 
 def check_features(name: str, model, modes=("image", "text", "multimodal")):

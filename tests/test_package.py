@@ -158,3 +158,15 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path):
     assert (tmp_path / "out" / "five" / "checkpoint_last" / "model.safetensors").is_file()
     wheels = list((venv / "lib").glob("python*/site-packages/*.dist-info"))
     print(f"{len(wheels)} distributions installed, our wheel has {wheel.stat().st_size / 2**20:.1f} MiB")
+
+
+def test_classes_have_the_originals_addresses() -> None:
+    from lavis import models
+    from lavis.common.registry import registry
+    from lavis.models.blip_models import blip_image_text_matching as notebook
+
+    assert models.BlipCaption is registry.get_model_class("blip_caption")
+    assert notebook.BlipITM is registry.get_model_class("blip_image_text_matching")
+    assert callable(notebook.compute_gradcam)
+    with pytest.raises(AttributeError, match="no attribute 'BlipCaptoin'"):
+        models.BlipCaptoin  # noqa: B018

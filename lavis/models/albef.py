@@ -21,10 +21,9 @@ from torch import nn
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment, ContrastiveStep, TextStates
 from lavis.models.base import Preset, inference
-from lavis.models.blip import GS, IMAGES, OFFICIAL, TINY_TEXT, TINY_VIT
-from lavis.models.blip_matching import CAPTION, RESIZE
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.outputs import Features, LossOutput
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, untrained
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.losses import IGNORE, mask_tokens, masked_language_modelling_loss
@@ -71,19 +70,8 @@ BARE_TEXT = ((r"^(text_encoder(?:_m)?)\.bert\.", r"\1."),)
 PRETRAINING_ONLY = (*TRAINING_STATE, TOKEN_TYPES, "text_encoder.cls.*")
 
 
-def tiny(config: Any, text_processor: Mapping[str, Mapping[str, Any]] = CAPTION) -> Preset:
-    """The preset of a small model with random starting weights, whose config lacks only the sizes."""
-    return Preset(
-        config=replace(config, image_size=64, vit=TINY_VIT, vocabulary="tiny", cover=True),
-        vis_processor=IMAGES,
-        text_processor=text_processor,
-        licence="none needed: no weights",
-        commercial=True,
-        note="random starting weights, 64 px; for tests and small data",
-    )
-
-
-_TINY = tiny(AlbefMatchingConfig(text=TINY_ALBEF_TEXT, embed_dim=64, queue_size=512))
+TINY_ALBEF = {**TINY, "text": TINY_ALBEF_TEXT}
+_TINY = untrained(AlbefMatchingConfig(**TINY_ALBEF, embed_dim=64, queue_size=512), IMAGES, CAPTION)
 
 
 # ------------------------------------------------------------------------------------------ base
@@ -211,9 +199,7 @@ class AlbefRetrieval(AlbefAlignment):
         Returns:
             loss = loss_itc + loss_itm (nats), sims, intermediate_output.
         """
-        if "image_id" not in samples:
-            raise ValueError("samples need image_id, integers that say which texts share a picture")
-        ids = torch.as_tensor(samples["image_id"], device=self.device).flatten()
+        ids = self._picture_ids(samples)
         step = self.contrastive_step(samples, ids, distill=self.config.use_distill)
         contrast, same = step.contrast, ids[:, None] == ids[None, :]
         text = TextStates(step.tokens, step.text_embeds)

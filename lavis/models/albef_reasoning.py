@@ -17,16 +17,14 @@ from lavis.models.albef import (
     BARE_TEXT,
     PRETRAINED,
     PRETRAINING_ONLY,
+    TINY_ALBEF,
     TINY_ALBEF_TEXT,
     Albef,
-    tiny,
 )
 from lavis.models.base import Preset
-from lavis.models.blip import GS, IMAGES, OFFICIAL
-from lavis.models.blip_matching import CAPTION, RESIZE
 from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
-from lavis.models.tokenizer import Tokens
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, untrained
 from lavis.nn.text import TextTransformer
 
 OTHER_HEADS = ("vision_proj.*", "text_proj.*", "itm_head.*")
@@ -46,10 +44,6 @@ class AlbefClassifier(Albef, Classifier):
         super().__init__(config)
         self.text_encoder = TextTransformer(config.text)
         self.add_head(config.num_classes)
-
-    def _tokens(self, samples: Mapping[str, Any], pictures: int) -> Tokens:
-        texts = self._texts(samples["text_input"], pictures)
-        return self.tokenizer(texts, max_length=self.config.max_txt_len, device=self.device)
 
 
 @registry.register_model("albef_classification")
@@ -75,20 +69,8 @@ class AlbefClassification(AlbefClassifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on SNLI-VE",
         ),
-        "tiny": tiny(ClassifierConfig(text=TINY_ALBEF_TEXT, num_classes=3)),
+        "tiny": untrained(ClassifierConfig(**TINY_ALBEF, num_classes=3), IMAGES, CAPTION),
     }
-
-    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """States of texts over pictures (R, T, D), and the pictures' (B, N, D).
-
-        Args:
-            samples: `image` (B, 3, h, w); `text_input`, B·G texts.
-        """
-        image_embeds = self.part("visual_encoder", twin)(self._image(samples))
-        tokens = self._tokens(samples, image_embeds.shape[0])
-        encoder = self.part("text_encoder", twin)
-        memory = encoder.project_memory(image_embeds)
-        return encoder(tokens.ids, mask=tokens.mask, memory=memory), image_embeds
 
 
 @registry.register_model("albef_nlvr")
@@ -119,7 +101,9 @@ class AlbefNLVR(AlbefClassifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
         ),
-        "tiny": tiny(ClassifierConfig(text=TINY_PAIR_TEXT, num_classes=2)),
+        "tiny": untrained(
+            ClassifierConfig(**{**TINY_ALBEF, "text": TINY_PAIR_TEXT}, num_classes=2), IMAGES, CAPTION
+        ),
     }
 
     def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,14 +112,8 @@ class AlbefNLVR(AlbefClassifier):
         Args:
             samples: `image0`, `image1` (B, 3, h, w), the left and the right pictures; `text_input`, B·G statements.
         """
-        left, right = self._image(samples, "image0"), self._image(samples, "image1")
-        if left.shape != right.shape:
-            raise ValueError(
-                f"image0 is {tuple(left.shape)}, image1 {tuple(right.shape)}; they must be of one shape"
-            )
-        image_embeds = self.part("visual_encoder", twin)(torch.cat([left, right]))
-        first, second = image_embeds.chunk(2)
-        tokens = self._tokens(samples, first.shape[0])
-        memory = self.text_encoder.project_memory(first, second=second)
+        left, right = self._left_and_right(samples, twin)
+        tokens = self._tokens(samples, len(left), self.config.max_txt_len)
+        memory = self.text_encoder.project_memory(left, second=right)
         states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)
-        return states, torch.stack([first, second])
+        return states, torch.stack([left, right])

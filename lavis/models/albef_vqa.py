@@ -10,18 +10,15 @@ from lavis.models.albef import (
     BARE_TEXT,
     PRETRAINED,
     PRETRAINING_ONLY,
-    TINY_ALBEF_TEXT,
+    TINY_ALBEF,
     Albef,
     AlbefConfig,
-    tiny,
 )
 from lavis.models.answers import Answering
 from lavis.models.base import Preset
-from lavis.models.blip import GS, IMAGES, OFFICIAL
-from lavis.models.blip_matching import RESIZE
-from lavis.models.blip_vqa import QUESTIONS
 from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.outputs import Texts
+from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, untrained
 
 # A pre-trained text encoder begins the decoder too: its embeddings, its fusion layers, its head.
 DECODER_COPIES = (
@@ -60,7 +57,7 @@ class AlbefVQA(Albef, Answering):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on VQAv2",
         ),
-        "tiny": tiny(AlbefConfig(text=TINY_ALBEF_TEXT, max_txt_len=25), QUESTIONS),
+        "tiny": untrained(AlbefConfig(**TINY_ALBEF, max_txt_len=25), IMAGES, QUESTIONS),
     }
 
     def predict_answers(  # type: ignore[override]  # the order of arguments is the original's

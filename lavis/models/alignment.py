@@ -113,7 +113,6 @@ class Alignment(VisionTextModel):
     idx_queue: torch.Tensor
     queue_ptr: torch.Tensor
 
-    MEDIA = "image"  # the samples' key of what texts are compared with
     MATCHES = True
     FUSES_STATES = True
     QUEUE_IDS = False
@@ -134,6 +133,12 @@ class Alignment(VisionTextModel):
         super().reset_parameters()
         if hasattr(self, "temp"):
             nn.init.constant_(self.temp, TEMPERATURE)
+
+    def _picture_ids(self, samples: Mapping[str, Any]) -> torch.Tensor:
+        """`image_id` as a tensor (B,)."""
+        if "image_id" not in samples:
+            raise ValueError("samples need image_id, integers that say which texts share a picture")
+        return torch.as_tensor(samples["image_id"], device=self.device).flatten()
 
     # ------------------------------------------------------------------------------ the family's part
     def encode_image(self, image: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
@@ -260,8 +265,8 @@ class Alignment(VisionTextModel):
         else:
             known, wanted = dist.all_gather(ids), ids
         if hasattr(self, "image_queue"):
-            images = torch.cat([images, self.image_queue.clone().T])  # (W + Q, E)
-            texts = torch.cat([texts, self.text_queue.clone().T])
+            images = torch.cat([images, self.image_queue.T])  # (W + Q, E)
+            texts = torch.cat([texts, self.text_queue.T])
             queued = self.idx_queue[0] if ids is not None else known.new_full((len(images) - len(known),), -1)
             known = torch.cat([known, queued])
         same = wanted[:, None] == known[None, :]  # (B, W + Q)

@@ -21,12 +21,13 @@ from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.models.alignment import TEMPERATURE_RANGE, Alignment, Matching, TextStates
 from lavis.models.base import Preset, inference
-from lavis.models.blip import GS, OFFICIAL, TINY_TEXT, TINY_VIT
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.classification import Classifier
 from lavis.models.outputs import Features, IntermediateOutput, LossOutput, OutputWithLogits
+from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, TINY_VIT, untrained
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
+from lavis.nn.losses import contrastive_loss
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.timesformer import TimeSformer, resize_places, resize_times
 from lavis.nn.vit import ViTConfig
@@ -68,10 +69,9 @@ class AlproQAConfig(AlproConfig):
 
 FILES = GS + "LAVIS/models/ALPRO/"
 PRETRAINED = FILES + "alpro_pretrain.pt"
-CAPTION = {"train": {"name": "blip_caption"}, "eval": {"name": "blip_caption"}}
 
 RENAME = ((r"^text_encoder\.bert\.", "text_encoder."),)  # pre-trained with an LM head above
-RESIZE = {
+_RESIZE = {
     "visual_encoder.model.pos_embed": lambda t, shape: resize_places(t, shape[1]),
     "visual_encoder.model.time_embed": lambda t, shape: resize_times(t, shape[1]),
 }
@@ -80,11 +80,9 @@ PRETRAINING = ("text_encoder.cls.*", "mpm_head.*", "prompter.*", "visual_encoder
 MATCHING = ("temp", "vision_proj.*", "text_proj.*", "itm_head.*")
 
 _TINY: dict[str, Any] = {
-    "image_size": 64,
+    **TINY,
     "vit": replace(TINY_VIT, depth=2),
     "text": replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=4, token_types=2),
-    "vocabulary": "tiny",
-    "cover": True,
     "frames": 8,
     "fuse_from": 2,
     "embed_dim": 64,
@@ -109,14 +107,7 @@ def _official(config: AlproConfig, file: str, data: str) -> Preset:
 
 
 def _tiny(config: AlproConfig) -> Preset:
-    return Preset(
-        config=config,
-        vis_processor=_videos(config.frames),
-        text_processor=CAPTION,
-        licence="none needed: no weights",
-        commercial=True,
-        note="random starting weights, 8 frames at 64 px; for tests and small data",
-    )
+    return untrained(config, _videos(config.frames), CAPTION, note="8 frames at 64 px")
 
 
 @dataclass(frozen=True)
@@ -134,6 +125,8 @@ class Alpro(VisionTextModel):
 
     MEDIA = "video"
 
+    MEDIA = "video"
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         if config.text.width != config.vit.width:
@@ -146,11 +139,6 @@ class Alpro(VisionTextModel):
     def _vision(self) -> nn.Module:
         config = self.config
         return TimeSformer(config.vit, config.image_size, config.frames, config.grad_checkpointing)
-
-    def _image(self, samples: Mapping[str, Any], key: str = "video") -> torch.Tensor:  # (B, 3, T, h, w)
-        if key not in samples:
-            raise ValueError(f"samples need a {key!r}, (B, 3, frames, h, w); they have {', '.join(samples)}")
-        return super()._image(samples, key)
 
     def preprocess_config(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The processors of this model's preset, for its own image size and number of frames."""
@@ -185,7 +173,7 @@ class AlproFeatureExtractor(Alpro, Alignment):
     registered_name = "alpro_feature_extractor"
     MATCHES = False
     # files of the retrieval models will do, too
-    RULES = Rules(rename=RENAME, drop=(*PRETRAINING, "temp", "itm_head.*"), resize=RESIZE)
+    RULES = Rules(rename=RENAME, drop=(*PRETRAINING, "temp", "itm_head.*"), resize=_RESIZE)
     PRETRAINED_RULES = RULES
     PRESETS: ClassVar[dict[str, Preset]] = {
         # sizes of the pre-training: 4 frames, 30 tokens
@@ -238,7 +226,7 @@ class AlproRetrieval(Alpro, Alignment):
 
     registered_name = "alpro_retrieval"
     RULES = Rules(rename=RENAME, drop=PRETRAINING)
-    PRETRAINED_RULES = Rules(rename=RENAME, drop=PRETRAINING, resize=RESIZE)
+    PRETRAINED_RULES = Rules(rename=RENAME, drop=PRETRAINING, resize=_RESIZE)
     PRESETS: ClassVar[dict[str, Preset]] = {
         "msrvtt": _official(AlproConfig(), "alpro_msrvtt_retrieval.pt", "fine-tuned on MSRVTT retrieval"),
         "didemo": _official(AlproConfig(), "alpro_didemo_retrieval.pt", "fine-tuned on DiDeMo retrieval"),
@@ -272,11 +260,8 @@ class AlproRetrieval(Alpro, Alignment):
         tokens = self.tokens(texts, max_length=self.config.max_txt_len, pad=True)
         text_embeds, video_embeds = self.encode_text(tokens), self.encode_image(video)
         text_feat, video_feat = self.text_feature(text_embeds), self.image_feature(video_embeds)
-        sim_v2t = video_feat @ dist.all_gather_with_grad(text_feat).T / self.temp  # (B, W)
-        sim_t2v = text_feat @ dist.all_gather_with_grad(video_feat).T / self.temp
-        first = dist.rank() * batch
-        own = torch.arange(first, first + batch, device=video.device)
-        loss_vtc = (F.cross_entropy(sim_v2t.float(), own) + F.cross_entropy(sim_t2v.float(), own)) / 2
+        loss_vtc, sim_v2t, sim_t2v = contrastive_loss(video_feat, text_feat, 1 / self.temp)  # sims (B, W)
+        own = slice(dist.rank() * batch, (dist.rank() + 1) * batch)
         matching = self.compute_vtm(
             TextStates(tokens, text_embeds), video_embeds, sim_v2t[:, own].detach(), sim_t2v[:, own].detach()
         )
@@ -321,7 +306,7 @@ class AlproQA(Alpro, Classifier):
     HEAD_WIDTH = 2
     LABELS = "answers"
     RULES = Rules(rename=RENAME, drop=(*PRETRAINING, *MATCHING))
-    PRETRAINED_RULES = replace(RULES, resize=RESIZE, fresh=("classifier.*",))
+    PRETRAINED_RULES = replace(RULES, resize=_RESIZE, fresh=("classifier.*",))
     PRESETS: ClassVar[dict[str, Preset]] = {
         "msrvtt": _official(
             AlproQAConfig(num_classes=1500), "alpro_msrvtt_qa.pth", "fine-tuned on MSRVTT-QA, 1500 answers"

@@ -13,12 +13,38 @@ from typing import Any
 import torch
 
 from lavis.models.base import inference
-from lavis.models.blip import SMOOTHING
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
+from lavis.models.presets import SMOOTHING
+from lavis.models.tokenizer import Tokenizer
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import generation
 from lavis.nn.losses import IGNORE, distilled_language_modelling_loss, language_modelling_loss
 from lavis.nn.text import Memory, TextDecoder, TextTransformer
+
+
+def write_answers(
+    decoder: TextDecoder,
+    tokenizer: Tokenizer,
+    bos_id: int,
+    states: torch.Tensor,
+    mask: torch.Tensor,
+    num_beams: int,
+    max_len: int,
+    min_len: int,
+) -> Texts:
+    """Write an answer to each question (Q, T, D) with beam search; lengths in tokens, start token included."""
+    rules = generation.Rules(
+        max_length=max_len,
+        min_length=min_len,
+        end=tokenizer.sep_id,
+        pad=tokenizer.pad_id,
+        num_beams=num_beams,
+    )
+    decoding = decoder.begin(decoder.project_memory(states, mask), len(states), max_len)
+    start = torch.full((len(states), 1), bos_id, dtype=torch.long, device=states.device)
+    decoded = generation.generate(decoding, start, rules)
+    texts = [tokenizer.decode(row) for row in decoded.ids.tolist()]
+    return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist())
 
 
 class Answering(VisionTextModel):
@@ -166,28 +192,14 @@ class Answering(VisionTextModel):
             raise ValueError(f"inference_method is {inference_method!r}; it must be 'rank' or 'generate'")
         states, mask, _ = self.forward_encoder(samples)
         if inference_method == "generate":
-            out = self._generate_answers(states, mask, num_beams, max_len, min_len)
+            out = write_answers(
+                self.text_decoder, self.tokenizer, self.bos_id, states, mask, num_beams, max_len, min_len
+            )
         else:
             if not answer_list:
                 raise ValueError("inference_method 'rank' needs answer_list, the answers to choose from")
             out = self._rank_answers(states, mask, list(answer_list), num_ans_candidates)
         return out if return_scores else out.texts
-
-    def _generate_answers(
-        self, states: torch.Tensor, mask: torch.Tensor, num_beams: int, max_len: int, min_len: int
-    ) -> Texts:
-        rules = generation.Rules(
-            max_length=max_len,
-            min_length=min_len,
-            end=self.tokenizer.sep_id,
-            pad=self.tokenizer.pad_id,
-            num_beams=num_beams,
-        )
-        memory = self.text_decoder.project_memory(states, mask)
-        decoding = self.text_decoder.begin(memory, states.shape[0], max_len)
-        decoded = generation.generate(decoding, self._start(states.shape[0], states.device), rules)
-        texts = [self.tokenizer.decode(row) for row in decoded.ids.tolist()]
-        return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist())
 
     def _rank_answers(
         self, states: torch.Tensor, mask: torch.Tensor, answers: list[str], candidates: int

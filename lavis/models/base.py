@@ -207,7 +207,7 @@ class BaseModel(nn.Module):
             rules: for the class's own kind of file; other kinds are told by their entries.
             name: what messages call the file.
         """
-        state = checkpoints.read_state_dict(path / checkpoints.WEIGHTS_NAME if path.is_dir() else path)
+        state = checkpoints.read_state_dict(path)
         rules = cls._rules(state, rules)
         model = cls.build(cls.complete(config, state), empty=not rules.fresh)
         checkpoints.load_into(model, state, rules, name or str(path))
@@ -281,7 +281,7 @@ class BaseModel(nn.Module):
     # ------------------------------------------------------------------------------ weights
     def load_file(self, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None) -> None:
         """Load a file's weights (or a folder's), strictly. The file's kind is seen from its entries."""
-        state = checkpoints.read_state_dict(path / checkpoints.WEIGHTS_NAME if path.is_dir() else path)
+        state = checkpoints.read_state_dict(path)
         checkpoints.load_into(self, state, self._rules(state, rules), name or str(path))
 
     def load_checkpoint(self, source: str | Path) -> None:

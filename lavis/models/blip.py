@@ -18,14 +18,13 @@ from lavis.common.registry import registry
 from lavis.models.base import Preset, inference
 from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
+from lavis.models.presets import GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, untrained
 from lavis.models.tokenizer import ASSETS
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn import generation
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextConfig, TextDecoder
-from lavis.nn.vit import VIT_LARGE, ViTConfig, interpolate_positions
-
-SMOOTHING = 0.1  # label smoothing of the language-model loss, in training and when answers are ranked
+from lavis.nn.vit import VIT_LARGE
 
 # --------------------------------------------------------------------------------- configuration
 
@@ -41,29 +40,10 @@ class BlipConfig(VisionTextConfig):
     prompt: str = "a picture of "
 
 
-# 1.9 million parameters as a captioner: for tests, for the embedded data, for a first try on own small data.
-# Narrow layers start from larger weights than 0.02, or a picture's signal drowns for hundreds of steps.
-TINY_VIT = ViTConfig(width=128, depth=4, heads=4, patch_size=8, init_std=0.06)
-TINY_TEXT = TextConfig(
-    vocab_size=1602,
-    width=128,
-    depth=3,
-    heads=4,
-    hidden=512,
-    max_positions=64,
-    memory_width=128,
-    dropout=0.0,
-    attention_dropout=0.0,
-    init_std=0.06,
-)
-
-GS = "https://storage.googleapis.com/sfr-vision-language-research/"
-IMAGES = {"train": {"name": "blip_image_train"}, "eval": {"name": "blip_image_eval"}}
 CAPTIONS = {
     "train": {"name": "blip_caption", "prompt": "a picture of "},
     "eval": {"name": "blip_caption"},
 }
-OFFICIAL = "BSD-3-Clause (the official repository's; none is stated for the weights themselves)"
 
 
 # ------------------------------------------------------------------------------------------ base
@@ -98,8 +78,9 @@ class BlipCaption(Blip):
             "text_proj.*",
             "itm_head.*",
         ),
-        resize={"visual_encoder.pos_embed": lambda t, shape: interpolate_positions(t, shape[1])},
+        resize=RESIZE,
     )
+    _TINY = BlipConfig(**TINY, max_txt_len=48)
     PRESETS: ClassVar[dict[str, Preset]] = {
         "base_coco": Preset(
             config=BlipConfig(),
@@ -121,20 +102,9 @@ class BlipCaption(Blip):
             licence=OFFICIAL,
             note="ViT-L/16 at 384 px, fine-tuned on COCO captions",
         ),
-        "tiny": Preset(
-            config=BlipConfig(
-                image_size=64, vit=TINY_VIT, text=TINY_TEXT, max_txt_len=48, vocabulary="tiny", cover=True
-            ),
-            vis_processor=IMAGES,
-            text_processor=CAPTIONS,
-            licence="none needed: no weights",
-            commercial=True,
-            note="random starting weights, 64 px; for tests and small data",
-        ),
+        "tiny": untrained(_TINY, IMAGES, CAPTIONS),
         "tiny_shapes": Preset(
-            config=BlipConfig(
-                image_size=64, vit=TINY_VIT, text=TINY_TEXT, max_txt_len=48, vocabulary="tiny", cover=True
-            ),
+            config=_TINY,
             weights=str(ASSETS / "tiny_shapes"),
             vis_processor=IMAGES,
             text_processor=CAPTIONS,

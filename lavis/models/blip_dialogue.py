@@ -15,12 +15,22 @@ from torch.nn import functional as F
 
 from lavis.common.registry import registry
 from lavis.models.alignment import RERANKING_ROWS
+from lavis.models.answers import write_answers
 from lavis.models.base import Preset, inference
-from lavis.models.blip import GS, IMAGES, OFFICIAL, SMOOTHING, TINY_TEXT, TINY_VIT, Blip, BlipConfig
-from lavis.models.blip_matching import RESIZE
-from lavis.models.blip_vqa import QUESTIONS
+from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
+from lavis.models.presets import (
+    GS,
+    IMAGES,
+    OFFICIAL,
+    QUESTIONS,
+    RESIZE,
+    SMOOTHING,
+    TINY,
+    TINY_TEXT,
+    untrained,
+)
 from lavis.models.tokenizer import Tokens
 from lavis.nn import generation
 from lavis.nn.linear import Linear
@@ -80,12 +90,7 @@ class Context:
 
 
 TINY_DIALOGUE = BlipDialogueConfig(
-    image_size=64,
-    vit=TINY_VIT,
-    text=replace(TINY_TEXT, max_positions=128),
-    vocabulary="tiny",
-    cover=True,
-    max_txt_len=128,
+    **{**TINY, "text": replace(TINY_TEXT, max_positions=128), "max_txt_len": 128}
 )
 
 
@@ -124,14 +129,7 @@ class BlipDialogue(Blip):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned",
         ),
-        "tiny": Preset(
-            config=TINY_DIALOGUE,
-            vis_processor=IMAGES,
-            text_processor=QUESTIONS,
-            licence="none needed: no weights",
-            commercial=True,
-            note="random starting weights, 64 px; for tests and small data",
-        ),
+        "tiny": untrained(TINY_DIALOGUE, IMAGES, QUESTIONS),
     }
 
     def __init__(self, config: BlipDialogueConfig) -> None:
@@ -187,14 +185,6 @@ class BlipDialogue(Blip):
         """[ENC] question answer [SEP] rounds, latest first."""
         said = [] if answer is None else self._pieces(answer)[: self.config.max_answer_len]
         return [self.enc_id, *context.question, *said, self.tokenizer.sep_id, *context.history]
-
-    def _batch(self, rows: Sequence[Ids]) -> Tokens:
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.full((len(rows), int(lengths.max())), self.tokenizer.pad_id)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-        mask = torch.arange(ids.shape[1])[None, :] < lengths[:, None]
-        return Tokens(ids.to(self.device), mask.to(self.device))
 
     def _options(self, samples: Mapping[str, Any], questions: int) -> list[list[str]]:
         """The candidates of each question, equally many."""
@@ -258,7 +248,9 @@ class BlipDialogue(Blip):
     def _encode(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, Tokens, Seen]:
         """States (Q, T, D) and tokens of questions and rounds without answers, and what they are about."""
         seen = self.look(samples)
-        tokens = self._batch([self._text(c) for c in self._contexts(samples, len(seen.states))])
+        tokens = self.tokenizer.pad(
+            [self._text(c) for c in self._contexts(samples, len(seen.states))], device=self.device
+        )
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
         return self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory), tokens, seen
 
@@ -287,8 +279,9 @@ class BlipDialogue(Blip):
             raise ValueError("answer_options has one candidate per question; there must be a wrong one, too")
         right = self._right(samples, len(contexts), len(options[0]))
         drawn = [self._drawn(o, r) for o, r in zip(options, right)]
-        tokens = self._batch(
-            [self._text(c, answer) for c, (kept, _) in zip(contexts, drawn) for answer in kept]
+        tokens = self.tokenizer.pad(
+            [self._text(c, answer) for c, (kept, _) in zip(contexts, drawn) for answer in kept],
+            device=self.device,
         )
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
         states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)  # (Q·K, T, D)
@@ -398,7 +391,7 @@ class BlipDialogue(Blip):
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), RERANKING_ROWS):
             places = order[start : start + RERANKING_ROWS]
-            out[places] = score(self._batch([rows[i] for i in places]))
+            out[places] = score(self.tokenizer.pad([rows[i] for i in places], device=self.device))
         return out
 
     @inference
@@ -427,16 +420,7 @@ class BlipDialogue(Blip):
                 "build or load one with model.answering: generate"
             )
         states, tokens, _ = self._encode(samples)
-        rules = generation.Rules(
-            max_length=max_len,
-            min_length=min_len,
-            end=self.tokenizer.sep_id,
-            pad=self.tokenizer.pad_id,
-            num_beams=num_beams,
+        out = write_answers(
+            self.text_decoder, self.tokenizer, self.bos_id, states, tokens.mask, num_beams, max_len, min_len
         )
-        memory = self.text_decoder.project_memory(states, tokens.mask)
-        decoding = self.text_decoder.begin(memory, len(states), max_len)
-        start = torch.full((len(states), 1), self.bos_id, device=states.device)
-        decoded = generation.generate(decoding, start, rules)
-        texts = [self.tokenizer.decode(row) for row in decoded.ids.tolist()]
-        return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist()) if return_scores else texts
+        return out if return_scores else out.texts

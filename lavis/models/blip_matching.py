@@ -17,13 +17,14 @@ from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment, ContrastiveStep, Matching, TextStates
 from lavis.models.base import Preset, inference
-from lavis.models.blip import GS, IMAGES, OFFICIAL, SMOOTHING, TINY_TEXT, TINY_VIT, Blip, BlipConfig
+from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, untrained
 from lavis.models.tokenizer import Tokens
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import Memory, TextConfig, TextDecoder, TextTransformer
-from lavis.nn.vit import VIT_LARGE, interpolate_positions
+from lavis.nn.vit import VIT_LARGE
 
 
 @dataclass(frozen=True)
@@ -41,26 +42,8 @@ class BlipMatchingConfig(BlipConfig):
     negative_all_rank: bool = False
 
 
-RESIZE = {
-    name: lambda t, shape: interpolate_positions(t, shape[1])
-    for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed")
-}
-CAPTION = {"train": {"name": "blip_caption"}, "eval": {"name": "blip_caption"}}
-_TINY = BlipMatchingConfig(
-    image_size=64, vit=TINY_VIT, text=TINY_TEXT, vocabulary="tiny", cover=True, embed_dim=64, queue_size=512
-)
 _LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
-
-
-def _tiny(**changes: Any) -> Preset:
-    return Preset(
-        config=replace(_TINY, **changes),
-        vis_processor=IMAGES,
-        text_processor=CAPTION,
-        licence="none needed: no weights",
-        commercial=True,
-        note="random starting weights, 64 px; for tests and small data",
-    )
+_TINY_PRESET = untrained(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512), IMAGES, CAPTION)
 
 
 class BlipMatching(Blip, Alignment):
@@ -108,7 +91,7 @@ class BlipFeatureExtractor(BlipMatching):
             ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16"),
             ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
         )
-    } | {"tiny": _tiny()}
+    } | {"tiny": _TINY_PRESET}
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -154,7 +137,7 @@ class BlipITM(BlipMatching):
             ("base", BlipConfig.vit, TextConfig(), "ViT-B/16"),
             ("large", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
         )
-    } | {"tiny": _tiny()}
+    } | {"tiny": _TINY_PRESET}
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -255,7 +238,7 @@ class BlipRetrieval(BlipMatching):
             note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
         )
         for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
-    } | {"tiny": _tiny()}
+    } | {"tiny": _TINY_PRESET}
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -272,9 +255,7 @@ class BlipRetrieval(BlipMatching):
         Returns:
             loss = loss_itc + loss_itm (nats), sims, intermediate_output.
         """
-        if "image_id" not in samples:
-            raise ValueError("samples need image_id, integers that say which texts share a picture")
-        ids = torch.as_tensor(samples["image_id"], device=self.device).flatten()
+        ids = self._picture_ids(samples)
         step = self.contrastive_step(samples, ids)
         temp = self.temp.detach()
         image_feat, text_feat = step.image_feat.detach(), step.text_feat.detach()
@@ -336,7 +317,7 @@ class BlipPretrain(BlipMatching):
             ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16", 0),
             ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16", 5),
         )
-    } | {"tiny": _tiny()}
+    } | {"tiny": _TINY_PRESET}
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)

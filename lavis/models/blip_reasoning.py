@@ -13,27 +13,16 @@ import torch
 
 from lavis.common.registry import registry
 from lavis.models.base import Preset
-from lavis.models.blip import GS, IMAGES, OFFICIAL, TINY_TEXT, TINY_VIT, Blip
-from lavis.models.blip_matching import CAPTION, RESIZE
+from lavis.models.blip import Blip
 from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, untrained
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.vit import ViTConfig
 
 PRETRAINED = GS + "BLIP/models/model_base_capfilt_large.pth"
 OTHER_HEADS = ("text_decoder.*", "vision_proj.*", "text_proj.*", "itm_head.*")
-_TINY = ClassifierConfig(image_size=64, vit=TINY_VIT, text=TINY_TEXT, vocabulary="tiny", cover=True)
-
-
-def _tiny(config: ClassifierConfig) -> Preset:
-    return Preset(
-        config=config,
-        vis_processor=IMAGES,
-        text_processor=CAPTION,
-        licence="none needed: no weights",
-        commercial=True,
-        note="random starting weights, 64 px; for tests and small data",
-    )
+_TINY = ClassifierConfig(**TINY)
 
 
 @registry.register_model("blip_nlvr")
@@ -68,7 +57,9 @@ class BlipNLVR(Blip, Classifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
         ),
-        "tiny": _tiny(replace(_TINY, text=replace(TINY_TEXT, memories="twin"), num_classes=2)),
+        "tiny": untrained(
+            replace(_TINY, text=replace(TINY_TEXT, memories="twin"), num_classes=2), IMAGES, CAPTION
+        ),
     }
 
     def __init__(self, config: ClassifierConfig) -> None:
@@ -87,14 +78,8 @@ class BlipNLVR(Blip, Classifier):
         Returns:
             (R, T, D) and (2, B, N, D).
         """
-        image0, image1 = self._image(samples, "image0"), self._image(samples, "image1")
-        if image0.shape != image1.shape:
-            raise ValueError(
-                f"image0 is {tuple(image0.shape)}, image1 is {tuple(image1.shape)}; each statement takes one of both"
-            )
-        both = self.part("visual_encoder", twin)(torch.cat([image0, image1]))  # (2B, N, D)
-        left, right = both.chunk(2)
-        tokens = self.tokenizer(self._texts(samples["text_input"], len(left)), device=left.device)
+        left, right = self._left_and_right(samples, twin)
+        tokens = self._tokens(samples, len(left))
         tokens.ids[:, 0] = self.enc_id
         encoder = self.part("text_encoder", twin)
         memory = encoder.project_memory(left, second=right)
@@ -124,28 +109,10 @@ class BlipClassification(Blip, Classifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned, num_classes is to be given",
         ),
-        "tiny": _tiny(replace(_TINY, num_classes=3)),
+        "tiny": untrained(replace(_TINY, num_classes=3), IMAGES, CAPTION),
     }
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__(config)
         self.text_encoder = TextTransformer(config.text)
         self.add_head(config.num_classes)
-
-    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """States of texts over pictures, and the pictures' states.
-
-        Args:
-            samples: `image` (B, 3, h, w); `text_input`, B·G texts, cut to `max_txt_len` tokens. They keep
-                their [CLS], as in the original, where BLIP's other heads put [ENC].
-            twin: see `Classifier.fused`.
-
-        Returns:
-            (R, T, D) and (B, N, D).
-        """
-        image_embeds = self.part("visual_encoder", twin)(self._image(samples))
-        texts = self._texts(samples["text_input"], len(image_embeds))
-        tokens = self.tokenizer(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
-        encoder = self.part("text_encoder", twin)
-        memory = encoder.project_memory(image_embeds)
-        return encoder(tokens.ids, mask=tokens.mask, memory=memory), image_embeds

@@ -6,9 +6,8 @@ B videos, F frames, N image tokens per frame, D width, E width of a feature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -17,8 +16,9 @@ from torch.nn import functional as F
 from lavis.common.registry import registry
 from lavis.models.base import Preset
 from lavis.models.blip_dialogue import BlipDialogue
-from lavis.models.blip_matching import RESIZE, BlipITM, BlipRetrieval
+from lavis.models.blip_matching import BlipITM, BlipRetrieval
 from lavis.models.blip_vqa import BlipVQA
+from lavis.models.presets import RESIZE
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn.vit import VisionTransformer
 
@@ -48,11 +48,6 @@ class SeesVideo(VisionTextModel):
 
     def _vision(self) -> nn.Module:
         return FrameTransformer(self.config.vit, self.config.image_size, self.config.grad_checkpointing)
-
-    def _image(self, samples: Mapping[str, Any], key: str = "video") -> torch.Tensor:  # (B, 3, F, h, w)
-        if key not in samples:
-            raise ValueError(f"samples need a {key!r}, (B, 3, frames, h, w); they have {', '.join(samples)}")
-        return super()._image(samples, key)
 
 
 def _on_videos(preset: Preset, frames: int) -> Preset:

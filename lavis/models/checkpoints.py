@@ -137,7 +137,7 @@ BERT_LANGUAGE_MODEL = Rules(
 
 
 def read_state_dict(path: Path | str) -> StateDict:
-    """Tensors of a `.safetensors` file, or of a `.pth`/`.pt`/`.bin` archive of tensors.
+    """Tensors of a `.safetensors` file (or a folder's), or of a `.pth`/`.pt`/`.bin` archive of tensors.
 
     An official checkpoint keeps its tensors under "model", OpenCLIP's under "state_dict"; a plain dict of tensors
     will do too, and so will a TorchScript archive (OpenAI's CLIP). Archives are read without executing what they hold.
@@ -147,6 +147,8 @@ def read_state_dict(path: Path | str) -> StateDict:
         ValueError: the file is cut short, is something else, or holds more than plain data.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / WEIGHTS_NAME
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lavis.models.base import inference
 from lavis.models.checkpoints import StateDict
 from lavis.models.outputs import IntermediateOutput, OutputWithLogits
+from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.linear import Linear
 from lavis.nn.losses import soft_cross_entropy
@@ -36,7 +37,7 @@ class ClassifierConfig(VisionTextConfig):
 class Classifier(VisionTextModel):
     """A two-layer head over the first of a text's states, after the text has read its picture.
 
-    A family's model builds its encoders, then calls `add_head`, and says in `fused` how texts read pictures.
+    A family's model builds its encoders, then calls `add_head`; `fused` says how texts read pictures.
     With TWINS (which then name "cls_head" too) the loss heeds the twins' opinion (ALBEF paper, section 3.3).
     HEAD: the head's name. HEAD_WIDTH: its hidden units, in widths of the states. LABELS: the samples' classes.
     """
@@ -82,12 +83,37 @@ class Classifier(VisionTextModel):
 
     # ------------------------------------------------------------------------------ the family's part
     def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode pictures, and texts over them; with `twin`, by the momentum twins.
+        """Encode pictures, and texts over them.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B·G texts, cut to `max_txt_len` tokens. They keep their
+                [CLS] in BLIP, too, as in the original, where BLIP's other heads put [ENC].
+            twin: encode by the momentum twins.
 
         Returns:
             fused states (R, T, D), and the pictures' states (B, N, D), or (2, B, N, D) of two each.
         """
-        raise NotImplementedError
+        image_embeds = self.part("visual_encoder", twin)(self._image(samples))
+        tokens = self._tokens(samples, len(image_embeds), self.config.max_txt_len)
+        encoder = self.part("text_encoder", twin)
+        memory = encoder.project_memory(image_embeds)
+        return encoder(tokens.ids, mask=tokens.mask, memory=memory), image_embeds
+
+    def _tokens(self, samples: Mapping[str, Any], pictures: int, max_length: int | None = None) -> Tokens:
+        texts = self._texts(samples["text_input"], pictures)
+        return self.tokenizer(texts, max_length=max_length, device=self.device)
+
+    def _left_and_right(
+        self, samples: Mapping[str, Any], twin: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (B, N, D) of the left and of the right pictures, `image0` and `image1` (B, 3, h, w)."""
+        left, right = self._image(samples, "image0"), self._image(samples, "image1")
+        if left.shape != right.shape:
+            raise ValueError(
+                f"image0 is {tuple(left.shape)}, image1 is {tuple(right.shape)}; each statement takes one of both"
+            )
+        states = self.part("visual_encoder", twin)(torch.cat([left, right]))  # (2B, N, D)
+        return states[: len(left)], states[len(left) :]
 
     # ------------------------------------------------------------------------------ training
     def forward(

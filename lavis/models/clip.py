@@ -10,11 +10,9 @@ B pictures, R texts, C classes, T tokens, D width, E width of the shared space.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,12 +24,14 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.common.registry import registry
-from lavis.models.base import CONFIG_NAME, BaseModel, Output, Preset, inference
+from lavis.models.base import BaseModel, Output, Preset, inference
 from lavis.models.checkpoints import Rules
+from lavis.models.clip_checkpoints import RESIZE, TRANSFORMERS_CLIP, adapted
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
 from lavis.models.gallery import share_of, sum_over_ranks
 from lavis.models.outputs import Features
-from lavis.models.tokenizer import ASSETS
+from lavis.models.presets import untrained
+from lavis.models.zero_shot import Template, fill, imagenet_templates
 from lavis.nn.clip import (
     ClipResNetConfig,
     ClipTextConfig,
@@ -40,9 +40,8 @@ from lavis.nn.clip import (
     PictureTransformer,
     ResNet,
     Transformer,
-    contrastive_loss,
 )
-from lavis.nn.vit import interpolate_positions
+from lavis.nn.losses import contrastive_loss
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,9 +51,6 @@ log = logging.getLogger("lavis")
 START_SCALE = 1 / 0.07  # what cosines are multiplied with at the start of training (section 2.5)
 MAX_SCALE = 100.0  # and at most; also the factor of `predict`
 _TEXTS_AT_ONCE, _CLASSES_AT_ONCE = 256, 64  # of encoding many texts
-
-Template = str | Callable[[str], str]
-
 
 # --------------------------------------------------------------------------------- configuration
 
@@ -105,109 +101,7 @@ def _openai(config: ClipConfig, sha256: str, file: str, what: str) -> Preset:
     )
 
 
-# ------------------------------------------------------------------------- checkpoints of others
-
-
-def _resize(positions: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Position embeddings (1 + g·g, D) for another number of patches; anything else is left to be refused."""
-    old, new = (math.isqrt(max(n - 1, 0)) for n in (positions.shape[0], shape[0]))
-    if positions.ndim != 2 or old < 1 or old**2 + 1 != positions.shape[0]:
-        return positions
-    log.info("position embeddings are resized from %d x %d to %d x %d patches", old, old, new, new)
-    return interpolate_positions(positions[None], shape[0])[0]
-
-
-_RESIZE = {"visual.positional_embedding": _resize, "visual.attnpool.positional_embedding": _resize}
-
-# transformers' CLIPModel
-TRANSFORMERS_CLIP = Rules(
-    marker="vision_model.embeddings.class_embedding",
-    rename=(
-        (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
-        (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
-        (r"\.self_attn\.q_proj\.(weight|bias)$", r".attn.in_proj_\1#0"),
-        (r"\.self_attn\.k_proj\.(weight|bias)$", r".attn.in_proj_\1#1"),
-        (r"\.self_attn\.v_proj\.(weight|bias)$", r".attn.in_proj_\1#2"),
-        (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
-        (r"\.layer_norm(\d)\.", r".ln_\1."),
-        (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-        (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-        (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
-        (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
-        (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
-        (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # misspelt there
-        (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
-        (r"^visual_projection\.weight$", "visual.proj#T"),
-        (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
-        (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
-        (r"^text_model\.final_layer_norm\.", "ln_final."),
-        (r"^text_projection\.weight$", "text_projection#T"),
-    ),
-    drop=("*.position_ids",),
-    resize=_RESIZE,
-)
-
-
-def _adapted(config: ClipConfig, folder: Path) -> ClipConfig:
-    """The config with the activation that a transformers folder names; its tensors' shapes don't tell it.
-
-    Raises:
-        ValueError: the folder's model has another activation than CLIP's two, or another number of heads.
-    """
-    path = folder / CONFIG_NAME
-    theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if "vision_config" not in theirs:
-        return config  # not transformers'
-    heads = {"vision_config": (config.vision.heads, 12), "text_config": (config.text.heads, 8)}
-    activations = set()
-    for section, (ours, default) in heads.items():
-        part = theirs.get(section) or {}
-        activations.add(part.get("hidden_act", "quick_gelu"))
-        if part.get("num_attention_heads", default) != ours:
-            raise ValueError(
-                f"{path}: {section}.num_attention_heads is {part.get('num_attention_heads', default)}, this model "
-                f"type's is {ours}; choose another model type"
-            )
-    if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
-        raise ValueError(
-            f"{path}: hidden_act is {' and '.join(sorted(activations))}; CLIP has quick_gelu or gelu"
-        )
-    return dataclasses.replace(config, quick_gelu=activations == {"quick_gelu"})
-
-
-# --------------------------------------------------------------------------------------- zero shot
-
-
-@functools.cache
-def _imagenet() -> dict[str, list[str]]:
-    data: dict[str, list[str]] = json.loads((ASSETS / "imagenet_zero_shot.json").read_text(encoding="utf-8"))
-    return data
-
-
-def imagenet_templates(number: int = 80) -> list[str]:
-    """The 80 templates, or the best 7, that OpenAI published for ImageNet; "{}" is where a class name goes."""
-    key = f"templates_{number}"
-    if key not in _imagenet():
-        raise ValueError(f"there are 80 or 7 templates, not {number}")
-    return list(_imagenet()[key])
-
-
-def imagenet_classnames() -> list[str]:
-    """The 1000 class names that OpenAI published for ImageNet, in the order of its labels."""
-    return list(_imagenet()["classnames"])
-
-
-def _fill(template: Template, name: str) -> str:
-    if callable(template):
-        return template(name)
-    if "{}" not in template:
-        raise ValueError(f"the template {template!r} has no {{}}, where the class name goes")
-    return template.replace("{}", name)
-
-
 # ----------------------------------------------------------------------------------------- outputs
-
-ClipOutputFeatures = Features  # the name under which the original's users know it
 
 
 @dataclass(frozen=True)
@@ -242,7 +136,7 @@ class Clip(BaseModel):
     RULES = Rules(
         rename=((r"^module\.", ""),),
         drop=("input_resolution", "context_length", "vocab_size"),
-        resize=_RESIZE,
+        resize=RESIZE,
     )
     PRETRAINED_RULES = RULES
     FOREIGN_RULES = (TRANSFORMERS_CLIP,)
@@ -277,12 +171,8 @@ class Clip(BaseModel):
             "RN50.pt",
             "ResNet-50 at 224 px",
         ),
-        "tiny": Preset(
-            config=_TINY,
-            vis_processor={"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}},
-            licence="none needed: no weights",
-            commercial=True,
-            note="random starting weights, 64 px; for tests and small data",
+        "tiny": untrained(
+            _TINY, {"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}}
         ),
     }
     PRESETS["base"] = PRESETS["ViT-B-32"]
@@ -325,10 +215,10 @@ class Clip(BaseModel):
         cls, config: Any, path: Path, rules: Rules | None = None, name: str | None = None
     ) -> BaseModel:
         """As in `BaseModel`; a transformers folder also says which activation its weights need."""
-        return super().from_file(_adapted(config, path), path, rules, name)
+        return super().from_file(adapted(config, path), path, rules, name)
 
     def load_file(self, path: Path, rules: Rules | None = None, name: str | None = None) -> None:
-        config = _adapted(self.config, path)
+        config = adapted(self.config, path)
         super().load_file(path, rules, name)
         self.config = config
         for module in self.modules():
@@ -447,7 +337,7 @@ class Clip(BaseModel):
             with torch.no_grad():  # section 2.5
                 self.logit_scale.clamp_(0.0, math.log(MAX_SCALE))
         scale = self.logit_scale.exp()
-        loss = contrastive_loss(found.image_embeds_proj, found.text_embeds_proj, scale.float())  # type: ignore[arg-type]
+        loss, _, _ = contrastive_loss(found.image_embeds_proj, found.text_embeds_proj, scale.float())  # type: ignore[arg-type]
         return ClipOutput(intermediate_output=found, loss=loss, loss_itc=loss, logit_scale_exp=scale)
 
     # ------------------------------------------------------------------------------ classification
@@ -470,7 +360,7 @@ class Clip(BaseModel):
         columns = []
         for start in range(0, len(classnames), _CLASSES_AT_ONCE):
             names = classnames[start : start + _CLASSES_AT_ONCE]
-            each = self._encode_texts([_fill(t, name) for name in names for t in templates])
+            each = self._encode_texts([fill(t, name) for name in names for t in templates])
             columns.append(_unit(each.unflatten(0, (len(names), len(templates))).mean(dim=1)))
         return torch.cat(columns).t().contiguous()
 

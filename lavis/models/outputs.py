@@ -113,20 +113,3 @@ class Texts:
     texts: list[str]
     logprobs: list[float]
     scores: list[float]
-
-
-# The names under which the original's users know them.
-BlipOutput = LossOutput
-AlbefOutput = LossOutput
-AlproOutput = LossOutput
-BlipIntermediateOutput = IntermediateOutput
-AlbefIntermediateOutput = IntermediateOutput
-AlproIntermediateOutput = IntermediateOutput
-BlipSimilarity = Similarity
-AlbefSimilarity = Similarity
-AlproSimilarity = Similarity
-BlipOutputWithLogits = OutputWithLogits
-AlbefOutputWithLogits = OutputWithLogits
-AlproOutputWithLogits = OutputWithLogits
-BlipOutputFeatures = Features
-AlbefOutputFeatures = Features

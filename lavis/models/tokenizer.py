@@ -129,7 +129,12 @@ class Tokenizer:
                 f"return_tensors is {return_tensors!r}; this tokenizer gives PyTorch's tensors, 'pt'"
             )
         texts = [texts] if isinstance(texts, str) else texts
-        rows = [self.encode(text, max_length) for text in texts]
+        return self.pad([self.encode(text, max_length) for text in texts], pad_to=pad_to, device=device)
+
+    def pad(
+        self, rows: Sequence[Sequence[int]], *, pad_to: int | None = None, device: torch.device | None = None
+    ) -> Tokens:
+        """Ids of several texts as one batch, filled up to the longest, or to `pad_to` ids."""
         width = max([len(r) for r in rows] + [pad_to or 0])
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
         for i, row in enumerate(rows):

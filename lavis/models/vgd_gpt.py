@@ -20,6 +20,7 @@ from lavis.models.base import BaseModel, Output, Preset, inference, locate
 from lavis.models.checkpoints import Rules, more_rows
 from lavis.models.gpt_tokenizer import ANSWERING, GPTTokenizer
 from lavis.models.outputs import Texts
+from lavis.models.presets import untrained
 from lavis.nn import generation
 from lavis.nn.gpt import GPT, Decoding, GPTConfig
 from lavis.nn.linear import Linear
@@ -82,7 +83,7 @@ class Sequences:
     mask: torch.Tensor
 
 
-TINY = GPTDialogueConfig(
+_TINY = GPTDialogueConfig(
     transformer=GPTConfig(
         width=128, depth=3, heads=4, max_positions=256, dropout=0.0, attention_dropout=0.0, init_std=0.06
     ),
@@ -118,13 +119,11 @@ class GPTDialogue(BaseModel):
             commercial=True,
             note="GPT-2 small's size, features of I3D and VGGish; to be fine-tuned from GPT-2",
         ),
-        "tiny": Preset(
-            config=TINY,
-            vis_processor={"train": {"name": "gpt_frame_ft"}, "eval": {"name": "gpt_frame_ft"}},
-            text_processor={"train": {"name": "gpt_dialogue"}, "eval": {"name": "gpt_dialogue"}},
-            licence="none needed: no weights",
-            commercial=True,
-            note="random starting weights, frames as features; for tests and small data",
+        "tiny": untrained(
+            _TINY,
+            {"train": {"name": "gpt_frame_ft"}, "eval": {"name": "gpt_frame_ft"}},
+            {"train": {"name": "gpt_dialogue"}, "eval": {"name": "gpt_dialogue"}},
+            note="frames as features",
         ),
     }
 
@@ -178,8 +177,7 @@ class GPTDialogue(BaseModel):
                 raise ValueError(
                     f"model.init.{name}: {self.registered_name} can start transformer from a file"
                 )
-            path = locate(STARTING_WEIGHTS.get(source, source))
-            state = checkpoints.read_state_dict(path / checkpoints.WEIGHTS_NAME if path.is_dir() else path)
+            state = checkpoints.read_state_dict(locate(STARTING_WEIGHTS.get(source, source)))
             checkpoints.load_into(self.transformer, state, GPT2, f"model.init.{name} {source}")
         self.tie_weights()
 

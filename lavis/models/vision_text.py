@@ -58,11 +58,13 @@ class VisionTextConfig:
 class VisionTextModel(BaseModel):
     """The picture encoder, the tokenizer, reading of samples, momentum twins.
 
+    MEDIA: the samples' key of what texts are about.
     EXTRA_TOKENS: special tokens that the family adds to BERT's vocabulary.
     TWINS: names of the modules that have a momentum twin, kept as `<name>_m`.
     RAMP_EPOCHS: epochs over which the twins' weight rises to `alpha`.
     """
 
+    MEDIA = "image"
     EXTRA_TOKENS: tuple[str, ...] = ()
     TWINS: tuple[str, ...] = ()
     RAMP_EPOCHS = 2
@@ -124,8 +126,7 @@ class VisionTextModel(BaseModel):
                 raise ValueError(
                     f"model.init.{name}: {self.registered_name} can start {', '.join(able)} from a file"
                 )
-            path = locate(STARTING_WEIGHTS.get(source, source))
-            state = checkpoints.read_state_dict(path / checkpoints.WEIGHTS_NAME if path.is_dir() else path)
+            state = checkpoints.read_state_dict(locate(STARTING_WEIGHTS.get(source, source)))
             checkpoints.load_into(module, state, rules, f"model.init.{name} {source}")
         tie = getattr(self, "tie_weights", None)
         if tie is not None:
@@ -133,9 +134,12 @@ class VisionTextModel(BaseModel):
         momentum.copy_weights(self.twin_pairs())
 
     # ------------------------------------------------------------------------------ samples
-    def _image(self, samples: Mapping[str, Any], key: str = "image") -> torch.Tensor:  # (B, 3, h, w)
+    def _image(self, samples: Mapping[str, Any], key: str | None = None) -> torch.Tensor:
+        """The pictures (B, 3, h, w) or clips (B, 3, T, h, w) under a key, MEDIA by default."""
+        key = key or self.MEDIA
         if key not in samples:
-            raise ValueError(f"samples need an {key!r}, (B, 3, h, w); they have {', '.join(samples)}")
+            shape = "(B, 3, frames, h, w)" if self.MEDIA == "video" else "(B, 3, h, w)"
+            raise ValueError(f"samples need {key!r}, {shape}; they have {', '.join(samples) or 'nothing'}")
         return samples[key].to(self.device, non_blocking=True)
 
     def _texts(self, texts: str | Sequence[str], pictures: int) -> list[str]:

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.common import dist
 from lavis.nn.attention import Reader, attend, split_heads
 from lavis.nn.linear import Linear
 
@@ -323,23 +322,3 @@ class ResNet(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------- loss
-
-
-def contrastive_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of finding each picture's text and each text's picture (section 2.3, figure 3).
-
-    The candidates are those of all ranks. Each rank counts its own pairs, so that averaging gradients over ranks
-    gives the gradient of the mean over all pairs.
-
-    Args:
-        images, texts: (B, E), of length 1; row b of one belongs to row b of the other; B alike on all ranks.
-        scale: what cosines are multiplied with.
-
-    Returns:
-        the mean over this rank's pairs and both directions (nats).
-    """
-    every_image, every_text = dist.all_gather_with_grad(images), dist.all_gather_with_grad(texts)
-    labels = torch.arange(len(images), device=images.device) + dist.rank() * len(images)
-    to_texts = F.cross_entropy(scale * images @ every_text.t(), labels)
-    to_images = F.cross_entropy(scale * texts @ every_image.t(), labels)
-    return (to_texts + to_images) / 2

@@ -3,7 +3,8 @@
 Same parameters and same result as `torch.nn.Linear`. Measured on 2 cores of an AMD EPYC with AVX-512
 (docs/log.md), where PyTorch's own choice, MKL, uses only half the width of the registers:
 
-- one row, or 5 and more: oneDNN on the plain weights, 1.1 to 3 times as fast;
+- one row, or 5 and more: oneDNN on the plain weights, up to 2 times as fast for few rows, about as fast for
+  some hundreds, 1.3 times for thousands;
 - 2 to 4 rows, a matrix at least as tall as wide: (W xᵀ)ᵀ, up to 6 times as fast, because the
   row-major kernel re-reads the weights for every row;
 - weights that oneDNN has re-ordered once ("packed", see `pack`): up to twice as fast again.

@@ -102,6 +102,29 @@ def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     return -(logits.float().log_softmax(dim=1) * targets).sum(dim=1).mean()
 
 
+def contrastive_loss(
+    images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cross entropy of finding each picture's text and each text's picture (CLIP paper, section 2.3, figure 3).
+
+    The W candidates are those of all ranks. Each rank counts its own pairs, so that averaging gradients over ranks
+    gives the gradient of the mean over all pairs.
+
+    Args:
+        images, texts: (B, E), of length 1; row b of one belongs to row b of the other; B alike on all ranks.
+        scale: what cosines are multiplied with.
+
+    Returns:
+        the mean over this rank's pairs and both directions (nats), and the scaled cosines of this rank's images
+        with all texts and of its texts with all images, (B, W) each.
+    """
+    i2t = scale * images @ dist.all_gather_with_grad(texts).t()
+    t2i = scale * texts @ dist.all_gather_with_grad(images).t()
+    own = torch.arange(len(images), device=images.device) + dist.rank() * len(images)
+    loss = (F.cross_entropy(i2t.float(), own) + F.cross_entropy(t2i.float(), own)) / 2
+    return loss, i2t, t2i
+
+
 def contrastive_targets(same: torch.Tensor, twin_sims: torch.Tensor | None, alpha: float) -> torch.Tensor:
     """What each row should find similar (ALBEF paper, equation 6).
 

@@ -1,0 +1,66 @@
+"""What presets of several families have in common: addresses, licences, processors, small sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lavis.models.base import Preset
+from lavis.nn.text import TextConfig
+from lavis.nn.vit import ViTConfig, interpolate_positions
+
+GS = "https://storage.googleapis.com/sfr-vision-language-research/"
+OFFICIAL = "BSD-3-Clause (the official repository's; none is stated for the weights themselves)"
+
+IMAGES = {"train": {"name": "blip_image_train"}, "eval": {"name": "blip_image_eval"}}
+CAPTION = {"train": {"name": "blip_caption"}, "eval": {"name": "blip_caption"}}
+QUESTIONS = {"train": {"name": "blip_question"}, "eval": {"name": "blip_question"}}
+
+SMOOTHING = 0.1  # label smoothing of language-model losses, in training and when answers are ranked
+
+# Position embeddings of a picture encoder and of its twin, for another image size.
+RESIZE = {
+    name: lambda t, shape: interpolate_positions(t, shape[1])
+    for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed")
+}
+
+# 1.9 million parameters as a captioner: for tests, for the embedded data, for a first try on own small data.
+# Narrow layers start from larger weights than 0.02, or a picture's signal drowns for hundreds of steps.
+TINY_VIT = ViTConfig(width=128, depth=4, heads=4, patch_size=8, init_std=0.06)
+TINY_TEXT = TextConfig(
+    vocab_size=1602,
+    width=128,
+    depth=3,
+    heads=4,
+    hidden=512,
+    max_positions=64,
+    memory_width=128,
+    dropout=0.0,
+    attention_dropout=0.0,
+    init_std=0.06,
+)
+# what every tiny config of a picture encoder and a text transformer sets
+TINY: dict[str, Any] = {
+    "image_size": 64,
+    "vit": TINY_VIT,
+    "text": TINY_TEXT,
+    "vocabulary": "tiny",
+    "cover": True,
+}
+
+
+def untrained(
+    config: Any,
+    vis_processor: Mapping[str, Mapping[str, Any]],
+    text_processor: Mapping[str, Mapping[str, Any]] | None = None,
+    note: str = "64 px",
+) -> Preset:
+    """A small model with random starting weights."""
+    return Preset(
+        config=config,
+        vis_processor=vis_processor,
+        text_processor=text_processor or {},
+        licence="none needed: no weights",
+        commercial=True,
+        note=f"random starting weights, {note}; for tests and small data",
+    )
