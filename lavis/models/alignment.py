@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.models.base import inference
-from lavis.models.gallery import share_of, sum_over_ranks
+from lavis.models.gallery import products, share_of, sum_over_ranks
 from lavis.models.outputs import Features, IntermediateOutput, Similarity
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
@@ -350,7 +350,7 @@ class Alignment(VisionTextModel):
         image_feats = torch.zeros(len(data_loader.dataset), text_feats.shape[1])
         for indices, media in share_of(data_loader, self.MEDIA):
             image_feats[indices] = self.image_feature(self.encode_image(media.to(self.device))).float().cpu()
-        sims = sum_over_ranks(image_feats, self.device) @ text_feats.T  # (pictures, texts)
+        sims = products(sum_over_ranks(image_feats, self.device), text_feats)
         wanted_i2t, wanted_t2i = torch.zeros_like(sims).bool(), torch.zeros_like(sims).bool()
         wanted_i2t.scatter_(1, sims.topk(min(k_test, sims.shape[1]), dim=1).indices, True)
         wanted_t2i.scatter_(0, sims.topk(min(k_test, sims.shape[0]), dim=0).indices, True)

@@ -142,7 +142,6 @@ class Answering(VisionTextModel):
         loss = (weight * each).sum() / questions
         return LossOutput(
             loss=loss,
-            loss_lm=loss,
             intermediate_output=IntermediateOutput(
                 image_embeds=image_embeds,
                 encoder_output=states,

@@ -95,6 +95,7 @@ class Preset:
         weights: where the finished weights are (URL, or a folder in the package); None: no weights,
             the model starts from random ones.
         pretrained: where the weights to fine-tune from are.
+        pretrained_rules: how they are read, where other rules hold than the class's PRETRAINED_RULES.
         sha256: of `weights`; None where nobody has published one (then recorded at first use).
         vis_processor, text_processor: {"train" | "eval": {"name": ..., arguments}}.
         licence, commercial: of the weights; whether commercial use is allowed, None if not stated.
@@ -104,6 +105,7 @@ class Preset:
     config: Any
     weights: str | None = None
     pretrained: str | None = None
+    pretrained_rules: checkpoints.Rules | None = None
     sha256: str | None = None
     vis_processor: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     text_processor: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -234,10 +236,10 @@ class BaseModel(nn.Module):
 
         Args:
             cfg: `model_type` names the preset; `weights` says what to load: "finetuned" (the preset's
-                own, the default), "pretrained" (what it was fine-tuned from), "none" (starting
-                weights), or a path, URL or Hugging Face id; `init`, with weights "none", starts parts
-                from other models' weights, see `start_from`; every other key replaces one of the
-                preset's config.
+                own, the default; where it has none, "pretrained"), "pretrained" (what they were
+                fine-tuned from), "none" (starting weights), or a path, URL or Hugging Face id; `init`,
+                with weights "none", starts parts from other models' weights, see `start_from`; every
+                other key replaces one of the preset's config.
         """
         cfg = dict(cfg)
         cfg.pop("arch", None)
@@ -251,10 +253,13 @@ class BaseModel(nn.Module):
         preset = cls.preset(model_type)
         config = override(preset.config, cfg, "model")
         source, rules, sha256 = weights, cls.RULES, None
-        if weights == "finetuned":
+        if weights == "finetuned" and (preset.weights or not preset.pretrained):
             source, sha256 = preset.weights, preset.sha256
-        elif weights == "pretrained":
-            source, rules = preset.pretrained or preset.weights, cls.PRETRAINED_RULES
+        elif weights in ("finetuned", "pretrained"):
+            source, rules = (
+                preset.pretrained or preset.weights,
+                preset.pretrained_rules or cls.PRETRAINED_RULES,
+            )
         elif weights in ("none", None, False):
             source = None
         if source is None:

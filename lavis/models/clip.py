@@ -28,7 +28,7 @@ from lavis.models.base import BaseModel, Output, Preset, inference
 from lavis.models.checkpoints import Rules
 from lavis.models.clip_checkpoints import RESIZE, TRANSFORMERS_CLIP, adapted
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
-from lavis.models.gallery import share_of, sum_over_ranks
+from lavis.models.gallery import products, share_of, sum_over_ranks
 from lavis.models.outputs import Features
 from lavis.models.presets import untrained
 from lavis.models.zero_shot import Template, fill, imagenet_templates
@@ -434,7 +434,7 @@ class Clip(BaseModel):
         images = self._nothing(len(data_loader.dataset))
         for indices, image in share_of(data_loader, "image"):
             images[indices] = _unit(self.encode_image(image))
-        sims = sum_over_ranks(images, self.device) @ texts.cpu().t()
+        sims = products(sum_over_ranks(images, self.device), texts)
         return sims.numpy(), sims.t().contiguous().numpy()
 
     def _encode_texts(self, texts: Sequence[str], share: bool = False) -> torch.Tensor:

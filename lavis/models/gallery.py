@@ -36,3 +36,10 @@ def sum_over_ranks(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     total = value.to(device)
     torch.distributed.all_reduce(total)
     return total.cpu()
+
+
+def products(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """Products (pictures, texts) of features (…, E), on the CPU and in float32, in whatever precision the towers
+    computed."""
+    with torch.autocast("cpu", enabled=False):
+        return images.float().cpu() @ texts.float().cpu().T
