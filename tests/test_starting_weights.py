@@ -8,6 +8,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from lavis.models.blip_matching import BlipPretrain
 from lavis.nn.vit import VisionTransformer
+from tests.small import random_model
 
 CONFIG = BlipPretrain.PRESETS["tiny"].config
 TEXT = CONFIG.text
@@ -79,6 +80,26 @@ def test_pretraining_starts_from_other_models(tmp_path, old_names):
         model.text_encoder_m.embeddings.word_embeddings.weight,
         model.text_encoder.embeddings.word_embeddings.weight,
     )
+
+
+def test_pretraining_starts_from_a_captioner(tmp_path):
+    """A model of this library gives the module of the same name, cross-attention included; more positions grow."""
+    captioner = random_model("blip_caption")
+    captioner.save_pretrained(tmp_path / "captioner")
+    init = dict.fromkeys(("visual_encoder", "text_encoder", "text_decoder"), str(tmp_path / "captioner"))
+    text = {"max_positions": TEXT.max_positions + 8}
+    model = BlipPretrain.from_config({"model_type": "tiny", "weights": "none", "init": init, "text": text})
+    theirs, ours = captioner.state_dict(), model.state_dict()
+    places = "bert.embeddings.position_embeddings.weight"
+    for key, tensor in theirs.items():
+        if not key.endswith(("position_ids", places)):
+            torch.testing.assert_close(ours[key], tensor, rtol=0, atol=0)
+    grown = ours[f"text_decoder.{places}"]
+    assert torch.equal(grown[: TEXT.max_positions], theirs[f"text_decoder.{places}"])
+    assert len(grown) == TEXT.max_positions + 8 and bool(grown[TEXT.max_positions :].abs().sum() > 0)
+    own, decoder = "text_encoder.encoder.layer.1.", "text_decoder.bert.encoder.layer.1."
+    for part in ("attention.self.query.weight", "crossattention.self.key.weight", "output.dense.bias"):
+        assert torch.equal(ours[own + part], theirs[decoder + part])
 
 
 def test_wrong_starting_weights_are_refused(tmp_path):

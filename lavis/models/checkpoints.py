@@ -99,7 +99,7 @@ _POSITION_IDS = {"*position_ids": lambda shape: torch.arange(shape[-1]).expand(s
 
 
 def more_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """An embedding (or its bias) for a vocabulary with tokens added at the end; new rows start as all its rows
+    """An embedding (or its bias) with tokens or positions added at the end; new rows start as all its rows
     once did."""
     if tensor.shape[1:] != shape[1:] or tensor.shape[0] > shape[0]:
         return tensor  # another size altogether: the strict comparison says so
@@ -108,10 +108,26 @@ def more_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return grown
 
 
+def part_of(state: StateDict, module: str) -> StateDict:
+    """The entries of one module of a model's file; all of a file that is of such a module alone.
+
+    A text encoder may begin as a decoder's transformer, and the other way round.
+    """
+    text = {"text_encoder": "text_decoder", "text_decoder": "text_encoder"}
+    for name in (module, text.get(module, module)):
+        part = {k.removeprefix(f"{name}."): t for k, t in state.items() if k.startswith(f"{name}.")}
+        if part:
+            return {k: t for k, t in part.items() if not k.endswith("position_ids")}  # made anew
+    return state
+
+
 BERT_ENCODER = Rules(
     rename=((r"^bert\.", ""), *_BERT_NORMS),
     drop=(*_BERT_LEFT, "cls.*"),
-    resize={"embeddings.word_embeddings.weight": more_rows},
+    resize={
+        "embeddings.word_embeddings.weight": more_rows,
+        "embeddings.position_embeddings.weight": more_rows,
+    },
     make=_POSITION_IDS,
     fresh=("*.crossattention.*",),
 )
@@ -120,6 +136,7 @@ BERT_LANGUAGE_MODEL = Rules(
     drop=_BERT_LEFT,
     resize={
         "bert.embeddings.word_embeddings.weight": more_rows,
+        "bert.embeddings.position_embeddings.weight": more_rows,
         "cls.predictions.decoder.weight": more_rows,
         "cls.predictions.decoder.bias": more_rows,
         "cls.predictions.bias": more_rows,

@@ -101,11 +101,12 @@ class VisionTextModel(BaseModel):
         momentum.copy_weights(self.twin_pairs())
 
     def start_from(self, init: Mapping[str, str]) -> None:
-        """Start modules from other models' weights; cross-attention, which those lack, stays fresh.
+        """Start modules from other models' weights; cross-attention stays fresh where those have none.
 
         Args:
             init: {"visual_encoder": source, "text_encoder": source, "text_decoder": source}; a source is "deit"
-                or "bert" (`STARTING_WEIGHTS`), or a path, URL or Hugging Face id of such a file.
+                or "bert" (`STARTING_WEIGHTS`), or a path, URL or Hugging Face id of such a file, or of a
+                model of this library, of which the same module is taken.
         """
         for name, source in init.items():
             module = getattr(self, name, None)
@@ -127,6 +128,7 @@ class VisionTextModel(BaseModel):
                     f"model.init.{name}: {self.registered_name} can start {', '.join(able)} from a file"
                 )
             state = checkpoints.read_state_dict(locate(STARTING_WEIGHTS.get(source, source)))
+            state = checkpoints.part_of(state, name)
             checkpoints.load_into(module, state, rules, f"model.init.{name} {source}")
         tie = getattr(self, "tie_weights", None)
         if tie is not None:
