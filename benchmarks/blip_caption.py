@@ -38,6 +38,7 @@ def theirs() -> Any:
             "pad_token_id": 0,
             "encoder_hidden_size": 768,
             "label_smoothing": 0.1,
+            "num_attention_heads": 12,
         },
         vision_config={"image_size": 384, "patch_size": 16, "layer_norm_eps": 1e-6},
     )

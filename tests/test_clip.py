@@ -33,7 +33,7 @@ from lavis.models.clip import Clip, ClipConfig
 from lavis.models.clip_checkpoints import TRANSFORMERS_CLIP
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer, clean
 from lavis.models.zero_shot import imagenet_classnames, imagenet_templates
-from lavis.nn.clip import Attention, ClipResNetConfig, ClipTextConfig, ClipViTConfig
+from lavis.nn.clip import Attention, ClipResNetConfig, ClipTextConfig, ClipViTConfig, quick_gelu
 from lavis.nn.losses import contrastive_loss
 from tests.golden import REFERENCE
 from tests.small import images, random_model
@@ -281,6 +281,14 @@ def test_pictures_of_another_shape_are_explained(model):
     ):
         with pytest.raises(ValueError, match=match):
             Clip.build(ClipConfig(image_size=50, vision=vision), empty=True)
+
+
+def test_quick_gelu_without_autograd_is_the_same_and_leaves_its_input_alone():
+    x = torch.linspace(-5, 5, 50).view(5, 10).t()
+    before, wanted = x.clone(), x * torch.sigmoid(1.702 * x)
+    with torch.no_grad():
+        assert torch.equal(quick_gelu(x), wanted)
+    assert torch.equal(x, before) and torch.equal(quick_gelu(x), wanted)
 
 
 # ------------------------------------------------------------------------------- features and loss

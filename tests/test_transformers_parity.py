@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from lavis.models.blip import BlipCaption, BlipConfig
-from lavis.models.blip_matching import BlipITM, BlipMatchingConfig
+from lavis.models.blip_matching import BlipFeatureExtractor, BlipITM, BlipMatchingConfig
 from lavis.models.blip_vqa import BlipVQA
 from lavis.models.checkpoints import TRANSFORMERS_BLIP, load_into
 from lavis.nn.text import TextConfig
@@ -200,3 +202,46 @@ def test_matching_and_contrast_and_their_gradients(tmp_path):
     torch.testing.assert_close(
         again({"image": image, "text_input": texts}), results["itm"], rtol=1e-5, atol=1e-5
     )
+
+
+def test_another_number_of_heads_is_refused(tmp_path):
+    """The tensors' shapes do not tell it, so such weights would load and give other numbers."""
+    model = BlipITM.build(BlipMatchingConfig(**{**vars(CONFIG), "embed_dim": 16, "prompt": ""}), empty=True)
+    peer("BlipForImageTextRetrieval", model.tokenizer).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    description = json.loads(path.read_text())
+    description["text_config"]["num_attention_heads"] *= 2
+    path.write_text(json.dumps(description))
+    with pytest.raises(
+        ValueError, match=r"text_config\.num_attention_heads is \d+, this model type's is \d+"
+    ):
+        BlipITM.from_file(model.config, tmp_path)
+
+
+def test_features_of_a_folder_of_transformers(tmp_path):
+    config = BlipMatchingConfig(**{**vars(CONFIG), "embed_dim": 16, "prompt": ""})
+    theirs = peer("BlipForImageTextRetrieval", BlipITM.build(config, empty=True).tokenizer)
+    theirs.save_pretrained(tmp_path)
+    model = BlipFeatureExtractor.from_file(config, tmp_path).eval()
+    samples = {"image": images(2), "text_input": ["a red star", "a picture of two large blue squares"]}
+    tokens = model.tokenizer(samples["text_input"])
+    text = {"attention_mask": tokens.mask.long()}
+    with torch.no_grad():
+        states = theirs.vision_model(pixel_values=samples["image"])[0]
+        alone = theirs.text_encoder(input_ids=tokens.ids, **text)[0]
+        ids = tokens.ids.clone()
+        ids[:, 0] = model.enc_id
+        fused = theirs.text_encoder(input_ids=ids, encoder_hidden_states=states, **text)[0]
+        wanted = {
+            "image": (states, normalize(theirs.vision_proj(states), dim=-1)),
+            "text": (alone, normalize(theirs.text_proj(alone), dim=-1)),
+            "multimodal": (states, fused),
+        }
+    for mode, values in wanted.items():
+        found = model.extract_features(samples, mode)
+        for (name, value), peer_value in zip(found.items(), values, strict=True):
+            if not name.startswith("image"):  # padding is anything
+                value, peer_value = value[tokens.mask], peer_value[tokens.mask]
+            torch.testing.assert_close(value, peer_value, rtol=1e-4, atol=1e-5)
+    larger = BlipFeatureExtractor.from_file(dataclasses.replace(config, image_size=96), tmp_path)
+    assert larger.visual_encoder.pos_embed.shape == (1, 37, 64)

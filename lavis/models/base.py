@@ -209,11 +209,21 @@ class BaseModel(nn.Module):
             rules: for the class's own kind of file; other kinds are told by their entries.
             name: what messages call the file.
         """
+        config = cls.adapt(config, path)
         state = checkpoints.read_state_dict(path)
         rules = cls._rules(state, rules)
         model = cls.build(cls.complete(config, state), empty=not rules.fresh)
         checkpoints.load_into(model, state, rules, name or str(path))
         return model
+
+    @classmethod
+    def adapt(cls, config: Any, path: Path) -> Any:
+        """The config for a file or folder, with what its config.json tells and its tensors' shapes don't.
+
+        Raises:
+            ValueError: the model of that folder is another one.
+        """
+        return config
 
     @classmethod
     def _rules(cls, state: checkpoints.StateDict, own: checkpoints.Rules | None) -> checkpoints.Rules:
@@ -286,6 +296,7 @@ class BaseModel(nn.Module):
     # ------------------------------------------------------------------------------ weights
     def load_file(self, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None) -> None:
         """Load a file's weights (or a folder's), strictly. The file's kind is seen from its entries."""
+        self.adapt(self.config, path)
         state = checkpoints.read_state_dict(path)
         checkpoints.load_into(self, state, self._rules(state, rules), name or str(path))
 
@@ -413,6 +424,33 @@ def is_of_transformers(folder: Path) -> bool:
     except json.JSONDecodeError as e:
         raise ValueError(f"{path} is damaged: {e}") from e
     return isinstance(description, dict) and "architectures" in description and "arch" not in description
+
+
+def check_heads(folder: Path, heads: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    """Compare a transformers folder's numbers of attention heads with ours; shapes of tensors don't tell them.
+
+    Args:
+        folder: or a file, or another kind of folder; then there is nothing to compare.
+        heads: {section of its config.json: (our number, what transformers takes where none is written)}.
+
+    Returns:
+        The folder's config.json, {} where it is not transformers'.
+
+    Raises:
+        ValueError: a number differs.
+    """
+    if not folder.is_dir() or not is_of_transformers(folder):
+        return {}
+    path = folder / CONFIG_NAME
+    theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for section, (ours, default) in heads.items():
+        number = (theirs.get(section) or {}).get("num_attention_heads", default)
+        if number != ours:
+            raise ValueError(
+                f"{path}: {section}.num_attention_heads is {number}, this model type's is {ours}; "
+                "choose another model type"
+            )
+    return theirs
 
 
 def locate(source: str, sha256: str | None = None) -> Path:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from lavis.common.registry import registry
-from lavis.models.base import Preset, inference
+from lavis.models.base import Preset, check_heads, inference
 from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
@@ -64,6 +65,12 @@ class Blip(VisionTextModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.bos_id, self.enc_id = self.tokenizer.id("[DEC]"), self.tokenizer.id("[ENC]")
+
+    @classmethod
+    def adapt(cls, config: Any, path: Path) -> Any:
+        """Refuses a transformers folder with other numbers of attention heads."""
+        check_heads(path, {"vision_config": (config.vit.heads, 12), "text_config": (config.text.heads, 8)})
+        return config
 
 
 # ------------------------------------------------------------------------------------ captioning

@@ -211,11 +211,9 @@ class Clip(BaseModel):
 
     # ------------------------------------------------------------------------------ weights
     @classmethod
-    def from_file(
-        cls, config: Any, path: Path, rules: Rules | None = None, name: str | None = None
-    ) -> BaseModel:
-        """As in `BaseModel`; a transformers folder also says which activation its weights need."""
-        return super().from_file(adapted(config, path), path, rules, name)
+    def adapt(cls, config: Any, path: Path) -> Any:
+        """The config with the activation that a transformers folder names."""
+        return adapted(config, path)
 
     def load_file(self, path: Path, rules: Rules | None = None, name: str | None = None) -> None:
         config = adapted(self.config, path)

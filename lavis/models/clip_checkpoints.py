@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lavis.models.base import CONFIG_NAME
+from lavis.models.base import CONFIG_NAME, check_heads
 from lavis.models.checkpoints import Rules
 from lavis.nn.vit import interpolate_positions
 
@@ -67,22 +66,13 @@ def adapted(config: ClipConfig, folder: Path) -> ClipConfig:
     Raises:
         ValueError: the folder's model has another activation than CLIP's two, or another number of heads.
     """
-    path = folder / CONFIG_NAME
-    theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if "vision_config" not in theirs:
-        return config  # not transformers'
     heads = {"vision_config": (config.vision.heads, 12), "text_config": (config.text.heads, 8)}
-    activations = set()
-    for section, (ours, default) in heads.items():
-        part = theirs.get(section) or {}
-        activations.add(part.get("hidden_act", "quick_gelu"))
-        if part.get("num_attention_heads", default) != ours:
-            raise ValueError(
-                f"{path}: {section}.num_attention_heads is {part.get('num_attention_heads', default)}, this model "
-                f"type's is {ours}; choose another model type"
-            )
+    theirs = check_heads(folder, heads)
+    if not theirs:
+        return config
+    activations = {(theirs.get(section) or {}).get("hidden_act", "quick_gelu") for section in heads}
     if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
         raise ValueError(
-            f"{path}: hidden_act is {' and '.join(sorted(activations))}; CLIP has quick_gelu or gelu"
+            f"{folder / CONFIG_NAME}: hidden_act is {' and '.join(sorted(activations))}; CLIP has quick_gelu or gelu"
         )
     return dataclasses.replace(config, quick_gelu=activations == {"quick_gelu"})

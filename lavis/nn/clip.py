@@ -84,6 +84,13 @@ class Attention(Linear, Reader):
         return self.out_proj(self.read(q, k, v, mask))
 
 
+def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """x·sigmoid(1.702 x)."""
+    if torch.is_grad_enabled():
+        return x * torch.sigmoid(1.702 * x)
+    return (1.702 * x).sigmoid_().mul_(x)  # one new tensor instead of three: half the time of many rows
+
+
 class Mlp(nn.Module):
     """Two linear layers with a GELU between: x·sigmoid(1.702 x) if `quick_gelu`, else the exact (erf) one."""
 
@@ -95,7 +102,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.c_fc(x)
-        return self.c_proj(x * torch.sigmoid(1.702 * x) if self.quick_gelu else F.gelu(x))
+        return self.c_proj(quick_gelu(x) if self.quick_gelu else F.gelu(x))
 
 
 class Block(nn.Module):
