@@ -23,7 +23,7 @@ from lavis.models.alignment import Alignment, ContrastiveStep, TextStates
 from lavis.models.base import Preset, inference
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.outputs import Features, LossOutput
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, for_shapes, untrained
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, untrained
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.losses import IGNORE, mask_tokens, masked_language_modelling_loss
@@ -72,9 +72,6 @@ PRETRAINING_ONLY = (*TRAINING_STATE, TOKEN_TYPES, "text_encoder.cls.*")
 
 TINY_ALBEF = {**TINY, "text": TINY_ALBEF_TEXT}
 _TINY = untrained(AlbefMatchingConfig(**TINY_ALBEF, embed_dim=64, queue_size=512), IMAGES, CAPTION)
-SHAPES_ALBEF = "pretrained_albef"
-_SHAPES = for_shapes(_TINY, SHAPES_ALBEF, depth=6, cross_from=3)
-_READY = replace(_SHAPES, weights=_SHAPES.pretrained)  # for heads that can do without a training of their own
 
 
 # ------------------------------------------------------------------------------------------ base
@@ -145,7 +142,6 @@ class AlbefFeatureExtractor(AlbefAlignment):
             note="ViT-B/16 at 224 px, pre-trained",
         ),
         "tiny": _TINY,
-        "tiny_shapes": _READY,
     }
 
     @inference
@@ -191,7 +187,7 @@ class AlbefRetrieval(AlbefAlignment):
             note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
         )
         for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
-    } | {"tiny": _TINY, "tiny_shapes": _SHAPES}
+    } | {"tiny": _TINY}
 
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive plus matching loss.
@@ -236,7 +232,6 @@ class AlbefPretrain(AlbefAlignment):
             note="ViT-B/16 at 224 px",
         ),
         "tiny": _TINY,
-        "tiny_shapes": _READY,
     }
 
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:

@@ -17,7 +17,6 @@ from lavis.models.albef import (
     BARE_TEXT,
     PRETRAINED,
     PRETRAINING_ONLY,
-    SHAPES_ALBEF,
     TINY_ALBEF,
     TINY_ALBEF_TEXT,
     Albef,
@@ -25,7 +24,7 @@ from lavis.models.albef import (
 from lavis.models.base import Preset
 from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, for_shapes, untrained
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, untrained
 from lavis.nn.text import TextTransformer
 
 OTHER_HEADS = ("vision_proj.*", "text_proj.*", "itm_head.*")
@@ -33,10 +32,6 @@ HEADS = ("cls_head.*", "cls_head_m.*")
 # Twice as many fusion layers as elsewhere: one for each picture, in turn.
 PAIR_TEXT = replace(ALBEF_TEXT, depth=18, memories="alternate")
 TINY_PAIR_TEXT = replace(TINY_ALBEF_TEXT, depth=6, memories="alternate")
-_TINY = untrained(ClassifierConfig(**TINY_ALBEF, num_classes=3), IMAGES, CAPTION)
-_TINY_NLVR = untrained(
-    ClassifierConfig(**{**TINY_ALBEF, "text": TINY_PAIR_TEXT}, num_classes=2), IMAGES, CAPTION
-)
 
 
 class AlbefClassifier(Albef, Classifier):
@@ -74,8 +69,7 @@ class AlbefClassification(AlbefClassifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on SNLI-VE",
         ),
-        "tiny": _TINY,
-        "tiny_shapes": for_shapes(_TINY, SHAPES_ALBEF, depth=6, cross_from=3),
+        "tiny": untrained(ClassifierConfig(**TINY_ALBEF, num_classes=3), IMAGES, CAPTION),
     }
 
 
@@ -107,25 +101,8 @@ class AlbefNLVR(AlbefClassifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
         ),
-        "tiny": _TINY_NLVR,
-        "tiny_shapes": replace(
-            for_shapes(_TINY_NLVR, SHAPES_ALBEF, depth=9, cross_from=3),
-            # each of three fusion layers begins two, as in the paper
-            pretrained_rules=replace(
-                PRETRAINED_RULES,
-                rename=(*BARE_TEXT, (r"\.layer\.5\.", ".layer.7."), (r"\.layer\.4\.", ".layer.5.")),
-                copy=(
-                    *(
-                        (
-                            rf"^text_encoder(_m)?\.encoder\.layer\.{i + 1}\.",
-                            f"text_encoder.encoder.layer.{i}.",
-                        )
-                        for i in (3, 5, 7)
-                    ),
-                    *TWIN_COPIES,
-                ),
-                fresh=HEADS,
-            ),
+        "tiny": untrained(
+            ClassifierConfig(**{**TINY_ALBEF, "text": TINY_PAIR_TEXT}, num_classes=2), IMAGES, CAPTION
         ),
     }
 

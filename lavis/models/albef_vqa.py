@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from lavis.common.registry import registry
@@ -11,7 +10,6 @@ from lavis.models.albef import (
     BARE_TEXT,
     PRETRAINED,
     PRETRAINING_ONLY,
-    SHAPES_ALBEF,
     TINY_ALBEF,
     Albef,
     AlbefConfig,
@@ -20,19 +18,16 @@ from lavis.models.answers import Answering
 from lavis.models.base import Preset
 from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.outputs import Texts
-from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, for_shapes, untrained
+from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, untrained
 
-
-def decoder_copies(first: int, layers: int) -> tuple[tuple[str, str], ...]:
-    """A pre-trained text encoder begins the decoder too: its embeddings, its fusion layers from `first` on."""
-    own, theirs = r"^text_decoder(_m)?\.bert\.", r"text_encoder\1."
-    return (
-        (rf"{own}embeddings\.", f"{theirs}embeddings."),
-        *((rf"{own}encoder\.layer\.{i}\.", f"{theirs}encoder.layer.{i + first}.") for i in range(layers)),
-    )
-
-
-_TINY = untrained(AlbefConfig(**TINY_ALBEF, max_txt_len=25), IMAGES, QUESTIONS)
+# A pre-trained text encoder begins the decoder too: its embeddings, its fusion layers, its head.
+DECODER_COPIES = (
+    (r"^text_decoder(_m)?\.bert\.embeddings\.", r"text_encoder\1.embeddings."),
+    *(
+        (rf"^text_decoder(_m)?\.bert\.encoder\.layer\.{i}\.", rf"text_encoder\1.encoder.layer.{i + 6}.")
+        for i in range(6)
+    ),
+)
 
 
 @registry.register_model("albef_vqa")
@@ -50,7 +45,7 @@ class AlbefVQA(Albef, Answering):
         rename=((r"^text_encoder(_m)?\.cls\.", r"text_decoder\1.cls."), *BARE_TEXT),
         drop=(*PRETRAINING_ONLY, "vision_proj.*", "text_proj.*", "itm_head.*"),
         resize=RESIZE,
-        copy=(*decoder_copies(6, 6), *TWIN_COPIES),
+        copy=(*DECODER_COPIES, *TWIN_COPIES),
     )
     PRESETS: ClassVar[dict[str, Preset]] = {
         "vqav2": Preset(
@@ -62,11 +57,7 @@ class AlbefVQA(Albef, Answering):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on VQAv2",
         ),
-        "tiny": _TINY,
-        "tiny_shapes": replace(
-            for_shapes(_TINY, SHAPES_ALBEF, depth=6, cross_from=3),
-            pretrained_rules=replace(PRETRAINED_RULES, copy=(*decoder_copies(3, 3), *TWIN_COPIES)),
-        ),
+        "tiny": untrained(AlbefConfig(**TINY_ALBEF, max_txt_len=25), IMAGES, QUESTIONS),
     }
 
     def predict_answers(  # type: ignore[override]  # the order of arguments is the original's

@@ -24,8 +24,8 @@ from lavis.models.base import Preset, inference
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.classification import Classifier
 from lavis.models.outputs import Features, IntermediateOutput, LossOutput, OutputWithLogits
-from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, TINY_VIT, for_shapes, untrained
-from lavis.models.tokenizer import ASSETS, Tokens
+from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, TINY_VIT, untrained
+from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.losses import contrastive_loss
 from lavis.nn.text import TextConfig, TextTransformer
@@ -78,7 +78,6 @@ _RESIZE = {
 # heads and teacher of pre-training (masked words, entity prompts), and the TimeSformer's own classifier
 PRETRAINING = ("text_encoder.cls.*", "mpm_head.*", "prompter.*", "visual_encoder.model.head.*")
 MATCHING = ("temp", "vision_proj.*", "text_proj.*", "itm_head.*")
-SHAPES_ALPRO = "pretrained_alpro"
 
 _TINY: dict[str, Any] = {
     **TINY,
@@ -109,11 +108,6 @@ def _official(config: AlproConfig, file: str, data: str) -> Preset:
 
 def _tiny(config: AlproConfig) -> Preset:
     return untrained(config, _videos(config.frames), CAPTION, note="8 frames at 64 px")
-
-
-def _shapes(config: AlproConfig) -> Preset:
-    config = replace(config, fuse_from=3)
-    return for_shapes(_tiny(config), SHAPES_ALPRO, vit_depth=4, depth=6, cross_from=6)
 
 
 @dataclass(frozen=True)
@@ -185,7 +179,6 @@ class AlproFeatureExtractor(Alpro, Alignment):
         # sizes of the pre-training: 4 frames, 30 tokens
         "base": _official(AlproConfig(frames=4, max_txt_len=30), "alpro_pretrain.pt", "pre-trained"),
         "tiny": _tiny(AlproConfig(**_TINY)),
-        "tiny_shapes": replace(_shapes(AlproConfig(**_TINY)), weights=str(ASSETS / SHAPES_ALPRO)),
     }
 
     def __init__(self, config: AlproConfig) -> None:
@@ -238,7 +231,6 @@ class AlproRetrieval(Alpro, Alignment):
         "msrvtt": _official(AlproConfig(), "alpro_msrvtt_retrieval.pt", "fine-tuned on MSRVTT retrieval"),
         "didemo": _official(AlproConfig(), "alpro_didemo_retrieval.pt", "fine-tuned on DiDeMo retrieval"),
         "tiny": _tiny(AlproConfig(**_TINY)),
-        "tiny_shapes": _shapes(AlproConfig(**_TINY)),
     }
 
     def __init__(self, config: AlproConfig) -> None:
@@ -322,9 +314,7 @@ class AlproQA(Alpro, Classifier):
         "msvd": _official(
             AlproQAConfig(num_classes=2423), "alpro_msvd_qa.pth", "fine-tuned on MSVD-QA, 2423 answers"
         ),
-        # as many answers as shapes_video_qa has
-        "tiny": _tiny(AlproQAConfig(**_TINY, num_classes=33)),
-        "tiny_shapes": _shapes(AlproQAConfig(**_TINY, num_classes=33)),
+        "tiny": _tiny(AlproQAConfig(**_TINY, num_classes=33)),  # as many answers as shapes_video_qa has
     }
 
     def __init__(self, config: AlproQAConfig) -> None:

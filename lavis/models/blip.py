@@ -19,7 +19,7 @@ from lavis.common.registry import registry
 from lavis.models.base import Preset, check_heads, inference
 from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
-from lavis.models.presets import GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
+from lavis.models.presets import GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, untrained
 from lavis.models.tokenizer import ASSETS
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn import generation
@@ -39,11 +39,6 @@ class BlipConfig(VisionTextConfig):
     """
 
     prompt: str = "a picture of "
-
-
-def small_blip(tiny: Preset) -> Preset:
-    """The preset of a head for the embedded data; dialogues need the many positions."""
-    return for_shapes(tiny, "pretrained_blip", depth=4, max_positions=128)
 
 
 CAPTIONS = {

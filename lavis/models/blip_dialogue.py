@@ -17,7 +17,7 @@ from lavis.common.registry import registry
 from lavis.models.alignment import RERANKING_ROWS
 from lavis.models.answers import write_answers
 from lavis.models.base import Preset, inference
-from lavis.models.blip import Blip, BlipConfig, small_blip
+from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import (
@@ -130,7 +130,6 @@ class BlipDialogue(Blip):
             note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned",
         ),
         "tiny": untrained(TINY_DIALOGUE, IMAGES, QUESTIONS),
-        "tiny_shapes": small_blip(untrained(TINY_DIALOGUE, IMAGES, QUESTIONS)),
     }
 
     def __init__(self, config: BlipDialogueConfig) -> None:

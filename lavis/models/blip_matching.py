@@ -17,7 +17,7 @@ from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
 from lavis.models.alignment import TEMPERATURE, Alignment, ContrastiveStep, Matching, TextStates
 from lavis.models.base import Preset, inference
-from lavis.models.blip import Blip, BlipConfig, small_blip
+from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, TWIN_COPIES, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, untrained
@@ -44,10 +44,6 @@ class BlipMatchingConfig(BlipConfig):
 
 _LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
 _TINY_PRESET = untrained(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512), IMAGES, CAPTION)
-_SHAPES = small_blip(_TINY_PRESET)
-# heads that can do without a training of their own
-_READY = replace(_SHAPES, weights=_SHAPES.pretrained)
-_SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": _READY}
 
 
 class BlipMatching(Blip, Alignment):
@@ -104,7 +100,7 @@ class BlipFeatureExtractor(BlipMatching):
             ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16"),
             ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
         )
-    } | _SMALL
+    } | {"tiny": _TINY_PRESET}
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -150,7 +146,7 @@ class BlipITM(BlipMatching):
             ("base", BlipConfig.vit, TextConfig(), "ViT-B/16"),
             ("large", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
         )
-    } | _SMALL
+    } | {"tiny": _TINY_PRESET}
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -251,7 +247,7 @@ class BlipRetrieval(BlipMatching):
             note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
         )
         for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
-    } | {"tiny": _TINY_PRESET, "tiny_shapes": _SHAPES}
+    } | {"tiny": _TINY_PRESET}
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -330,7 +326,7 @@ class BlipPretrain(BlipMatching):
             ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16", 0),
             ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16", 5),
         )
-    } | _SMALL
+    } | {"tiny": _TINY_PRESET}
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)

@@ -13,7 +13,7 @@ import torch
 
 from lavis.common.registry import registry
 from lavis.models.base import Preset
-from lavis.models.blip import Blip, small_blip
+from lavis.models.blip import Blip
 from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, untrained
@@ -22,11 +22,7 @@ from lavis.nn.vit import ViTConfig
 
 PRETRAINED = GS + "BLIP/models/model_base_capfilt_large.pth"
 OTHER_HEADS = ("text_decoder.*", "vision_proj.*", "text_proj.*", "itm_head.*")
-_TINY_CONFIG = ClassifierConfig(**TINY)
-_TINY = untrained(replace(_TINY_CONFIG, num_classes=3), IMAGES, CAPTION)
-_TINY_NLVR = untrained(
-    replace(_TINY_CONFIG, text=replace(TINY_TEXT, memories="twin"), num_classes=2), IMAGES, CAPTION
-)
+_TINY = ClassifierConfig(**TINY)
 
 
 @registry.register_model("blip_nlvr")
@@ -61,8 +57,9 @@ class BlipNLVR(Blip, Classifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
         ),
-        "tiny": _TINY_NLVR,
-        "tiny_shapes": small_blip(_TINY_NLVR),
+        "tiny": untrained(
+            replace(_TINY, text=replace(TINY_TEXT, memories="twin"), num_classes=2), IMAGES, CAPTION
+        ),
     }
 
     def __init__(self, config: ClassifierConfig) -> None:
@@ -112,8 +109,7 @@ class BlipClassification(Blip, Classifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned, num_classes is to be given",
         ),
-        "tiny": _TINY,
-        "tiny_shapes": small_blip(_TINY),
+        "tiny": untrained(replace(_TINY, num_classes=3), IMAGES, CAPTION),
     }
 
     def __init__(self, config: ClassifierConfig) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from lavis.common.registry import registry
 from lavis.models.answers import Answering
 from lavis.models.base import Preset
-from lavis.models.blip import Blip, BlipConfig, small_blip
+from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, TINY, untrained
 from lavis.models.tokenizer import ASSETS
@@ -52,7 +52,6 @@ class BlipVQA(Blip, Answering):
             "LAVIS/models/BLIP/blip_aokvqa.pth", "BLIP/models/model_base_vqa_capfilt_large.pth", "A-OKVQA"
         ),
         "tiny": untrained(_TINY, IMAGES, QUESTIONS),
-        "tiny_shapes": small_blip(untrained(_TINY, IMAGES, QUESTIONS)),
         "tiny_easy_vqa": Preset(
             config=_TINY,
             weights=str(ASSETS / "tiny_easy_vqa"),

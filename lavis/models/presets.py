@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from lavis.models.base import Preset
-from lavis.models.tokenizer import ASSETS
 from lavis.nn.text import TextConfig
 from lavis.nn.vit import ViTConfig, interpolate_positions
 
@@ -65,25 +63,4 @@ def untrained(
         licence="none needed: no weights",
         commercial=True,
         note=f"random starting weights, {note}; for tests and small data",
-    )
-
-
-def for_shapes(tiny: Preset, file: str, vit_depth: int = 6, **text: Any) -> Preset:
-    """A small model made wider and deeper, to be fine-tuned on the embedded data from packaged weights.
-
-    Args:
-        tiny: the preset of the small model. file: the folder of pre-trained weights among the assets.
-        vit_depth, text: layers of the picture encoder; fields of the text transformer (depth, cross_from).
-    """
-    config = tiny.config
-    return replace(
-        tiny,
-        config=replace(
-            config,
-            vit=replace(config.vit, width=160, depth=vit_depth, heads=5),
-            text=replace(config.text, width=160, heads=5, hidden=640, memory_width=160, **text),
-        ),
-        pretrained=str(ASSETS / file),
-        licence="BSD-3-Clause",
-        note="64 px; to be fine-tuned from packaged weights, pre-trained on drawings of coloured shapes",
     )
