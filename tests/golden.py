@@ -68,12 +68,18 @@ def load(name: str, folder: Path, *, is_eval: bool = True, **recipe_options: Any
 
 
 def step_samples(name: str) -> dict[str, Any]:
-    """Samples of a training step: pictures, texts, and where in training it stands."""
+    """Samples of a training step: pictures or clips, texts, labels, and where in training it stands."""
     case = inputs(name)
-    samples = {key: case[key] for key in ("text_input", "epoch", "iters", "num_iters_per_epoch")}
-    samples["image"] = images(name)
-    if "image_id" in case:
-        samples["image_id"] = torch.tensor(case["image_id"])
+    plain = ("text_input", "answer", "answers", "epoch", "iters", "num_iters_per_epoch")
+    samples = {key: case[key] for key in plain if key in case}
+    samples |= {
+        key: torch.tensor(case[key]) for key in ("image_id", "label", "weight", "n_answers") if key in case
+    }
+    for key in ("image", "image0", "image1"):
+        if f"{key}_seed" in case:
+            samples[key] = recipe.make_images(case[f"{key}_seed"], case["image_size"])
+    if "video_seed" in case:
+        samples["video"] = recipe.make_video(case["video_seed"], case["frames"], case["image_size"])
     return samples
 
 

@@ -235,6 +235,22 @@ def test_scores_equal_the_plain_way(k_test):
         np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["blip_retrieval", "albef_retrieval", "alpro_retrieval", "clip"])
+@pytest.mark.parametrize("whole", [False, True], ids=["autocast", "weights"])
+def test_scores_in_bfloat16_are_near(name, whole):
+    model, key = random_model(name), "video" if name.startswith("alpro") else "image"
+    media = torch.stack([images(3, seed=i) for i in range(4)], dim=2) if key == "video" else images(3)
+    gallery = Gallery(media, ["a red circle", "a blue star", "two cats"], key=key)
+    single = model.compute_sim_matrix(gallery, {"k_test": 3})
+    if whole:
+        model.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not whole):
+        half = model.compute_sim_matrix(gallery, {"k_test": 3})
+    for a, b in zip(single, half):
+        assert b.dtype == np.float32 and not np.array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.05)  # logits and cosines of order 1
+
+
 def test_a_picture_may_have_several_texts():
     model = random_model("blip_image_text_matching")
     both = {"image": images(2), "text_input": TEXTS}

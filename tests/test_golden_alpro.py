@@ -7,15 +7,9 @@ import pytest
 import torch
 
 from tests import golden
-from tests.reference import recipe
 
 pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("all_cores")]
 SLOW = pytest.mark.slow
-
-
-def video(name: str) -> torch.Tensor:
-    case = golden.inputs(name)
-    return recipe.make_video(case["video_seed"], case["frames"], case["image_size"])
 
 
 def check_states(inner, stored) -> None:
@@ -32,16 +26,16 @@ def check_states(inner, stored) -> None:
 def test_retrieval(tmp_path):
     name = "alpro_retrieval.msrvtt"
     model, stored, case = golden.load(name, tmp_path), golden.outputs(name), golden.inputs(name)
-    clips = video(name)
+    samples = golden.step_samples(name)
     assert model.config.max_txt_len == case["max_txt_len"]
     found = model.compute_sim_matrix(
-        golden.Gallery(clips, case["sim_texts"], key="video"), {"k_test": case["k_test"]}
+        golden.Gallery(samples["video"], case["sim_texts"], key="video"), {"k_test": case["k_test"]}
     )
     for key, scores in zip(("score_v2t", "score_t2v"), found):
         np.testing.assert_array_equal(scores == -100, stored[key] == -100)
         np.testing.assert_allclose(scores, stored[key], rtol=2e-5, atol=2e-5)
     with torch.no_grad():
-        out = model({"video": clips, "text_input": case["text_input"]})
+        out = model(samples)
     assert out.keys() == ["intermediate_output", "loss", "loss_vtc", "loss_vtm"]
     for key in ("loss", "loss_vtc", "loss_vtm"):
         golden.close(out[key], stored[key], rtol=2e-5, atol=2e-5)
@@ -55,7 +49,7 @@ def test_retrieval(tmp_path):
 def test_question_answering(tmp_path, name):
     model, stored, case = golden.load(name, tmp_path), golden.outputs(name), golden.inputs(name)
     assert model.config.max_txt_len == case["max_txt_len"]
-    samples = {"video": video(name), "text_input": case["text_input"], "answers": case["answers"]}
+    samples = golden.step_samples(name)
     with torch.no_grad():
         out = model(samples)
     golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)

@@ -21,9 +21,9 @@ def captioner(tmp_path_factory):
 
 
 def test_caption_loss_and_logits(captioner):
-    stored, case = golden.outputs("blip_caption.base_coco"), golden.inputs("blip_caption.base_coco")
+    stored = golden.outputs("blip_caption.base_coco")
     with torch.no_grad():
-        out = captioner({"image": golden.images("blip_caption.base_coco"), "text_input": case["text_input"]})
+        out = captioner(golden.step_samples("blip_caption.base_coco"))
     assert out.keys() == ["intermediate_output", "loss", "loss_lm"]
     inner = out.intermediate_output
     golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
@@ -73,16 +73,9 @@ def answerer(tmp_path_factory):
 
 @SLOW
 def test_vqa_loss(answerer):
-    stored, case = golden.outputs("blip_vqa.vqav2"), golden.inputs("blip_vqa.vqav2")
-    samples = {
-        "image": golden.images("blip_vqa.vqav2"),
-        "text_input": case["text_input"],
-        "answer": case["answer"],
-        "weight": torch.tensor(case["weight"]),
-        "n_answers": torch.tensor(case["n_answers"]),
-    }
+    stored = golden.outputs("blip_vqa.vqav2")
     with torch.no_grad():
-        out = answerer(samples)
+        out = answerer(golden.step_samples("blip_vqa.vqav2"))
     inner = out.intermediate_output
     golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
     golden.close(inner.decoder_output.loss, stored["decoder_loss_each"], rtol=2e-5, atol=2e-5)

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from tests import golden
-from tests.reference import recipe
 
 pytestmark = [pytest.mark.golden, pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 
 
-def step_samples(name: str) -> dict[str, Any]:
-    """Samples of a training step, with one picture or with two."""
-    case = golden.inputs(name)
-    samples = {key: case[key] for key in ("text_input", "epoch", "iters", "num_iters_per_epoch")}
-    samples["label"] = torch.tensor(case["label"])
-    for key in ("image", "image0", "image1"):
-        if f"{key}_seed" in case:
-            samples[key] = recipe.make_images(case[f"{key}_seed"], case["image_size"])
-    return samples
-
-
 def test_nlvr(tmp_path):
     name = "blip_nlvr.nlvr"
-    model, stored, samples = golden.load(name, tmp_path), golden.outputs(name), step_samples(name)
+    model, stored, samples = golden.load(name, tmp_path), golden.outputs(name), golden.step_samples(name)
     swapped = {**samples, "image0": samples["image1"], "image1": samples["image0"]}
     for each, key in ((samples, "predictions"), (swapped, "predictions_images_swapped")):
         found = model.predict(each)
@@ -47,7 +33,7 @@ def test_classification(tmp_path, same):
     name = "blip_classification.base"
     model = golden.load(name, tmp_path, is_eval=False, momentum_same=same)
     assert model.config.num_classes == 3  # read from the file
-    stored, samples = golden.outputs(name), step_samples(name)
+    stored, samples = golden.outputs(name), golden.step_samples(name)
     if same:
         found = model.predict(samples)
         golden.close(found["predictions"], stored["predictions"])

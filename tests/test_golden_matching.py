@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lavis.models.blip_models.blip_image_text_matching import compute_gradcam
 from tests import golden
 
 pytestmark = [pytest.mark.golden, pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
@@ -45,6 +46,13 @@ def test_matching(tmp_path):
     itm = stored["itm"][0], stored["itm_swapped"][0]
     expected = [np.exp(x[1]) / np.exp(x).sum() for x in itm]
     np.testing.assert_allclose(both[0][:2].numpy(), expected, atol=1e-5)
+    # made with the original's code, in the same way as the other stored outputs
+    maps, logits = compute_gradcam(
+        model, samples["image"], case["text_input"], model.tokenizer(case["text_input"]), block_num=7
+    )
+    wanted = golden.outputs("gradcam")[f"{name}/7"]
+    np.testing.assert_allclose(torch.stack(maps).numpy(), wanted, rtol=0, atol=2e-5 * wanted.max())
+    golden.close(logits, stored["itm"])
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["equal twins", "distinct twins"])

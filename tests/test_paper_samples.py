@@ -7,84 +7,49 @@ the layout of COCO captions, under the official paths. Only what the samples pri
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import http.server
-import threading
+import os
 from pathlib import Path
 
 import pytest
 
-from tests import golden
+from tests.mirror import Mirror, checksum, run, serving
 
 pytestmark = pytest.mark.slow
 
-BUCKET = "sfr-vision-language-research"
+ANNOTATIONS = "https://storage.googleapis.com/sfr-vision-language-research/datasets/"
 
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    """The server's folder, filled; a cache; and the variables that point the library at both."""
-    root, cache = tmp_path_factory.mktemp("official"), tmp_path_factory.mktemp("cache")
-    weights = root / BUCKET
-    for name, path in (
-        ("blip_caption.base_coco", "LAVIS/models/BLIP/blip_coco_caption_base.pth"),
-        ("blip_vqa.vqav2", "BLIP/models/model_base_vqa_capfilt_large.pth"),
-    ):
-        (weights / path).parent.mkdir(parents=True, exist_ok=True)
-        golden.write_official(name, weights / path)
-
+    """Two models' weights and data under the official addresses."""
     from lavis.datasets.builders import load_dataset
     from lavis.datasets.shapes import ShapesCaption, export_coco
 
     small = {"n_train": 12, "n_val": 4, "n_test": 4, "size": 128}
     shapes = load_dataset("shapes_caption", **small)
-    for split in ("train", "val", "test"):
-        assert isinstance(shapes[split], ShapesCaption)
-        annotation = export_coco(shapes[split], cache / "coco", suffix=".jpg")
-        (weights / "datasets").mkdir(exist_ok=True)
-        annotation.rename(weights / "datasets" / annotation.name)
-
-    handler = functools.partial(_Quiet, directory=str(root))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("LAVIS_CACHE", str(cache))
-    patch.setenv("LAVIS_MIRROR", f"https://storage.googleapis.com/=http://127.0.0.1:{server.server_port}/")
-    patch.delenv("LAVIS_OFFLINE", raising=False)
-    patch.delenv("HF_HUB_OFFLINE", raising=False)
-    _expect_other_checksums(patch, weights / "datasets")
-    patch.chdir(tmp_path_factory.mktemp("work"))
-    Path("docs/_static").mkdir(parents=True)
-    shapes["val"][0]["image"].resize((640, 480)).save("docs/_static/merlion.png")
-    yield root
-    patch.undo()
-    server.shutdown()
+    with serving(tmp_path_factory) as mirror:
+        for split in ("train", "val", "test"):
+            assert isinstance(shapes[split], ShapesCaption)
+            annotation = export_coco(shapes[split], Path(os.environ["LAVIS_CACHE"]) / "coco", suffix=".jpg")
+            annotation.rename(mirror.path(ANNOTATIONS + annotation.name))
+        _expect_other_checksums(mirror)
+        with mirror.weights("blip_caption.base_coco"), mirror.weights("blip_vqa.vqav2"):
+            yield
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
-def _expect_other_checksums(patch, served):
+def _expect_other_checksums(mirror: Mirror):
     """The stand-ins have other checksums than the published annotation files."""
     from lavis.common.registry import registry
 
     cls = registry.get_dataset_class("coco_caption")
     sources = {
         split: tuple(
-            dataclasses.replace(s, md5=hashlib.md5((served / Path(s.storage).name).read_bytes()).hexdigest())
+            dataclasses.replace(s, md5=checksum(mirror.path(ANNOTATIONS + Path(s.storage).name), "md5"))
             for s in (given if isinstance(given, tuple) else (given,))
         )
         for split, given in cls.sources.items()
     }
-    patch.setattr(cls, "sources", sources)
-
-
-def run(code: str, **names):
-    exec(compile(code, "sample", "exec"), names)  # noqa: S102  the samples are in this file
-    return names
+    mirror.patch.setattr(cls, "sources", sources)
 
 
 def test_paper_listing_1_data_sets(official, capsys):
@@ -196,7 +161,7 @@ print(dataset_names)
 
 
 def test_readme_local_pictures(official, tmp_path):
-    (tmp_path / "elsewhere").symlink_to(Path(__import__("os").environ["LAVIS_CACHE"]) / "coco" / "images")
+    (tmp_path / "elsewhere").symlink_to(Path(os.environ["LAVIS_CACHE"]) / "coco" / "images")
     names = run(
         """
 from lavis.datasets.builders import load_dataset

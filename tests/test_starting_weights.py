@@ -1,4 +1,5 @@
-"""`init:` starts a model for pre-training from a picture model's and BERT's weights."""
+"""`init:` starts a model for pre-training from a picture model's and BERT's weights, `pretrained:` one for fine-tuning
+from a pre-trained one's."""
 
 from __future__ import annotations
 
@@ -6,8 +7,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForPreTraining
 
-from lavis.models.blip_matching import BlipPretrain
+from lavis.common.config import Config
+from lavis.models import build_model
+from lavis.models.blip_matching import BlipPretrain, BlipRetrieval
+from lavis.nn.momentum import NO_ID
 from lavis.nn.vit import VisionTransformer
+from lavis.runners import train
 from tests.small import random_model
 
 CONFIG = BlipPretrain.PRESETS["tiny"].config
@@ -114,3 +119,82 @@ def test_wrong_starting_weights_are_refused(tmp_path):
         BlipPretrain.from_config({"model_type": "tiny", "weights": "none", "init": {"itm_head": "bert"}})
     with pytest.raises(ValueError, match="it has no use"):
         BlipPretrain.from_config({"model_type": "tiny", "weights": "x.pth", "init": {"text_encoder": "bert"}})
+
+
+# ------------------------------------------------------------------------------------ pre-trained weights
+
+
+def pretrained(path, **config):
+    """A pre-trained model, and its file as the original publishes such files."""
+    model = random_model("blip_pretrain", **config)
+    model.queue_ptr.fill_(8)
+    torch.save({"model": model.state_dict()}, path)
+    return model
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_recipe_names_pretrained_weights(tmp_path, legacy, folder):
+    source = tmp_path / "pretrained.pth"
+    theirs = pretrained(source, image_size=48)
+    if folder:
+        source = tmp_path / "run"
+        theirs.save_pretrained(source)
+    said = {"load_finetuned": False} if legacy else {"weights": "pretrained"}
+    section = {"arch": "blip_retrieval", "model_type": "tiny", "pretrained": str(source), **said}
+    model = build_model(Config.from_dict({"model": section}).model)
+    for name in ("text_encoder", "vision_proj", "text_encoder_m", "itm_head"):
+        ours, wanted = getattr(model, name).state_dict(), getattr(theirs, name).state_dict()
+        assert all(torch.equal(ours[key], wanted[key]) for key in wanted), name
+    assert model.visual_encoder.pos_embed.shape[1] == 65  # from a grid of 6 to 8
+    assert torch.equal(model.image_queue, theirs.image_queue) and int(model.queue_ptr) == 8
+
+
+def test_pretrained_weights_must_be_called_so(tmp_path):
+    pretrained(tmp_path / "pretrained.pth")
+    path = str(tmp_path / "pretrained.pth")
+    with pytest.raises(ValueError, match=r"model\.weights: pretrained, model\.pretrained: FILE"):
+        BlipRetrieval.from_config({"model_type": "tiny", "weights": path})
+    with pytest.raises(
+        ValueError, match=r"pretrained\.pth.*model\.weights is 'finetuned'.*set model\.weights"
+    ):
+        BlipRetrieval.from_config({"model_type": "coco", "pretrained": path})
+    with pytest.raises(ValueError, match=r"knows none.*model\.pretrained"):
+        BlipRetrieval.from_config({"model_type": "tiny", "weights": "pretrained"})
+    # a preset without finished weights has only these
+    model = BlipRetrieval.from_config({"model_type": "tiny", "pretrained": path})
+    assert int(model.queue_ptr) == 8
+
+
+@pytest.mark.parametrize("size", [8, 1024])
+def test_a_queue_of_another_size_starts_anew(tmp_path, caplog, size):
+    theirs = pretrained(tmp_path / "pretrained.pth")
+    cfg = {"model_type": "tiny", "weights": "pretrained", "pretrained": str(tmp_path / "pretrained.pth")}
+    with caplog.at_level("INFO", logger="lavis"):
+        model = BlipRetrieval.from_config({**cfg, "queue_size": size})
+    assert f"its queue holds 512 features, the model's {size}; it starts anew" in caplog.text
+    assert model.image_queue.shape == model.text_queue.shape == (64, size)
+    torch.testing.assert_close(model.image_queue.norm(dim=0), torch.ones(size))
+    assert int(model.queue_ptr) == 0 and bool((model.idx_queue == NO_ID).all())
+    assert torch.equal(
+        model.text_encoder_m.embeddings.LayerNorm.weight, theirs.text_encoder_m.embeddings.LayerNorm.weight
+    )
+    # other entries of another shape are errors still
+    with pytest.raises(ValueError, match=r"vision_proj\.weight is"):
+        BlipRetrieval.from_config({**cfg, "embed_dim": 32, "queue_size": size})
+
+
+def test_a_run_from_pretrained_weights_is_continued_without_them(tmp_path):
+    path = tmp_path / "pretrained.pth"
+    pretrained(path)
+    recipe = {
+        "model": {"arch": "blip_retrieval", "model_type": "tiny", "weights": "pretrained", "pretrained": str(path),
+                  "queue_size": 64},
+        "datasets": {"shapes_retrieval": {"n_train": 8, "n_val": 4, "n_test": 4}},
+        "run": {"task": "retrieval", "max_epoch": 1, "batch_size_train": 4, "init_lr": 1e-4, "train_splits": ["train"],
+                "output_dir": str(tmp_path), "job_id": "job", "resume_ckpt_path": "auto"},
+    }  # fmt: skip
+    first = train(recipe).iterations
+    path.unlink()
+    recipe["run"]["max_epoch"] = 2
+    assert train(recipe).iterations == 2 * first

@@ -51,7 +51,6 @@ LEGACY_MODEL_KEYS = {
     "load_finetuned": "weights: finetuned, or pretrained when it is false",
     "load_pretrained": "weights: none when it is false",
     "finetuned": "weights: <path>",
-    "pretrained": "weights: <path>, when load_finetuned is false",
     "vit_grad_ckpt": "grad_checkpointing: 0 when it is false",
     "vit_ckpt_layer": "grad_checkpointing: the same number, when vit_grad_ckpt is true",
     "med_config_path": "ignored: a model's config is a dataclass beside its class",
@@ -404,7 +403,9 @@ class Config:
             elif not finetuned and not flags.get("load_pretrained", True):
                 model["weights"] = "none"
             elif not finetuned:
-                model["weights"] = section.get("pretrained") or "pretrained"
+                model["weights"] = "pretrained"
+            if model.get("weights", "pretrained") != "pretrained":
+                model.pop("pretrained", None)  # named in the original's recipes whether it is read or not
         if "vit_grad_ckpt" in flags:
             blocks = flags.get("vit_ckpt_layer", _EVERY_BLOCK) if flags["vit_grad_ckpt"] else 0
             model.setdefault("grad_checkpointing", blocks)

@@ -95,7 +95,6 @@ class Preset:
         weights: where the finished weights are (URL, or a folder in the package); None: no weights,
             the model starts from random ones.
         pretrained: where the weights to fine-tune from are.
-        pretrained_rules: how they are read, where other rules hold than the class's PRETRAINED_RULES.
         sha256: of `weights`; None where nobody has published one (then recorded at first use).
         vis_processor, text_processor: {"train" | "eval": {"name": ..., arguments}}.
         licence, commercial: of the weights; whether commercial use is allowed, None if not stated.
@@ -105,7 +104,6 @@ class Preset:
     config: Any
     weights: str | None = None
     pretrained: str | None = None
-    pretrained_rules: checkpoints.Rules | None = None
     sha256: str | None = None
     vis_processor: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     text_processor: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -247,9 +245,14 @@ class BaseModel(nn.Module):
         Args:
             cfg: `model_type` names the preset; `weights` says what to load: "finetuned" (the preset's
                 own, the default; where it has none, "pretrained"), "pretrained" (what they were
-                fine-tuned from), "none" (starting weights), or a path, URL or Hugging Face id; `init`,
-                with weights "none", starts parts from other models' weights, see `start_from`; every
-                other key replaces one of the preset's config.
+                fine-tuned from), "none" (starting weights), or finished weights' path, URL or Hugging
+                Face id; `pretrained`, with weights "pretrained", takes the place of the preset's: a
+                path, URL or id; `init`, with weights "none", starts parts from other models' weights,
+                see `start_from`; every other key replaces one of the preset's config.
+
+        Raises:
+            ValueError: an unknown key, weights that do not fit, or keys that do not go together.
+            FileNotFoundError, OSError: weights that are not there or cannot be downloaded.
         """
         cfg = dict(cfg)
         cfg.pop("arch", None)
@@ -258,18 +261,27 @@ class BaseModel(nn.Module):
             raise ValueError(
                 f"model.model_type is missing; {cls.registered_name} has {', '.join(cls.PRESETS)}"
             )
-        weights = cfg.pop("weights", "finetuned")
-        init = cfg.pop("init", None)
         preset = cls.preset(model_type)
+        init, pretrained = cfg.pop("init", None), cfg.pop("pretrained", None)
+        weights = cfg.pop("weights", "finetuned")
+        if weights == "finetuned" and not preset.weights and (pretrained or preset.pretrained):
+            weights = "pretrained"
+        if pretrained and weights != "pretrained":
+            raise ValueError(
+                f"model.pretrained is {pretrained!r}, but model.weights is {weights!r}; to fine-tune from that file, "
+                "set model.weights to pretrained"
+            )
         config = override(preset.config, cfg, "model")
         source, rules, sha256 = weights, cls.RULES, None
-        if weights == "finetuned" and (preset.weights or not preset.pretrained):
+        if weights == "finetuned":
             source, sha256 = preset.weights, preset.sha256
-        elif weights in ("finetuned", "pretrained"):
-            source, rules = (
-                preset.pretrained or preset.weights,
-                preset.pretrained_rules or cls.PRETRAINED_RULES,
-            )
+        elif weights == "pretrained":
+            source, rules = pretrained or preset.pretrained or preset.weights, cls.PRETRAINED_RULES
+            if source is None:
+                raise ValueError(
+                    f"model.weights is 'pretrained', but {cls.registered_name} {model_type} knows none; "
+                    "say with model.pretrained where they are, or set model.weights to none"
+                )
         elif weights in ("none", None, False):
             source = None
         if source is None:

@@ -44,7 +44,8 @@ class Rules:
     copy: (regular expression, replacement): a model entry that the file lacks and that matches is a copy of
         the entry that the replacement names, also one that is dropped (momentum twins of their modules, twin
         attentions of the single one).
-    make: shell pattern of model entries that the file lacks -> function(wanted shape) that makes them.
+    make: shell pattern of model entries that the file lacks -> function(wanted shape) that makes them. A queue of
+        another size counts as lacking.
     fresh: model entries that the file need not have; they keep their starting values; shell patterns.
     """
 
@@ -233,6 +234,7 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
         if key in rules.resize and key in wanted and tensor.shape != wanted[key].shape:
             tensor = rules.resize[key](tensor, wanted[key].shape)
         out[key] = tensor
+    _renew_queues(out, wanted, rules, where)
     for key, pieces in split.items():
         tensors = [pieces[part] for part in sorted(pieces)]
         fitting = tensors[0].ndim > 0 and len({t.shape[1:] for t in tensors}) == 1
@@ -266,7 +268,8 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
         ]
         raise ValueError(
             f"{where} does not fit this model ({len(wanted)} entries): {'; '.join(parts)}. "
-            "Is it for another model name or type?"
+            "Is it for another model name or type, or a pre-trained one (then say so: model.weights: pretrained, "
+            "model.pretrained: FILE)?"
         )
     unused = [k for k in dropped if k not in copied]
     if unused:
@@ -277,6 +280,17 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
             unused[0],
         )
     return out
+
+
+def _renew_queues(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rules, where: str) -> None:
+    """Leave a file's queue out if the model's has another size, so that it is made anew."""
+    queue = "image_queue"
+    if queue in state and queue in wanted and queue in rules.make:
+        there, here = state[queue].shape[-1], wanted[queue].shape[-1]
+        if there != here:
+            log.info("%s: its queue holds %d features, the model's %d; it starts anew", where, there, here)
+            for key in NEW_QUEUES:
+                state.pop(key, None)
 
 
 def load_into(model: nn.Module, state: StateDict, rules: Rules, where: str) -> None:

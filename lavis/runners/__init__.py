@@ -142,7 +142,8 @@ def _without_weights(config: Config, job_id: str | None) -> Config:
     if not ours or resume_source(config.run, job_id) is None:
         return config
     changed = copy.copy(config)
-    changed.model = {**config.model, "weights": "none"}
+    sources = ("weights", "pretrained", "init")
+    changed.model = {k: v for k, v in config.model.items() if k not in sources} | {"weights": "none"}
     return changed
 
 
