@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-import math
 
 import pytest
 import torch
@@ -29,6 +28,7 @@ TEXTS = [
     "a cat",
     "three green hearts and a cross",
 ]
+WORDS = ["red", "blue", "green", "star", "ring", "cross", "heart", "circle"]
 STEP = {"epoch": 2, "iters": 3, "num_iters_per_epoch": 10}
 TURNS = [
     [],
@@ -130,126 +130,6 @@ def test_saved_and_loaded_again_they_are_the_same(head, tmp_path):
     for key, value in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[key], value, rtol=0, atol=0)
     assert not any("_m." in key or "queue" in key for key in load_model(tmp_path, is_eval=True).state_dict())
-
-
-# ----------------------------------------------------------------------------- overfitting
-
-WORDS = ["red", "blue", "green", "star", "ring", "cross", "heart", "circle"]
-
-
-def entropy(targets: torch.Tensor) -> float:
-    """Mean over rows of the least cross entropy with (R, C) distributions."""
-    return float(-(targets * targets.clamp(min=1e-12).log()).sum(1).mean())
-
-
-def smoothed(classes: int) -> float:
-    """Least cross entropy with a label smoothed by 0.1."""
-    rest = 0.1 / classes
-    return -(0.9 + rest) * math.log(0.9 + rest) - (classes - 1) * rest * math.log(rest)
-
-
-SIZE = 32  # pixels
-
-
-def overfit(name: str, samples, floor, steps: int = 300, lr: float = 3e-4, **config):
-    """A new tiny model, trained until its loss is within 0.05 of its floor."""
-    cls = registry.get_model_class(name)
-    torch.manual_seed(0)
-    model = cls.build(dataclasses.replace(cls.PRESETS["tiny"].config, image_size=SIZE, **config)).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-    for _ in range(steps):
-        out = model(samples)
-        distance = float(out.loss.detach()) - floor(model, out)
-        assert distance > -1e-4, "below the floor"
-        if distance < 0.05:
-            return model
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-    raise AssertionError(f"after {steps} steps the loss is still {distance:.3f} above its floor")
-
-
-def test_nlvr_learns_which_picture_is_left():
-    noise, bright = images(16, SIZE).unflatten(0, (2, 8)), torch.tensor([1.0, -1.0]).repeat(4)
-    left, right = bright, torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(2)
-    samples = {
-        "image0": noise[0] + left[:, None, None, None], "image1": noise[1] + right[:, None, None, None],
-        "text_input": "the left picture is bright", "label": torch.tensor([1, 0] * 4),
-    }  # fmt: skip
-    model = overfit("blip_nlvr", samples, lambda model, out: 0.0)
-    assert model.predict(samples)["predictions"].argmax(1).tolist() == [1, 0] * 4
-
-
-def test_classification_learns_pictures_under_the_twins_eyes():
-    labels = torch.arange(8) % 3
-    samples = {"image": images(8, SIZE), "text_input": "what is it", "label": labels, **STEP}
-
-    def floor(model, out):
-        opinion = out.logits_m.softmax(1)
-        return entropy(model.config.alpha * opinion + (1 - model.config.alpha) * F.one_hot(labels, 3))
-
-    model = overfit("blip_classification", samples, floor, momentum=0.9)
-    assert model.predict(samples)["predictions"].argmax(1).tolist() == labels.tolist()
-
-
-def eight_dialogues(seen: dict, copies: list[int]) -> dict:
-    """The same question eight times; picture, caption and history together say which answer is right."""
-    return {
-        **{key: value[copies] for key, value in seen.items()},
-        "caption": ["a large star" if i & 2 else "a small ring" for i in range(8)],
-        "dialog": [[("is it red", "yes" if i & 4 else "no"), ("is it new", "maybe")] for i in range(8)],
-        "text_input": ["what is it"] * 8,
-        "answer_options": [[WORDS[(i - i % 4 + k) % 8] for k in range(4)] for i in range(8)],
-        "gt_index": torch.arange(8) % 4,
-        "answer": WORDS,
-    }
-
-
-def test_dialogue_learns_from_picture_caption_and_rounds_before():
-    samples = eight_dialogues({"image": images(2, SIZE)}, [i & 1 for i in range(8)])
-    model = overfit("blip_vis_dialogue", samples, lambda model, out: 0.0, lr=2e-4)
-    assert model.predict(samples).argmax(1).tolist() == [0, 1, 2, 3] * 2
-
-
-def test_video_dialogue_learns_to_write():
-    samples = eight_dialogues({"video": videos(2, 2, SIZE)}, [i & 1 for i in range(8)])
-
-    def floor(model, out):
-        return smoothed(model.config.text.vocab_size)
-
-    model = overfit("blip_video_dialogue", samples, floor, lr=1e-3)
-    written = model.generate(samples, return_scores=True)
-    assert written.texts == WORDS
-    scores = model.predict(samples)
-    assert scores.argmax(1).tolist() == [0, 1, 2, 3] * 2
-    torch.testing.assert_close(scores.amax(1), torch.tensor(written.logprobs), rtol=1e-3, atol=1e-4)
-
-
-def test_video_questions_are_learnt():
-    samples = {
-        "video": videos(8, 2, SIZE), "text_input": "what is it", "answer": WORDS,
-        "n_answers": torch.ones(8, dtype=torch.long), "weight": torch.ones(8),
-    }  # fmt: skip
-
-    def floor(model, out):
-        tokens = (out.intermediate_output.decoder_labels[:, 1:] != -100).sum()
-        return float(tokens) / 8 * smoothed(model.config.text.vocab_size)
-
-    model = overfit("blip_video_qa", samples, floor, lr=1e-3)
-    assert model.predict_answers(samples, answer_list=WORDS) == WORDS
-    assert model.predict_answers(samples, inference_method="generate") == WORDS
-
-
-def test_video_retrieval_is_learnt():
-    clips = videos(8, 2, SIZE)
-    samples = {"video": clips, "text_input": WORDS, "image_id": torch.arange(8), **STEP}
-
-    def floor(model, out):
-        return (entropy(out.sims.sim_i2t_targets) + entropy(out.sims.sim_t2i_targets)) / 2
-
-    model = overfit("blip_video_retrieval", samples, floor, queue_size=0, momentum=0.9)
-    to_text, to_video = model.compute_sim_matrix(Gallery(clips, WORDS, "video"), {"k_test": 8})
-    assert to_text.argmax(1).tolist() == to_video.argmax(1).tolist() == list(range(8))
 
 
 # ------------------------------------------------------------------------------ classifiers

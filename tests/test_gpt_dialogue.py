@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import re
 
 import numpy as np
@@ -14,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lavis.datasets.builders import load_dataset
-from lavis.models import load_model, load_preprocess
+from lavis.models import load_model
 from lavis.models.gpt_tokenizer import DIALOGUE_TOKENS, GPT2_MERGES, GPTTokenizer
 from lavis.models.vgd_gpt import GPT2, GPTDialogue, GPTDialogueConfig
 from lavis.nn import generation
@@ -427,44 +425,6 @@ def test_rounds_of_one_video_are_as_single_questions(model):
     assert all(torch.equal(one[key], two[key]) for key in two)
     with torch.no_grad():
         assert torch.equal(model(rounds).loss, model(two).loss)
-
-
-# --------------------------------------------------------------------------------------- learning
-def test_eight_dialogues_are_learnt_by_heart():
-    """Both parts of the loss have the floor 0: a video's first frame is not predicted."""
-    model, vis, txt = _tiny()
-    data = load_dataset("shapes_video_dialogue")["train"]
-    data.set_processors(vis["train"], txt["train"])
-    chosen, seen = [], set()
-    for i in itertools.count():
-        sample = data.sample(i, np.random.default_rng(0))
-        if sample["answer"] not in seen:
-            seen.add(sample["answer"])
-            chosen.append(sample)
-        if len(chosen) == 8:
-            break
-    batch = data.collater(chosen)
-    torch.manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
-    model.train()
-    for _ in range(75):
-        out = model(batch)
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        out = model(batch)
-    assert out.loss_lm < 0.05 and out.loss < 0.05, (float(out.loss_lm), float(out.loss_video))
-    assert model.generate(batch, min_length=1) == batch["answer"]
-    assert model.generate(batch, num_beams=1, min_length=1) == batch["answer"]
-
-
-def _tiny():
-    torch.manual_seed(0)
-    model = load_model("gpt_dialogue", "tiny")
-    vis, txt = load_preprocess(model.preprocess_config())
-    return model, vis, txt
 
 
 def test_the_answer_depends_on_the_video(model):
