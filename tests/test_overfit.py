@@ -318,7 +318,7 @@ HEADS = {
         "albef_retrieval", "retrieval", "shapes_retrieval", paired, of_contrast, 100, RETRIEVED, run=FALLING,
         model={"max_txt_len": 16, "queue_size": 16, **QUICK_TWINS},
     ),
-    # Masked words are guessed without the twins here: which words are masked is not told, so neither their opinion.
+    # without the twins: the output does not tell which words were masked, so nothing could be mixed for the floor
     "albef_pretrain": Head(
         "albef_pretrain", "image_text_pretrain", "shapes_retrieval", paired, of_contrast, 140, RETRIEVED,
         asked_by="retrieval", also=guesses, rate=1.5e-3, run=FALLING,
