@@ -1,6 +1,6 @@
 """CLIP's and BLIP's features, and matching one picture with many texts, beside transformers: same weights, inputs, run.
 
-    python benchmarks/features.py                      # everything, about 8 minutes on 2 cores
+    python benchmarks/features.py                      # everything; estimated 8 minutes on 2 cores
     python benchmarks/features.py clip-text itm        # parts: clip-image, clip-text, blip-image, blip-text,
                                                        # blip-multimodal, itm
     python benchmarks/features.py clip-image --threads 1 --batches 1
@@ -220,9 +220,8 @@ def measure(models: Mapping[str, Any], pair: Pair, batch: int, small: bool, roun
         if small or name in COMPARED:
             runs[name] = keeping(name, run)
     with torch.no_grad():
-        seconds = interleaved(
-            runs, warmup=1 if small else 0
-        )  # what a long run warms up is nothing to its length
+        # what a long run warms up is nothing to its length
+        seconds = interleaved(runs, rounds, warmup=1 if small else 0)
     wanted = outputs[BASE]
     return {
         "seconds (median, least, greatest)": {

@@ -364,10 +364,12 @@ def test_scores_are_the_log_odds_of_the_training_logits():
 def test_written_answers_do_not_depend_on_the_batch():
     model = random_model("blip_vis_dialogue", answering="generate")
     samples = {k: dialogue()[k] for k in ("image", "caption", "text_input", "dialog")}
-    written = model.generate(samples, max_len=6, return_scores=True)
+    written = model.generate(samples, max_length=6, return_scores=True)
     assert len({*written.texts}) > 1
     for i, text in enumerate(written.texts):
-        alone = model.generate({k: v[i : i + 1] for k, v in samples.items()}, max_len=6, return_scores=True)
+        alone = model.generate(
+            {k: v[i : i + 1] for k, v in samples.items()}, max_length=6, return_scores=True
+        )
         assert alone.texts == [text]
         assert alone.logprobs[0] == pytest.approx(written.logprobs[i], abs=1e-3)
 
@@ -486,7 +488,7 @@ def test_samples_of_dialogue_data_go_in_as_they_come(name, data, whole):
     assert model.predict(batch).shape == (rounds, 6)
     assert model(batch).loss.isfinite()
     writer = random_model(name, answering="generate")
-    assert writer(batch).loss.isfinite() and len(writer.generate(batch, max_len=4)) == rounds
+    assert writer(batch).loss.isfinite() and len(writer.generate(batch, max_length=4)) == rounds
 
 
 # ----------------------------------------------------------------------------------- videos

@@ -125,8 +125,6 @@ class Alpro(VisionTextModel):
 
     MEDIA = "video"
 
-    MEDIA = "video"
-
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         if config.text.width != config.vit.width:

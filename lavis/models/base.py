@@ -308,9 +308,10 @@ class BaseModel(nn.Module):
     # ------------------------------------------------------------------------------ weights
     def load_file(self, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None) -> None:
         """Load a file's weights (or a folder's), strictly. The file's kind is seen from its entries."""
-        self.adapt(self.config, path)
+        config = self.adapt(self.config, path)
         state = checkpoints.read_state_dict(path)
         checkpoints.load_into(self, state, self._rules(state, rules), name or str(path))
+        self.config = config
 
     def load_checkpoint(self, source: str | Path) -> None:
         """Replace the weights by those of a folder, file, URL or Hugging Face id, strictly."""

@@ -399,8 +399,8 @@ class BlipDialogue(Blip):
         self,
         samples: Mapping[str, Any],
         num_beams: int = 3,
-        max_len: int = 20,
-        min_len: int = 1,
+        max_length: int = 20,
+        min_length: int = 1,
         *,
         return_scores: bool = False,
     ) -> list[str] | Texts:
@@ -408,7 +408,7 @@ class BlipDialogue(Blip):
 
         Args:
             samples: `image`, `caption`, `text_input`, `dialog` as in `forward`.
-            num_beams: 1 is greedy. max_len, min_len: in tokens, start token included.
+            num_beams: 1 is greedy. max_length, min_length: in tokens, start token included.
             return_scores: give `Texts` instead of strings.
 
         Raises:
@@ -421,6 +421,13 @@ class BlipDialogue(Blip):
             )
         states, tokens, _ = self._encode(samples)
         out = write_answers(
-            self.text_decoder, self.tokenizer, self.bos_id, states, tokens.mask, num_beams, max_len, min_len
+            self.text_decoder,
+            self.tokenizer,
+            self.bos_id,
+            states,
+            tokens.mask,
+            num_beams,
+            max_length,
+            min_length,
         )
         return out if return_scores else out.texts

@@ -216,12 +216,10 @@ class Clip(BaseModel):
         return adapted(config, path)
 
     def load_file(self, path: Path, rules: Rules | None = None, name: str | None = None) -> None:
-        config = adapted(self.config, path)
         super().load_file(path, rules, name)
-        self.config = config
         for module in self.modules():
             if isinstance(module, Mlp):
-                module.quick_gelu = config.quick_gelu
+                module.quick_gelu = self.config.quick_gelu
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
         """Train the text tower only (LiT, Zhai et al. 2021).

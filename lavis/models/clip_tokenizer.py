@@ -14,7 +14,7 @@ import torch
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as _Tokenizer
 
-from lavis.models.tokenizer import ASSETS, Tokenizer
+from lavis.models.tokenizer import ASSETS, Tokenizer, number_pieces, read_merges
 
 CLIP_MERGES = ASSETS / "clip_bpe_merges.txt"
 START, END = "<start_of_text>", "<end_of_text>"
@@ -61,23 +61,12 @@ class ClipTokenizer(Tokenizer):
     def __init__(self, vocabulary: Path | str = CLIP_MERGES, size: int = 49408) -> None:
         self.vocabulary = Path(vocabulary)
         count = size - 2 * _ALPHABET - 2
-        lines = self.vocabulary.read_text(encoding="utf-8").split("\n")[1:]
-        halves = [line.split(" ") for line in lines[: max(count, 0)]]
-        merges = [(pair[0], pair[1]) for pair in halves if len(pair) == 2]
-        if count < 0 or len(merges) < count:
-            raise ValueError(
-                f"{self.vocabulary}: {size} ids need {count} merges, one 'left right' per line after a heading; "
-                f"the file has {len(merges)} such lines"
-            )
+        merges = read_merges(self.vocabulary, size, count)
         symbols = _byte_symbols()
         pieces = [*symbols.values(), *(s + _END_OF_WORD for s in symbols.values())]
         pieces += ["".join(pair) for pair in merges]
         pieces += [START, END]
-        vocab = {piece: i for i, piece in enumerate(pieces)}
-        if len(vocab) != size:
-            raise ValueError(
-                f"{self.vocabulary}: {size - len(vocab)} of the first {count} merges are repeated"
-            )
+        vocab = number_pieces(self.vocabulary, size, count, pieces)
         inner = _Tokenizer(models.BPE(vocab, merges, end_of_word_suffix=_END_OF_WORD))
         inner.pre_tokenizer = pre_tokenizers.Sequence(
             [

@@ -12,7 +12,7 @@ import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as _Tokenizer
 
-from lavis.models.tokenizer import ASSETS, Tokenizer
+from lavis.models.tokenizer import ASSETS, Tokenizer, number_pieces, read_merges
 
 GPT2_MERGES = ASSETS / "gpt2_bpe_merges.txt"
 END_OF_TEXT = "<|endoftext|>"  # ends a document of GPT-2's training data; the last id of its vocabulary
@@ -39,20 +39,9 @@ class GPTTokenizer(Tokenizer):
             pre_tokenizers.ByteLevel.alphabet()
         )  # one visible character per byte, in GPT-2's order
         count = size - len(alphabet) - 1 - len(DIALOGUE_TOKENS)
-        lines = self.vocabulary.read_text(encoding="utf-8").split("\n")[1:]
-        halves = [line.split(" ") for line in lines[: max(count, 0)]]
-        merges = [(pair[0], pair[1]) for pair in halves if len(pair) == 2]
-        if count < 0 or len(merges) < count:
-            raise ValueError(
-                f"{self.vocabulary}: {size} ids need {count} merges, one 'left right' per line after a heading; "
-                f"the file has {len(merges)} such lines"
-            )
+        merges = read_merges(self.vocabulary, size, count)
         pieces = [*alphabet, *("".join(pair) for pair in merges), END_OF_TEXT, *DIALOGUE_TOKENS]
-        vocab = {piece: i for i, piece in enumerate(pieces)}
-        if len(vocab) != size:
-            raise ValueError(
-                f"{self.vocabulary}: {size - len(vocab)} of the first {count} merges are repeated"
-            )
+        vocab = number_pieces(self.vocabulary, size, count, pieces)
         inner = _Tokenizer(models.BPE(vocab, merges))
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()

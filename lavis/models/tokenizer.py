@@ -46,6 +46,38 @@ class Tokens:
         return Tokens(self.ids.to(device), self.mask.to(device))
 
 
+def read_merges(path: Path, ids: int, count: int) -> list[tuple[str, str]]:
+    """The first `count` merges of a byte-pair vocabulary with `ids` ids.
+
+    Args:
+        path: a file with one merge per line after a line of heading, the earliest first.
+
+    Raises:
+        ValueError: the file has fewer, or the vocabulary is too small for any.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")[1:]
+    halves = [line.split(" ") for line in lines[: max(count, 0)]]
+    merges = [(pair[0], pair[1]) for pair in halves if len(pair) == 2]
+    if count < 0 or len(merges) < count:
+        raise ValueError(
+            f"{path}: {ids} ids need {count} merges, one 'left right' per line after a heading; "
+            f"the file has {len(merges)} such lines"
+        )
+    return merges
+
+
+def number_pieces(path: Path, ids: int, count: int, pieces: Sequence[str]) -> dict[str, int]:
+    """{piece: id} of a byte-pair vocabulary that `read_merges` has read.
+
+    Raises:
+        ValueError: merges are repeated.
+    """
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    if len(vocab) != ids:
+        raise ValueError(f"{path}: {ids - len(vocab)} of the first {count} merges are repeated")
+    return vocab
+
+
 class Tokenizer:
     """Texts to padded ids and back.
 

@@ -326,6 +326,3 @@ class ResNet(nn.Module):
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
         return self.attnpool(x)
-
-
-# ------------------------------------------------------------------------------------------- loss

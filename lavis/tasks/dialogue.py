@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -78,18 +77,17 @@ class DialogueTask(Task):
                 if index is not None:
                     record["rank"] = int((row >= row[index]).sum())  # ties count as better
             return records
-        answers = model.generate(samples, **self._arguments(model))  # type: ignore[operator]
+        settings = self.settings
+        answers = model.generate(  # type: ignore[operator]
+            samples,
+            num_beams=settings.num_beams,
+            max_length=settings.max_len,
+            min_length=settings.min_len,
+        )
         references = as_list(samples["answer"]) if "answer" in samples else [None] * len(records)
         for record, answer, reference in zip(records, answers, references, strict=True):
             record.update(answer=answer, reference=reference)
         return records
-
-    def _arguments(self, model: nn.Module) -> dict[str, Any]:
-        """Beams and lengths under the names that the model's `generate` has for them."""
-        accepted = inspect.signature(model.generate).parameters  # type: ignore[arg-type]
-        names = ("max_length", "min_length") if "max_length" in accepted else ("max_len", "min_len")
-        settings = self.settings
-        return {"num_beams": settings.num_beams, names[0]: settings.max_len, names[1]: settings.min_len}
 
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
         """Of ranks: r1, r5, r10 and mrr in percent, mean_rank. Of answers: exact_percent and caption metrics."""

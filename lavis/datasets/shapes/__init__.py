@@ -44,7 +44,7 @@ from lavis.datasets.shapes.clips import make_clip, render_clip
 from lavis.datasets.shapes.dialogue import ShapesDialogue
 from lavis.datasets.shapes.entailment import ShapesEntailment
 from lavis.datasets.shapes.language import Judgement, caption_truth_percent, judge_caption, make_captions
-from lavis.datasets.shapes.made import Drawn, Made, MadeOptions
+from lavis.datasets.shapes.made import Drawn, DrawnWithCaptions, DrawnWithQuestions, Made, MadeOptions
 from lavis.datasets.shapes.pairs import ShapesNLVR
 from lavis.datasets.shapes.questions import ANSWERS, make_questions
 from lavis.datasets.shapes.render import render
@@ -138,7 +138,7 @@ class _ShapesPictures(Drawn):
 
 
 @registry.register_dataset("shapes_caption")
-class ShapesCaption(_ShapesPictures, CaptionDataset):
+class ShapesCaption(_ShapesPictures, DrawnWithCaptions, CaptionDataset):
     """Captions of shapes; records also hold `scene`."""
 
     name = "shapes_caption"
@@ -149,12 +149,6 @@ class ShapesCaption(_ShapesPictures, CaptionDataset):
         records = Made(_caption_record, plan.options, split, plan.options.count(split))
         return cls(records, split, options=plan.options)
 
-    def _index_records(self) -> None:
-        self._items = None  # a record is a picture already
-
-    def image_id(self, position: int) -> int:
-        return position
-
     def extra_metrics(self, predictions: Mapping[Any, str]) -> dict[str, float]:
         """`truth_percent`: the share of captions that are true of their picture."""
         pairs = [(caption, self.records[int(i)]["scene"]) for i, caption in predictions.items()]
@@ -162,7 +156,7 @@ class ShapesCaption(_ShapesPictures, CaptionDataset):
 
 
 @registry.register_dataset("shapes_vqa")
-class ShapesVQA(_ShapesPictures, VQADataset):
+class ShapesVQA(_ShapesPictures, DrawnWithQuestions, VQADataset):
     """Questions about shapes; records also hold `scene`."""
 
     name = "shapes_vqa"
@@ -173,11 +167,6 @@ class ShapesVQA(_ShapesPictures, VQADataset):
         each = plan.options.questions
         records = Made(_question_records, plan.options, split, plan.options.count(split) * each, each)
         return cls(records, split, options=plan.options, answer_list=ANSWERS)
-
-    def _index_records(self) -> None:
-        pictures, each = self.options.count(self.split), self.options.questions
-        grouped = self.options.questions_per_image is not None
-        self._items = [range(p * each, (p + 1) * each) for p in range(pictures)] if grouped else None
 
 
 def export_coco(dataset: ShapesCaption, folder: str | Path, suffix: str = ".png") -> Path:

@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 
 from lavis.datasets.shapes import scene as world
-from lavis.datasets.shapes.language import RELATION_WORDS, Phrase
+from lavis.datasets.shapes.language import PLURALS, RELATION_WORDS, Phrase
 from lavis.datasets.shapes.scene import Obj, clearly, shift
 
 Focus = tuple[int, ...]  # places of objects in the scene's list
@@ -209,7 +209,7 @@ class OfThem(Ask):
     pronoun: ClassVar[str] = "they"
 
     def text(self) -> str:
-        value = plural(self.value) if self.attribute == "shape" else self.value
+        value = PLURALS[self.value] if self.attribute == "shape" else self.value
         return f"how many of them are {value}?"
 
     def reply(self, objects: Sequence[Obj], focus: Focus) -> Reply | None:
@@ -225,7 +225,7 @@ class All(Ask):
     pronoun: ClassVar[str] = "they"
 
     def text(self) -> str:
-        return f"are they all {plural(self.value) if self.attribute == 'shape' else self.value}?"
+        return f"are they all {PLURALS[self.value] if self.attribute == 'shape' else self.value}?"
 
     def reply(self, objects: Sequence[Obj], focus: Focus) -> Reply | None:
         return _YES_NO[all(objects[i][self.attribute] == self.value for i in focus)], focus
@@ -246,11 +246,6 @@ class One(Ask):
     def reply(self, objects: Sequence[Obj], focus: Focus) -> Reply | None:
         found = tuple(i for i in focus if objects[i][self.by] == self.value)
         return (objects[found[0]][self.attribute], found) if len(found) == 1 else None
-
-
-def plural(shape: str) -> str:
-    """The plural of a shape's name."""
-    return Phrase("many", shape=shape).text()
 
 
 # ---------------------------------------------------------------------- history

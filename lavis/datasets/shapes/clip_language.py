@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lavis.datasets.shapes.clips import MOVES, Clip, happens_before, happens_with, moments
-from lavis.datasets.shapes.language import Judgement, Phrase, read_caption
+from lavis.datasets.shapes.language import Judgement, Phrase, own_percent, read_caption
 from lavis.datasets.shapes.scene import Obj
 
 VERBS = {
@@ -204,18 +204,12 @@ def clip_ceiling_percent(pairs: Sequence[tuple[Sequence[str], Clip]]) -> float:
     Raises:
         ValueError: a caption that can't be read; it is named.
     """
-    own = total = 0
-    for place, (captions, _) in enumerate(pairs):
-        for caption in captions:
-            read = read_clip_caption(caption)
-            if read is None:
-                raise ValueError(f"the caption {caption!r} leaves the grammar of clips")
-            clauses, joints = read
-            fits = [
-                i
-                for i, (_, clip) in enumerate(pairs)
-                if _can_be_told([c.fitting(clip["objects"]) for c in clauses], joints)
-            ]
-            own += fits == [place]
-            total += 1
-    return 100.0 * own / total if total else 0.0
+
+    def test_of(caption: str) -> Callable[[Clip], bool]:
+        read = read_clip_caption(caption)
+        if read is None:
+            raise ValueError(f"the caption {caption!r} leaves the grammar of clips")
+        clauses, joints = read
+        return lambda clip: _can_be_told([c.fitting(clip["objects"]) for c in clauses], joints)
+
+    return own_percent(pairs, test_of)

@@ -34,7 +34,7 @@ from lavis.common.registry import registry
 from lavis.datasets.base import Plan, Record
 from lavis.datasets.dialogue import DialogueDataset, DialogueOptions
 from lavis.datasets.shapes.asking import make_options, true_of_some
-from lavis.datasets.shapes.made import Drawn, Made, MadeOptions
+from lavis.datasets.shapes.made import DrawnDialogues, Made, MadeOptions
 from lavis.datasets.shapes.scene import Purpose, draw_scene, stream
 from lavis.datasets.shapes.talk import make_dialogue
 
@@ -81,7 +81,7 @@ def _record(options: Any, split: str, number: int) -> list[Record]:
 
 
 @registry.register_dataset("shapes_dialogue")
-class ShapesDialogue(Drawn, DialogueDataset):
+class ShapesDialogue(DrawnDialogues, DialogueDataset):
     """Dialogues about pictures; records also hold `scene`."""
 
     name = "shapes_dialogue"
@@ -91,9 +91,3 @@ class ShapesDialogue(Drawn, DialogueDataset):
     def load(cls, split: str, plan: Plan) -> ShapesDialogue:
         records = Made(_record, plan.options, split, plan.options.count(split), keep=2_048)
         return cls(records, split, options=plan.options)
-
-    def _round_at(self, index: int) -> tuple[int, int]:
-        return divmod(index, int(self.options.rounds))
-
-    def _count_rounds(self) -> int:
-        return len(self.records) * int(self.options.rounds)

@@ -43,6 +43,7 @@ from lavis.datasets.shapes.language import NUMBERS, Phrase
 from lavis.datasets.shapes.made import Drawn, Made, MadeOptions
 from lavis.datasets.shapes.pairs import Pair, draw_object, draw_palette
 from lavis.datasets.shapes.scene import (
+    ATTRIBUTES,
     COLORS,
     FINE,
     SHAPES,
@@ -71,7 +72,6 @@ ROWS = {
 CARD_HALF = 0.22  # wider than the largest object, r = 0.205 and outlines up to 1.1 r with jitter 0
 ANSWERS = ("contradiction", "neutral", "entailment")
 _ATTEMPTS = 80
-_ATTRIBUTES = ("color", "shape", "size", "texture")
 
 # What may lie behind a card, None for nothing: every object that a scene may have.
 HIDDEN: tuple[Obj | None, ...] = (
@@ -120,11 +120,11 @@ class Hypothesis:
             row = next(name for name, corners in ROWS.items() if corners == self.corners)
             return f"the two objects {row} have the same {self.value[0]}"
         if self.kind == "more":
-            return f"there are more {_plural(self.phrase)} than {_plural(self.other)}"
+            return f"there are more {self.phrase.plural()} than {self.other.plural()}"
         amount = f"at {self.kind} {NUMBERS[self.number]}"
         if self.number == 1:
             return f"there is {amount} {self.phrase.text().split(' ', 1)[1]}"
-        return f"there are {amount} {_plural(self.phrase)}"
+        return f"there are {amount} {self.phrase.plural()}"
 
     def holds(self, world: Mapping[str, Obj]) -> bool:
         """Whether it is true of a world: the object of each corner that has one. A sentence about "the
@@ -151,8 +151,8 @@ class Hypothesis:
         """The attributes of objects that its truth depends on."""
         if self.kind == "larger":
             return ("size",)
-        named = {k for p in (self.phrase, self.other) for k in _ATTRIBUTES if getattr(p, k) is not None}
-        return tuple(k for k in _ATTRIBUTES if k in named | {self.value[0]})
+        named = {k for p in (self.phrase, self.other) for k in ATTRIBUTES if getattr(p, k) is not None}
+        return tuple(k for k in ATTRIBUTES if k in named | {self.value[0]})
 
 
 @functools.cache
@@ -160,10 +160,6 @@ def _differing(attributes: tuple[str, ...]) -> tuple[Obj | None, ...]:
     """Of everything that may be hidden, one of each kind that these attributes tell apart."""
     kinds = {None if o is None else tuple(o[k] for k in attributes): o for o in HIDDEN}
     return tuple(kinds.values())
-
-
-def _plural(phrase: Phrase) -> str:
-    return Phrase("many", phrase.shape, phrase.color, phrase.size, phrase.texture).text()
 
 
 def verdict(hypothesis: Hypothesis, scene: Scene) -> str:
@@ -238,9 +234,7 @@ def _larger(rng: np.random.Generator, palette: Sequence[Pair]) -> Hypothesis:
 
 
 def _same(rng: np.random.Generator, palette: Sequence[Pair]) -> Hypothesis:
-    return Hypothesis(
-        "same", ROWS[pick(rng, list(ROWS))], value=(pick(rng, ("color", "shape", "size", "texture")), "")
-    )
+    return Hypothesis("same", ROWS[pick(rng, list(ROWS))], value=(pick(rng, ATTRIBUTES), ""))
 
 
 KINDS: dict[str, Callable[[np.random.Generator, Sequence[Pair]], Hypothesis]] = {

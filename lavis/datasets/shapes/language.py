@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lavis.datasets.shapes import scene as world
-from lavis.datasets.shapes.scene import Obj, Scene, clearly, related
+from lavis.datasets.shapes.scene import Obj, Scene, clearly, related, shuffled
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 KINDS = ("size", "texture", "color")  # the order in which adjectives are written
@@ -89,6 +89,10 @@ class Phrase:
             words.insert(0, "the")
         return " ".join(words)
 
+    def plural(self) -> str:
+        """The same as a bare plural: "red stars"."""
+        return replace(self, quantity="many").text()
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -143,10 +147,6 @@ def _chance(rng: np.random.Generator, probability: float) -> bool:
     return bool(rng.random() < probability)
 
 
-def _shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
-    return [items[int(i)] for i in rng.permutation(len(items))]
-
-
 def _lead(rng: np.random.Generator, phrase: Phrase, text: str) -> str:
     """Now and then "there is …"."""
     if not _chance(rng, 0.2):
@@ -158,7 +158,7 @@ def _list(rng: np.random.Generator, objects: list[Obj], detail: float, most: int
     """As in "two red circles and a large blue square": up to `most` groups of one colour and shape."""
     phrases: list[Phrase] = []
     told: list[Obj] = []
-    for obj in _shuffled(rng, objects):
+    for obj in shuffled(rng, objects):
         if any(obj is o for o in told) or len(phrases) == most:
             continue
         kinds = ["shape", "color"] + [k for k in ("size", "texture") if _chance(rng, detail)]
@@ -184,9 +184,9 @@ def _count(rng: np.random.Generator, objects: list[Obj], *_: object) -> str | No
 
 def _relation(rng: np.random.Generator, objects: list[Obj], relations: Sequence[str]) -> str | None:
     """As in "a red circle to the left of a blue square", "a blue square with a red circle above it"."""
-    for relation in _shuffled(rng, relations):
-        for a in _shuffled(rng, objects):
-            for b in _shuffled(rng, objects):
+    for relation in shuffled(rng, relations):
+        for a in shuffled(rng, objects):
+            for b in shuffled(rng, objects):
                 if a is b or not clearly(relation, a, b):
                     continue
                 if a["shape"] == b["shape"] and a["color"] == b["color"]:
@@ -222,18 +222,17 @@ def make_captions(scene: Scene, rng: np.random.Generator, count: int = 5) -> lis
         relation; the others vary.
     """
     objects = scene["objects"]
-    places = ("left", "right", "above", "below")
 
     def write(which: int) -> str | None:
         if which == 0:
             return _list(rng, objects, detail=0.0, most=4)
         if which == 1:
-            return _relation(rng, objects, places)
+            return _relation(rng, objects, world.PLACES)
         u = rng.random()
         if u < 0.4:
             return _list(rng, objects, detail=0.4, most=3)
         if u < 0.6:
-            return _relation(rng, objects, places)
+            return _relation(rng, objects, world.PLACES)
         if u < 0.7:
             return _relation(rng, objects, ("larger", "smaller"))
         return _count(rng, objects) if u < 0.85 else _detail(rng, objects)
@@ -437,3 +436,20 @@ def caption_truth_percent(pairs: Iterable[tuple[str, Scene]]) -> float:
     """The share of captions that are true of their scene, in percent; 0 for no pairs."""
     verdicts = [judge_caption(caption, scene).true for caption, scene in pairs]
     return 100.0 * sum(verdicts) / len(verdicts) if verdicts else 0.0
+
+
+def own_percent(
+    pairs: Sequence[tuple[Sequence[str], Any]], test_of: Callable[[str], Callable[[Any], bool]]
+) -> float:
+    """The share of texts of a gallery that are true of what they belong to and of nothing else, in percent.
+
+    Args:
+        pairs: each entry's texts, and its scene or clip.
+        test_of: what tells whether a text is true of a scene or clip.
+    """
+    own = [
+        [i for i, (_, scene) in enumerate(pairs) if true_of(scene)] == [place]
+        for place, (texts, _) in enumerate(pairs)
+        for true_of in map(test_of, texts)
+    ]
+    return 100.0 * sum(own) / len(own) if own else 0.0

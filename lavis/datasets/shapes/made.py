@@ -116,3 +116,36 @@ class Drawn(Dataset):
             record["image_id"], lambda: render(record["scene"], self.options.size)
         )
         return picture
+
+
+class DrawnWithCaptions(Drawn):
+    """A record is a picture, or clip, with all its captions."""
+
+    _items: Any
+
+    def _index_records(self) -> None:
+        self._items = None
+
+    def image_id(self, position: int) -> int:
+        return position
+
+
+class DrawnWithQuestions(Drawn):
+    """A picture, or clip, has the option's `questions` records, side by side."""
+
+    _items: Any
+
+    def _index_records(self) -> None:
+        pictures, each = self.options.count(self.split), self.options.questions
+        grouped = self.options.questions_per_image is not None
+        self._items = [range(p * each, (p + 1) * each) for p in range(pictures)] if grouped else None
+
+
+class DrawnDialogues(Drawn):
+    """Every dialogue has the option's number of `rounds`, so none has to be made to count them."""
+
+    def _round_at(self, index: int) -> tuple[int, int]:
+        return divmod(index, int(self.options.rounds))
+
+    def _count_rounds(self) -> int:
+        return len(self.records) * int(self.options.rounds)

@@ -83,7 +83,7 @@ class PairStatement:
 
     def text(self) -> str:
         phrase = self.phrase.text()
-        noun = replace(self.phrase, quantity="many").text()
+        noun = self.phrase.plural()
         this, that = SIDES[self.side], SIDES[1 - self.side]
         if self.kind == "side":
             return f"the {this} picture contains {self._within().text()}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from lavis.datasets.shapes import scene as world
 from lavis.datasets.shapes.language import PLURALS, RELATION_WORDS, Phrase, phrase_for
-from lavis.datasets.shapes.scene import Obj, Scene, clearly
+from lavis.datasets.shapes.scene import Obj, Scene, clearly, shuffled
 
 # Every answer to every question of every split.
 ANSWERS = (
@@ -27,10 +27,6 @@ Pair = tuple[str, str]
 
 def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
     return options[int(rng.integers(len(options)))]
-
-
-def _shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
-    return [items[int(i)] for i in rng.permutation(len(items))]
 
 
 def _the(objects: Sequence[Obj], obj: Obj, choices: Sequence[Sequence[str]]) -> str | None:
@@ -118,9 +114,9 @@ def ask_more(objects: list[Obj], rng: np.random.Generator, pairs: Sequence[Pair]
 
 def _ask_pair(objects: list[Obj], rng: np.random.Generator, relations: Sequence[str]) -> Question | None:
     """As in "is the star above the circle?" Asked of a pair that stands so, or the other way round."""
-    for relation in _shuffled(rng, relations):
-        for a in _shuffled(rng, objects):
-            for b in _shuffled(rng, objects):
+    for relation in shuffled(rng, relations):
+        for a in shuffled(rng, objects):
+            for b in shuffled(rng, objects):
                 if a is b or not clearly(relation, a, b):
                     continue
                 names = _the(objects, a, _NAMES[:2]), _the(objects, b, _NAMES[:2])
@@ -140,13 +136,13 @@ def ask_size(objects: list[Obj], rng: np.random.Generator, pairs: Sequence[Pair]
 
 def ask_place(objects: list[Obj], rng: np.random.Generator, pairs: Sequence[Pair]) -> Question | None:
     """As in "is the star to the left of the circle?" """
-    return _ask_pair(objects, rng, ("left", "right", "above", "below"))
+    return _ask_pair(objects, rng, world.PLACES)
 
 
 def ask_neighbour(objects: list[Obj], rng: np.random.Generator, pairs: Sequence[Pair]) -> Question | None:
     """As in "what shape is above the square?" Nothing else may lie on that side at all, however little."""
-    for relation in _shuffled(rng, ("left", "right", "above", "below")):
-        for b in _shuffled(rng, objects):
+    for relation in shuffled(rng, world.PLACES):
+        for b in shuffled(rng, objects):
             side = [a for a in objects if a is not b and world.shift(relation, a, b)[0] > 0]
             if len(side) != 1 or not clearly(relation, side[0], b):
                 continue
@@ -204,7 +200,7 @@ def make_questions(
     objects, pairs = scene["objects"], world.ALLOWED_PAIRS[split]
     asked: dict[str, dict[str, str]] = {}
     while len(asked) < count:
-        for kind in _shuffled(rng, list(QUESTION_TYPES)):
+        for kind in shuffled(rng, list(QUESTION_TYPES)):
             found = QUESTION_TYPES[kind](objects, rng, pairs)
             if found is not None and found[0] not in asked and len(asked) < count:
                 asked[found[0]] = {"question": found[0], "answer": found[1], "question_type": kind}

@@ -19,7 +19,7 @@ Captions have 20 words on average, 32 at most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,11 @@ from lavis.common.registry import registry
 from lavis.datasets.base import Plan, Record
 from lavis.datasets.captioning import CaptionOptions
 from lavis.datasets.retrieval import RetrievalDataset
-from lavis.datasets.shapes.language import Phrase, Statement, phrase_for, read_caption
-from lavis.datasets.shapes.made import Drawn, Made, MadeOptions
-from lavis.datasets.shapes.scene import Obj, Purpose, Scene, clearly, draw_scene, stream
+from lavis.datasets.shapes.language import Phrase, Statement, own_percent, phrase_for, read_caption
+from lavis.datasets.shapes.made import DrawnWithCaptions, Made, MadeOptions
+from lavis.datasets.shapes.scene import PLACES, Obj, Purpose, Scene, clearly, draw_scene, shuffled, stream
 
 CAPTIONS_PER_PICTURE = 5
-_RELATIONS = ("left", "right", "above", "below")
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,6 @@ class ShapesRetrievalOptions(CaptionOptions, MadeOptions):
 
 
 # ---------------------------------------------------------------------- writing
-def _shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
-    return [items[int(i)] for i in rng.permutation(len(items))]
-
-
 def _describe(objects: Sequence[Obj], obj: Obj, kinds: Sequence[str]) -> Phrase:
     """A true phrase that names `kinds` and the texture, unless all objects of that description are solid."""
     alike = phrase_for(objects, obj, kinds)
@@ -61,7 +56,7 @@ def _describe(objects: Sequence[Obj], obj: Obj, kinds: Sequence[str]) -> Phrase:
 def _phrases(rng: np.random.Generator, objects: Sequence[Obj], kinds: Sequence[str]) -> list[Phrase]:
     """Phrases that together name every object once, in random order."""
     phrases: list[Phrase] = []
-    for obj in _shuffled(rng, objects):
+    for obj in shuffled(rng, objects):
         phrase = _describe(objects, obj, kinds)
         if phrase not in phrases:
             phrases.append(phrase)
@@ -72,8 +67,8 @@ def _related(rng: np.random.Generator, objects: Sequence[Obj], phrases: list[Phr
     """Two single objects that stand clearly to each other, as a statement."""
     single = [(p, p.matching(objects)[0]) for p in phrases if p.quantity == "a"]
     for first, a in single:
-        for second, b in _shuffled(rng, single):
-            for relation in _shuffled(rng, _RELATIONS):
+        for second, b in shuffled(rng, single):
+            for relation in shuffled(rng, PLACES):
                 if a is not b and clearly(relation, a, b):
                     return Statement(first, relation, second)
     return None
@@ -119,16 +114,14 @@ def ceiling_percent(pairs: Sequence[tuple[Sequence[str], Scene]]) -> float:
     Raises:
         ValueError: a caption that can't be read; it is named.
     """
-    own = total = 0
-    for place, (captions, _) in enumerate(pairs):
-        for caption in captions:
-            statements = read_caption(caption)
-            if statements is None:
-                raise ValueError(f"the caption {caption!r} leaves the grammar of shapes")
-            fits = (i for i, (_, scene) in enumerate(pairs) if all(s.holds(scene) for s in statements))
-            own += list(fits) == [place]
-            total += 1
-    return 100.0 * own / total if total else 0.0
+
+    def test_of(caption: str) -> Callable[[Scene], bool]:
+        statements = read_caption(caption)
+        if statements is None:
+            raise ValueError(f"the caption {caption!r} leaves the grammar of shapes")
+        return lambda scene: all(s.holds(scene) for s in statements)
+
+    return own_percent(pairs, test_of)
 
 
 # ---------------------------------------------------------------------- the data set
@@ -143,7 +136,7 @@ def _record(options: Any, split: str, picture: int) -> list[Record]:
 
 
 @registry.register_dataset("shapes_retrieval")
-class ShapesRetrieval(Drawn, RetrievalDataset):
+class ShapesRetrieval(DrawnWithCaptions, RetrievalDataset):
     """Pictures with captions that tell them apart; records also hold `scene`."""
 
     name = "shapes_retrieval"
@@ -153,9 +146,3 @@ class ShapesRetrieval(Drawn, RetrievalDataset):
     def load(cls, split: str, plan: Plan) -> ShapesRetrieval:
         records = Made(_record, plan.options, split, plan.options.count(split))
         return cls(records, split, options=plan.options)
-
-    def _index_records(self) -> None:
-        self._items = None  # a record is a picture already
-
-    def image_id(self, position: int) -> int:
-        return position

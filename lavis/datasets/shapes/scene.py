@@ -18,6 +18,7 @@ What words mean, for the generators of captions and questions and for the judge 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -31,6 +32,8 @@ COLORS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown")
 NEW_COLORS = ("black", "cyan")
 SIZES = ("small", "large")
 TEXTURES = ("solid", "striped", "dotted")
+ATTRIBUTES = ("color", "shape", "size", "texture")
+PLACES = ("left", "right", "above", "below")
 NEW_TEXTURES = ("checkered",)
 ALL_COLORS = COLORS + NEW_COLORS
 ALL_TEXTURES = TEXTURES + NEW_TEXTURES
@@ -97,6 +100,10 @@ _HELD_OUT = sorted(HELD_OUT)
 
 def pick(rng: np.random.Generator, options: Any) -> Any:
     return options[int(rng.random() * len(options))]
+
+
+def shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
+    return [items[int(i)] for i in rng.permutation(len(items))]
 
 
 def _draw_kind(rng: np.random.Generator, split: str, first: bool) -> tuple[str, str, str]:

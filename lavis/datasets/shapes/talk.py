@@ -15,10 +15,18 @@ import numpy as np
 from lavis.datasets.shapes import asking
 from lavis.datasets.shapes.asking import Ask, Focus, Reply
 from lavis.datasets.shapes.language import Phrase, phrase_for
-from lavis.datasets.shapes.scene import ALLOWED_PAIRS, OPPOSITE, SIZES, TEXTURES, Obj, Scene, pick
+from lavis.datasets.shapes.scene import (
+    ALLOWED_PAIRS,
+    ATTRIBUTES,
+    OPPOSITE,
+    PLACES,
+    SIZES,
+    TEXTURES,
+    Obj,
+    Scene,
+    pick,
+)
 
-_RELATIONS = ("left", "right", "above", "below")
-_ATTRIBUTES = ("color", "shape", "size", "texture")
 _NAMES = (("shape",), ("color", "shape"), ("size", "shape"), ("color",))
 _FOLLOW = 0.9  # how often a round stays with what is in focus
 _RATHER = 0.8  # how often a question is dropped whose pronoun doesn't matter
@@ -33,7 +41,7 @@ class Talk:
         pairs: the (colour, shape) pairs that may be mentioned.
     """
 
-    attributes: tuple[str, ...] = _ATTRIBUTES
+    attributes: tuple[str, ...] = ATTRIBUTES
 
     def __init__(
         self, objects: list[Obj], rng: np.random.Generator, pairs: Sequence[tuple[str, str]]
@@ -134,7 +142,7 @@ class Talk:
 
     def beside(self) -> Ask | None:
         """Mostly where there is something."""
-        replies = {r: asking.Beside(r).reply(self.objects, self.focus) for r in _RELATIONS}
+        replies = {r: asking.Beside(r).reply(self.objects, self.focus) for r in PLACES}
         empty = self.rng.random() < 0.08
         fitting = [r for r, reply in replies.items() if reply and (reply[0] == "nothing") == empty]
         return asking.Beside(self.pick(fitting)) if fitting else None
@@ -145,7 +153,7 @@ class Talk:
         if phrase is None or other == self.focus[0] or phrase in self.compared():
             return None
         yes = self.rng.random() < 0.5
-        for relation in (_RELATIONS[int(i)] for i in self.rng.permutation(4)):
+        for relation in (PLACES[int(i)] for i in self.rng.permutation(4)):
             reply = asking.Place(relation, phrase).reply(self.objects, self.focus)
             if reply is not None:
                 asked = relation if (reply[0] == "yes") == yes else OPPOSITE[relation]
@@ -240,7 +248,7 @@ class Talk:
         answer, about = reply
         phrase: Phrase | None = getattr(ask, "phrase", None)
         if phrase is not None:
-            named = [k for k in _ATTRIBUTES if getattr(phrase, k) is not None]
+            named = [k for k in ATTRIBUTES if getattr(phrase, k) is not None]
             for i, o in enumerate(self.objects):
                 if phrase.matching([o]):
                     self.told |= {(i, k) for k in named}

@@ -50,7 +50,14 @@ from lavis.datasets.shapes.clip_questions import CLIP_ANSWERS, make_clip_questio
 from lavis.datasets.shapes.clip_talk import CLIP_TALK_ANSWERS, make_clip_dialogue, true_of_clip
 from lavis.datasets.shapes.clips import make_clip, render_clip
 from lavis.datasets.shapes.dialogue import RoundOptions
-from lavis.datasets.shapes.made import Drawn, Made, MadeOptions
+from lavis.datasets.shapes.made import (
+    Drawn,
+    DrawnDialogues,
+    DrawnWithCaptions,
+    DrawnWithQuestions,
+    Made,
+    MadeOptions,
+)
 from lavis.datasets.shapes.scene import Purpose, stream
 from lavis.datasets.video import (
     VideoCaptionDataset,
@@ -175,7 +182,7 @@ class _Clips(Drawn):
 
 
 @registry.register_dataset("shapes_video_caption")
-class ShapesVideoCaption(_Clips, VideoCaptionDataset):
+class ShapesVideoCaption(_Clips, DrawnWithCaptions, VideoCaptionDataset):
     """Captions of clips; records also hold `clip`."""
 
     name = "shapes_video_caption"
@@ -186,12 +193,6 @@ class ShapesVideoCaption(_Clips, VideoCaptionDataset):
         records = Made(_caption_record, plan.options, split, plan.options.count(split))
         return cls(records, split, options=plan.options)
 
-    def _index_records(self) -> None:
-        self._items = None  # a record is a clip already
-
-    def image_id(self, position: int) -> int:
-        return position
-
     def extra_metrics(self, predictions: Mapping[Any, str]) -> dict[str, float]:
         """`truth_percent`: the share of captions that are true of their clip."""
         pairs = [(caption, self.records[int(i)]["clip"]) for i, caption in predictions.items()]
@@ -199,7 +200,7 @@ class ShapesVideoCaption(_Clips, VideoCaptionDataset):
 
 
 @registry.register_dataset("shapes_video_retrieval")
-class ShapesVideoRetrieval(_Clips, VideoRetrievalDataset):
+class ShapesVideoRetrieval(_Clips, DrawnWithCaptions, VideoRetrievalDataset):
     """Clips with captions that tell them apart; records also hold `clip`."""
 
     name = "shapes_video_retrieval"
@@ -209,12 +210,6 @@ class ShapesVideoRetrieval(_Clips, VideoRetrievalDataset):
     def load(cls, split: str, plan: Plan) -> ShapesVideoRetrieval:
         records = Made(_retrieval_record, plan.options, split, plan.options.count(split))
         return cls(records, split, options=plan.options)
-
-    def _index_records(self) -> None:
-        self._items = None
-
-    def image_id(self, position: int) -> int:
-        return position
 
 
 @registry.register_dataset("shapes_video_qa")
@@ -232,20 +227,15 @@ class ShapesVideoQA(_Clips, VideoQADataset):
         return kind(records, split, options=plan.options, answer_list=CLIP_ANSWERS)
 
 
-class ShapesVideoVQA(_Clips, VideoVQADataset):
+class ShapesVideoVQA(_Clips, DrawnWithQuestions, VideoVQADataset):
     """What `shapes_video_qa` is with the option `words`."""
 
     name = "shapes_video_qa"
     Options = ClipQAOptions
 
-    def _index_records(self) -> None:
-        clips, each = self.options.count(self.split), self.options.questions
-        grouped = self.options.questions_per_image is not None
-        self._items = [range(c * each, (c + 1) * each) for c in range(clips)] if grouped else None
-
 
 @registry.register_dataset("shapes_video_dialogue")
-class ShapesVideoDialogue(_Clips, VideoDialogueDataset):
+class ShapesVideoDialogue(_Clips, DrawnDialogues, VideoDialogueDataset):
     """Dialogues about clips; records also hold `clip`."""
 
     name = "shapes_video_dialogue"
@@ -255,9 +245,3 @@ class ShapesVideoDialogue(_Clips, VideoDialogueDataset):
     def load(cls, split: str, plan: Plan) -> ShapesVideoDialogue:
         records = Made(_dialogue_record, plan.options, split, plan.options.count(split), keep=2_048)
         return cls(records, split, options=plan.options)
-
-    def _round_at(self, index: int) -> tuple[int, int]:
-        return divmod(index, int(self.options.rounds))
-
-    def _count_rounds(self) -> int:
-        return len(self.records) * int(self.options.rounds)
