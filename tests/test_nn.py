@@ -145,6 +145,19 @@ def test_activation_checkpointing_changes_no_gradient():
         torch.testing.assert_close(a, b)
 
 
+def test_positions_start_where_rows_and_columns_can_be_read():
+    vit = VisionTransformer(ViTConfig(width=32, depth=1, heads=2, patch_size=8, sincos=0.5), 64)
+    vit.reset_parameters()
+    positions = vit.pos_embed.detach()[0]
+    assert not positions[0].any() and abs(float(positions[1:].square().mean()) ** 0.5 - 0.5) < 0.01
+    places = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0))
+    known = torch.cat([positions[1:], torch.ones(64, 1)], dim=1)
+    read = known @ torch.linalg.lstsq(known, places, driver="gelsd").solution
+    torch.testing.assert_close(read, places, atol=0.05, rtol=0)  # a linear layer finds row and column
+    with pytest.raises(ValueError, match="multiple of 4"):
+        VisionTransformer(ViTConfig(width=30, depth=1, heads=2, sincos=0.5), 64).reset_parameters()
+
+
 @pytest.mark.parametrize(("old", "new"), [(14, 24), (14, 30), (24, 30), (24, 14)])
 def test_positions_resize_as_the_original(old, new):
     from tests import golden

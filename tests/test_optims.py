@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lavis.common.device import autocast, grad_scaler, pick_device, pick_precision, to_device
-from lavis.common.optims import build_optimizer, parameter_groups
+from lavis.common.optims import build_optimizer, orthogonalised, parameter_groups
 from lavis.common.registry import registry
 
 CASES = json.loads((Path(__file__).parent / "reference" / "lr_schedules.json").read_text())["cases"]
@@ -75,6 +75,55 @@ def test_the_optimizer_takes_the_models_own_groups() -> None:
     opt = build_optimizer(net, 1e-3, weight_decay=0.3, beta2=0.98, lr_layer_decay=0.5)
     (group,) = opt.param_groups
     assert (group["weight_decay"], group["lr_scale"], group["betas"]) == (0.3, 0.5, (0.9, 0.98))
+
+
+def _small_net() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 20), nn.LayerNorm(20), nn.Linear(20, 6, bias=False), nn.Linear(6, 6))
+    net.add_module("head", nn.Linear(6, 6))
+    return net
+
+
+def _steps(net: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int = 4) -> None:
+    data = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        net.zero_grad()
+        x, y = torch.randn(2, 64, 6, generator=data)
+        (net(x) - y).square().mean().backward()
+        for each in optimizers:
+            each.step()
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with PyTorch 2.9")
+def test_muon_moves_hidden_matrices_as_pytorchs_and_the_rest_as_adamw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # PyTorch orthogonalises in bfloat16; how well ours does is tested below
+    monkeypatch.setattr(
+        "torch.optim._muon._zeropower_via_newtonschulz", lambda matrix, *_: orthogonalised(matrix[None])[0]
+    )
+    ours, theirs = _small_net(), _small_net()
+    _steps(ours, [build_optimizer(ours, 1e-2, 0.05, 0.98, name="muon")])
+    inner = [theirs[i].weight for i in (0, 2, 3)]
+    rest = [p for p in theirs.parameters() if not any(p is q for q in inner)]
+    decayed = [{"params": [p], "weight_decay": 0.05 if p.ndim > 1 else 0.0} for p in rest]
+    muon = torch.optim.Muon(inner, lr=1e-2, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    _steps(theirs, [muon, torch.optim.AdamW(decayed, lr=1e-2, betas=(0.9, 0.98))])
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0, msg=name)
+    assert not torch.allclose(ours[0].weight, _small_net()[0].weight, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 30), (4, 30, 5)])
+def test_orthogonalised_keeps_directions_and_evens_out_their_sizes(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    out = orthogonalised(matrices)
+    u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
+    sizes = (u.mT @ out @ vt.mT).diagonal(dim1=1, dim2=2)
+    assert float(sizes.min()) > 0.5 and float(sizes.max()) < 1.3
+    torch.testing.assert_close(u @ torch.diag_embed(sizes) @ vt, out, atol=1e-4, rtol=0)
+    torch.testing.assert_close(orthogonalised(matrices[:1]), out[:1])
+    assert not orthogonalised(torch.zeros(1, 4, 4)).any()
 
 
 def test_an_optimizer_needs_something_to_optimise() -> None:

@@ -122,6 +122,21 @@ def test_a_finished_run_can_be_resumed_and_continued_elsewhere(tmp_path: Path) -
     assert longer.checkpoint_best is not None and longer.checkpoint_best.parent.name == "b"
 
 
+def test_muon_resumes_and_is_not_mistaken_for_adamw(tmp_path: Path) -> None:
+    keys = {"output_dir": tmp_path, "optimizer": "muon", "lr_sched": "constant_lr"}
+    whole = run(**keys, job_id="whole", max_epoch=3)
+    run(**keys, job_id="parts", max_epoch=1)
+    parts = run(**keys, job_id="parts", max_epoch=3, resume_ckpt_path="auto")
+    assert_equal_runs(whole.output_dir, parts.output_dir)
+    with pytest.raises(ValueError, match=r"run\.optimizer"):
+        run(
+            **{**keys, "optimizer": "adamw"},
+            job_id="other",
+            max_epoch=4,
+            resume_ckpt_path=str(parts.output_dir),
+        )
+
+
 def test_auto_without_a_name_takes_the_latest_run_and_starts_where_there_is_none(tmp_path: Path) -> None:
     first = run(output_dir=tmp_path, max_epoch=1, resume_ckpt_path="auto")
     second = run(output_dir=tmp_path, max_epoch=2, resume_ckpt_path="auto")

@@ -76,6 +76,24 @@ def _geometry(relation: str, a: dict, b: dict) -> bool:
     }[relation]
 
 
+def _in_place(words: str, o: dict) -> bool:
+    x, y = o["x"], o["y"]
+    if words == "in the middle":
+        return 0.25 < x < 0.75 and 0.25 < y < 0.75
+    halves = {"left": x < 0.5, "right": x > 0.5, "top": y < 0.5, "bottom": y > 0.5}
+    return all(halves[word] for word in words.split()[2:])
+
+
+def _clause_holds(text: str, objects: list[dict]) -> bool:
+    thing, place = re.fullmatch(r"(.+?)( (?:in|at|on) the .+)?", text).groups()
+    m = NP.fullmatch(thing)
+    assert m, text
+    if place is None:
+        return _count_holds(m, objects)
+    assert m["q"] in ("a", "an"), text
+    return any(_in_place(place.strip(), o) for o in _found(m, objects))
+
+
 def _oracle(caption: str, scene: dict) -> bool:
     """Truth of a caption that the generator could have written."""
     text = re.sub(r"^there (is|are) ", "", caption)
@@ -87,9 +105,7 @@ def _oracle(caption: str, scene: dict) -> bool:
             a, b = (NP.fullmatch(part) for part in text.split(f" {relation} "))
             assert a and b and a["q"] in ("a", "an") and b["q"] in ("a", "an"), caption
             return any(_geometry(relation, x, y) for x in _found(a, objects) for y in _found(b, objects))
-    matches = [NP.fullmatch(part) for part in text.split(" and ")]
-    assert all(matches), caption
-    return all(_count_holds(m, objects) for m in matches)
+    return all(_clause_holds(part, objects) for part in text.split(" and "))
 
 
 def _captions(place: tuple[int, str, int]) -> tuple[dict, list[str]]:
@@ -118,6 +134,7 @@ SWAPS = [
     {"small": "large", "large": "small"},
     {"striped": "dotted", "dotted": "solid", "solid": "striped"},
     {"left": "right", "right": "left"},
+    {"top": "bottom", "bottom": "top"},
     {"above": "below", "below": "above"},
     {"larger": "smaller", "smaller": "larger"},
 ]
@@ -146,7 +163,7 @@ def test_swaps_produce_many_lies() -> None:
     for index in range(300):
         scene, captions = _captions((0, "train", index))
         for caption in captions:
-            for swap in (SWAPS[0], SWAPS[1], SWAPS[6], SWAPS[7]):
+            for swap in (SWAPS[0], SWAPS[1], SWAPS[6], SWAPS[7], SWAPS[8]):
                 changed = " ".join(swap.get(w, w) for w in caption.split())
                 if changed != caption and not judge_caption(changed, scene).true:
                     lies += 1
@@ -201,6 +218,19 @@ SCENE = {
         ("a square larger than a circle", False, True),
         ("a circle bigger than a circle", True, True),
         ("two small shapes", True, True),
+        ("a red circle at the top left", True, True),
+        ("a red circle at the bottom", False, True),
+        ("a square on the left", True, True),
+        ("a square on the left of a circle", True, True),
+        ("a square on the left of the picture", True, True),
+        ("the square is in the lower left corner and small", False, False),
+        ("the square is in the lower left corner and a circle in the upper right corner", True, True),
+        ("a circle in the middle", False, True),
+        ("two circles at the top", True, True),
+        ("two circles on the right", False, True),
+        ("an object at the top", True, True),
+        ("an object at the", False, False),
+        ("a square at the left bottom", True, True),
         ("a gray circle", False, True),
         ("", False, False),
         ("a", False, False),
@@ -224,7 +254,8 @@ def test_judge_by_example(caption: str, true: bool, parsed: bool) -> None:
 
 
 WORDS = re.findall(
-    r"\S+", "a an the two red striped circle circles and to left of above is with it larger than , that"
+    r"\S+",
+    "a an the two red striped circle circles and to left of above is with it larger than , that at top",
 )
 
 
@@ -369,7 +400,7 @@ def test_the_same_everywhere_and_always() -> None:
     assert first == again
     digest = hashlib.sha256(json.dumps(first, sort_keys=True).encode()).hexdigest()
     # Changes only when the data set is changed on purpose; then say so in the change log.
-    assert digest[:16] == "f0844d52b098bf8e"
+    assert digest[:16] == "043115dc2203801a"
     picture = np.asarray(render(first[0][3]["scene"]))
     assert np.array_equal(picture, np.asarray(render(first[0][3]["scene"])))
     assert load_dataset("shapes_caption", n_train=20, seed=1)["train"].records[:] != first[0]

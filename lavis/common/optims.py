@@ -1,4 +1,4 @@
-"""Learning-rate schedules and the optimizer.
+"""Learning-rate schedules and the optimizers.
 
 A schedule is a function of (epoch, step within the epoch) and keeps no state, so there is nothing of it
 to save. All three warm up linearly within epoch 0 only, and change once per epoch after that:
@@ -129,14 +129,89 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+def hidden_matrices(model: nn.Module) -> set[torch.Tensor]:
+    """The weights of linear layers that are neither embeddings nor heads: what `Muon` orthogonalises."""
+    return {
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not any(part in name for part in ("embed", "head", "predictions"))
+    }
+
+
+def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+    """Nearly the nearest matrices with orthogonal rows or columns: (N, rows, columns), as many at once.
+
+    Five Newton-Schulz iterations of a quintic (Jordan et al. 2024), which bring every singular value to
+    between about 0.7 and 1.2, small ones too.
+    """
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for groups that say `muon: True`, AdamW for the others, at one learning rate.
+
+    Muon (Jordan et al. 2024) orthogonalises the momentum of a matrix before it steps, so that directions in
+    which the gradient is small move as fast as those in which it is large. The step is scaled to the size
+    of Adam's as in Liu et al. 2025 ("Muon is Scalable for LLM Training", section 2.2): 0.2 times the root
+    of the longer side. Weight decay is AdamW's.
+    """
+
+    momentum = 0.95
+    arithmetic = torch.float32  # in which matrices are orthogonalised; bfloat16 is exact enough
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        every = self.param_groups
+        try:
+            self.param_groups = [group for group in every if not group["muon"]]
+            loss = super().step(closure)
+        finally:
+            self.param_groups = every
+        for group in every:
+            if group["muon"]:
+                self._step_matrices(group)
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                by_shape.setdefault(p.shape, []).append(p)
+        for shape, parameters in by_shape.items():
+            steps = []
+            for p in parameters:
+                assert p.grad is not None
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros(())  # AdamW's loading looks for it in every state
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                state["step"] += 1
+                state["momentum_buffer"].lerp_(p.grad, 1 - self.momentum)
+                steps.append(p.grad.lerp(state["momentum_buffer"], self.momentum))  # Nesterov's
+            size = group["lr"] * 0.2 * math.sqrt(max(shape))
+            for p, step in zip(
+                parameters, orthogonalised(torch.stack(steps).to(self.arithmetic)), strict=True
+            ):
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step.to(p.dtype), alpha=size)
+
+
 def build_optimizer(
     model: nn.Module,
     init_lr: float,
     weight_decay: float = 0.05,
     beta2: float = 0.999,
     lr_layer_decay: float = 1.0,
+    name: str = "adamw",
+    precision: str = "fp32",
 ) -> torch.optim.AdamW:
-    """AdamW over a model's parameter groups.
+    """The optimizer of a model's parameter groups.
 
     Args:
         model: asked for `get_optimizer_params(weight_decay, lr_scale)`; else grouped by `parameter_groups`.
@@ -144,6 +219,8 @@ def build_optimizer(
         weight_decay: of the decayed group.
         beta2: second-moment decay; the first is 0.9.
         lr_layer_decay: handed to the model as `lr_scale`; the factors it puts into its groups are applied.
+        name: "adamw"; or "muon": `Muon` for the hidden layers' matrices, AdamW for the rest.
+        precision: of the run; with "bf16" Muon orthogonalises in bfloat16.
 
     Raises:
         ValueError: the model has no trainable parameter.
@@ -162,6 +239,16 @@ def build_optimizer(
     parameters = [p for group in groups for p in group["params"]]
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no trainable parameter: nothing to optimise")
+    if name == "muon":
+        matrices = hidden_matrices(model)
+        split = [
+            {**group, "muon": chosen, "params": [p for p in group["params"] if (p in matrices) == chosen]}
+            for group in groups
+            for chosen in (True, False)
+        ]
+        muon = Muon([group for group in split if group["params"]], lr=init_lr, betas=(0.9, beta2))
+        muon.arithmetic = torch.bfloat16 if precision == "bf16" else torch.float32
+        return muon
     # the fused kernel updates all weights in one pass and is deterministic; MPS keeps torch's own choice
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.AdamW(groups, lr=init_lr, betas=(0.9, beta2), fused=True if fused else None)

@@ -25,8 +25,9 @@ RESIZE = {
 }
 
 # 1.9 million parameters as a captioner: for tests, for the embedded data, for a first try on own small data.
-# Narrow layers start from larger weights than 0.02, or a picture's signal drowns for hundreds of steps.
-TINY_VIT = ViTConfig(width=128, depth=4, heads=4, patch_size=8, init_std=0.06)
+# Narrow layers start from larger weights than 0.02, or a picture's signal drowns for hundreds of steps; and from
+# positions that can be read, or "left" is never learned (docs/log.md).
+TINY_VIT = ViTConfig(width=128, depth=4, heads=4, patch_size=8, init_std=0.06, sincos=0.5)
 TINY_TEXT = TextConfig(
     vocab_size=1602,
     width=128,

@@ -6,6 +6,7 @@ official checkpoints.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ class ViTConfig:
     drop_path: float = 0.0  # of the last block; rises linearly from 0 in the first
     layer_norm_eps: float = 1e-6
     init_std: float = 0.02
+    sincos: float = 0.0  # if positive, positions start as sines and cosines of this standard deviation
 
 
 VIT_BASE = ViTConfig()
@@ -96,6 +98,24 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+def sincos_positions(side: int, width: int) -> torch.Tensor:
+    """Sines and cosines of a grid's rows and columns: (side², width), of standard deviation about 0.7.
+
+    As in MoCo v3 and MAE (Chen et al. 2021, He et al. 2021), but with wavelengths from 6 patches to 6 grids:
+    longer ones would be the same everywhere.
+
+    Raises:
+        ValueError: the width is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"the width is {width}; sines and cosines of two directions need a multiple of 4")
+    frequencies = side ** -torch.linspace(0, 1, width // 4)
+    angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
 class PatchEmbed(nn.Module):
     """Cuts a picture into patches and projects each."""
 
@@ -126,7 +146,7 @@ class VisionTransformer(nn.Module):
                 f"image_size {image_size} is not a multiple of the patch size {config.patch_size}"
             )
         self.image_size = image_size
-        self.init_std = config.init_std
+        self.init_std, self.sincos = config.init_std, config.sincos
         self.checkpoint_from = config.depth - checkpoint_blocks
         patches = (image_size // config.patch_size) ** 2
         self.patch_embed = PatchEmbed(config.patch_size, config.width)
@@ -139,8 +159,14 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def reset_parameters(self) -> None:
-        """Starting weights: truncated normal of `init_std`, zero biases."""
-        nn.init.trunc_normal_(self.pos_embed, std=self.init_std)
+        """Starting weights: truncated normal of `init_std`, zero biases; positions see `sincos`."""
+        if self.sincos:
+            side = math.isqrt(self.pos_embed.shape[1] - 1)
+            start = sincos_positions(side, self.pos_embed.shape[2]) * (self.sincos / 0.5**0.5)
+            with torch.no_grad():
+                self.pos_embed.copy_(F.pad(start, (0, 0, 1, 0))[None])  # 0 for the class token
+        else:
+            nn.init.trunc_normal_(self.pos_embed, std=self.init_std)
         nn.init.trunc_normal_(self.cls_token, std=self.init_std)
         for module in self.modules():
             if isinstance(module, nn.Linear):

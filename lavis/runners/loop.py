@@ -73,7 +73,7 @@ class Training:
         skipped = Skipped(sets)
         self.loader = TrainLoader(sets, self.order, run.seed, run.num_workers, device, skipped)
         optimizer = optims.build_optimizer(
-            model, run.init_lr, run.weight_decay, run.beta2, run.lr_layer_decay
+            model, run.init_lr, run.weight_decay, run.beta2, run.lr_layer_decay, run.optimizer, precision
         )
         self.schedule: optims.Scheduler = registry.get_lr_scheduler_class(run.lr_sched)(
             optimizer=optimizer,

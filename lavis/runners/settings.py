@@ -26,7 +26,8 @@ class RunConfig:
             iters_per_inner_epoch iterations (null: one pass over the data).
         init_lr, min_lr, warmup_lr, warmup_steps, lr_sched, lr_decay_rate: see `lavis.common.optims`;
             warmup_steps counts iterations. lr_layer_decay: handed to the model's parameter groups.
-        weight_decay, beta2: of AdamW. accum_grad_iters: iterations per update.
+        optimizer: "adamw", or "muon", which learns in fewer steps from random weights (`optims.Muon`).
+        weight_decay, beta2: of AdamW (Muon takes the weight decay too). accum_grad_iters: iterations per update.
         max_grad_norm: gradients are scaled down to this norm; null does not.
         batch_size_train, batch_size_eval: samples per process. num_workers: processes that prepare them.
         log_freq: iterations between log lines. val_freq: epochs between validations (the last one always).
@@ -60,6 +61,7 @@ class RunConfig:
     lr_sched: str = "linear_warmup_cosine_lr"
     lr_decay_rate: float | None = None
     lr_layer_decay: float = 1.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.05
     beta2: float = 0.999
     accum_grad_iters: int = 1

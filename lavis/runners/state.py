@@ -139,13 +139,15 @@ class TrainingState:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         sizes = [len(g["params"]) for g in self.optimizer.param_groups]
         fits = [len(g["params"]) for g in state["param_groups"]] == sizes and all(
-            i < len(parameters) and s["exp_avg"].shape == parameters[i].shape
+            i < len(parameters) and moments.shape == parameters[i].shape
             for i, s in state["state"].items()
+            for key, moments in s.items()
+            if key != "step"
         )
         if not fits:
             raise ValueError(
                 f"{source}: the optimizer's state is for other parameters; use the model of that run, "
-                "with the same parameters frozen"
+                "and its run.optimizer, with the same parameters frozen"
             )
         # settings such as weight decay follow the configuration, as the schedule does; moments are restored
         groups = self.optimizer.state_dict()["param_groups"]

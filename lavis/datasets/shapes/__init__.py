@@ -21,8 +21,8 @@ shape, count, existence, comparison, size, place, texture), one answer each, 26 
 `new`.
 
 **Metrics.** BLEU, CIDEr; accuracy; and `caption_truth_percent`, the share of captions of which every
-stated colour, shape, count, size, texture and relation holds. Definitions: `scene.py` (sizes and
-relations), `language.py` (what "a", "two" and "the" mean).
+stated colour, shape, count, size, texture, relation and place in the picture holds. Definitions:
+`scene.py` (sizes, relations and places), `language.py` (what "a", "two" and "the" mean).
 
 **License.** The same as this library's; there is no third-party material in it.
 """

@@ -8,7 +8,10 @@ alone, or in a relation to another), and on one definition of what they mean:
 - "an object" (or "a shape") fits everything, so "two red objects" counts everything red.
 - In "A above B" the quantifiers apply in turn: some A (or each of the counted A) is above some B (or
   each of the counted B). A relation belongs to the noun right before it.
-- What relations and sizes mean is said in scene.py: centres at least `MARGIN` apart; large or small.
+- "at the top", "at the top left", "on the left", "in the middle" say where in the picture the noun right
+  before them lies.
+- What relations, sides and sizes mean is said in scene.py: centres at least `MARGIN` apart; halves of
+  the picture; large or small.
 
 Generators state only what is clear to the eye; the judge accepts everything that is true.
 """
@@ -96,12 +99,16 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Statement:
-    """As in "There is A", "A above B", or "A is striped" (`predicate` adds attributes to A)."""
+    """As in "There is A", "A above B", "A at the top", or "A is striped" (`predicate` adds attributes to A).
+
+    place: sides of the picture; empty: its middle; None: it isn't said.
+    """
 
     subject: Phrase
     relation: str | None = None
     other: Phrase | None = None
     predicate: tuple[tuple[str, str], ...] = ()
+    place: tuple[str, ...] | None = None
 
     def holds(self, scene: Scene) -> bool:
         objects = scene["objects"]
@@ -109,6 +116,10 @@ class Statement:
         def condition(a: Obj) -> bool:
             if any(a[kind] != value for kind, value in self.predicate):
                 return False
+            if self.place is not None:
+                return (
+                    all(world.lies(side, a) for side in self.place) if self.place else world.in_the_middle(a)
+                )
             if self.relation is None or self.other is None:
                 return True
             relation = self.relation
@@ -122,7 +133,16 @@ class Statement:
             words += f" {RELATION_WORDS[self.relation]} {self.other.text()}"
         if self.predicate:
             words += " is " + " and ".join(value for _, value in self.predicate)
+        if self.place is not None:
+            words += " " + place_words(self.place)
         return words
+
+
+def place_words(place: Sequence[str]) -> str:
+    """As in "at the top left", "on the right", "in the middle"."""
+    if not place:
+        return "in the middle"
+    return ("at the " if place[0] in ("top", "bottom") else "on the ") + " ".join(place)
 
 
 RELATION_WORDS = {
@@ -154,9 +174,16 @@ def _lead(rng: np.random.Generator, phrase: Phrase, text: str) -> str:
     return ("there is " if phrase.quantity in ("a", 1) else "there are ") + text
 
 
-def _list(rng: np.random.Generator, objects: list[Obj], detail: float, most: int) -> str | None:
-    """As in "two red circles and a large blue square": up to `most` groups of one colour and shape."""
+def _list(
+    rng: np.random.Generator, objects: list[Obj], detail: float, most: int, placed: float = 0.0
+) -> str | None:
+    """As in "two red circles and a large blue square": up to `most` groups of one colour and shape.
+
+    With probability `placed` it says of each single object where it is: "a red circle at the top left".
+    """
     phrases: list[Phrase] = []
+    texts: list[str] = []
+    places = _chance(rng, placed)
     told: list[Obj] = []
     for obj in shuffled(rng, objects):
         if any(obj is o for o in told) or len(phrases) == most:
@@ -167,12 +194,14 @@ def _list(rng: np.random.Generator, objects: list[Obj], detail: float, most: int
         phrase = phrase_for(objects, obj, kinds)
         if any(p.shape == phrase.shape and p.color == phrase.color for p in phrases):
             continue
+        place = world.sides(obj) if places and phrase.quantity == "a" else None
         phrases.append(phrase)
+        texts.append(Statement(phrase, place=place).text())
         told.extend(phrase.matching(objects))
-    return _lead(rng, phrases[0], " and ".join(p.text() for p in phrases))
+    return _lead(rng, phrases[0], " and ".join(texts))
 
 
-def _count(rng: np.random.Generator, objects: list[Obj], *_: object) -> str | None:
+def _count(rng: np.random.Generator, objects: list[Obj]) -> str | None:
     """As in "three objects", "two large objects", "two circles"."""
     obj = objects[int(rng.integers(len(objects)))]
     kinds = [["shape"], ["color"], ["size"], [], ["texture"], ["size", "shape"]][int(rng.integers(6))]
@@ -201,11 +230,12 @@ def _relation(rng: np.random.Generator, objects: list[Obj], relations: Sequence[
     return None
 
 
-def _detail(rng: np.random.Generator, objects: list[Obj], *_: object) -> str | None:
-    """As in "a large striped red star"."""
+def _detail(rng: np.random.Generator, objects: list[Obj]) -> str | None:
+    """As in "a large striped red star", "a small solid blue ring on the right"."""
     obj = objects[int(rng.integers(len(objects)))]
     phrase = phrase_for(objects, obj, ("shape", "color", "size", "texture"))
-    return _lead(rng, phrase, phrase.text())
+    place = world.sides(obj) if phrase.quantity == "a" and _chance(rng, 0.5) else None
+    return _lead(rng, phrase, Statement(phrase, place=place).text())
 
 
 def make_captions(scene: Scene, rng: np.random.Generator, count: int = 5) -> list[str]:
@@ -230,7 +260,7 @@ def make_captions(scene: Scene, rng: np.random.Generator, count: int = 5) -> lis
             return _relation(rng, objects, world.PLACES)
         u = rng.random()
         if u < 0.4:
-            return _list(rng, objects, detail=0.4, most=3)
+            return _list(rng, objects, detail=0.4, most=3, placed=0.6)
         if u < 0.6:
             return _relation(rng, objects, world.PLACES)
         if u < 0.7:
@@ -287,12 +317,17 @@ _RELATIONS = [
 ]  # fmt: skip
 
 
+_SIDES = {side: side for side in world.SIDES} | {"upper": "top", "lower": "bottom"}
+
+
 class _Reader:
     """Recursive descent over words:
 
     caption := clause ("and" clause)*        clause := lead* phrase tail*
-    tail := ["that"] ["is"|"are"] relation phrase | ["that"] ("is"|"are") adjective ("and" adjective)*
+    tail := ["that"] ["is"|"are"] (relation phrase | place) | ["that"] ("is"|"are") adjective ("and" adjective)*
             | "with" phrase [relation "it"]
+    place := ("at"|"in"|"on") "the" (side+ ["corner"|"half"|"part"|"side"] | "middle"|"center"|"centre")
+             ["of" "the" ("picture"|"image"|"photo")]
     """
 
     def __init__(self, words: list[str]) -> None:
@@ -333,6 +368,27 @@ class _Reader:
                 return relation
         return None
 
+    def place(self) -> tuple[str, ...] | None:
+        start = self.at
+        sides: list[str] = []
+        if self.peek() in ("at", "in", "on") and self.peek(1) == "the":
+            self.at += 2
+            middle = self.peek() in ("middle", "center", "centre")
+            if middle:
+                self.at += 1
+            while not middle and self.peek() in _SIDES:
+                sides.append(_SIDES[self.peek()])
+                self.at += 1
+            if sides and self.peek() in ("corner", "half", "part", "side"):
+                self.at += 1
+            whole = self.peek() != "of" or any(
+                self.take("of", "the", w) for w in ("picture", "image", "photo")
+            )
+            if whole and (middle or sides):
+                return tuple(sides)
+        self.at = start
+        return None
+
     def tail(self, subject: Phrase) -> bool:
         start = self.at
         if self.take("with"):
@@ -347,6 +403,10 @@ class _Reader:
             return True
         self.take("that")
         is_verb = self.take("is") or self.take("are")
+        place = self.place()
+        if place is not None:
+            self.statements.append(Statement(subject, place=place))
+            return True
         relation = self.relation()
         if relation is not None:
             self.statements.append(Statement(subject, relation, self.phrase()))
@@ -409,13 +469,13 @@ def read_caption(caption: str) -> list[Statement] | None:
         statements = _Reader(words).caption()
     except _UnreadableError:
         return None
-    if not any(s.subject.says_something() or s.relation or s.predicate for s in statements):
+    if not any(s.subject.says_something() or s.text() != s.subject.text() for s in statements):
         return None
     return statements
 
 
 def judge_caption(caption: str, scene: Scene) -> Judgement:
-    """Check every colour, shape, count, size, texture and relation that a caption states.
+    """Check every colour, shape, count, size, texture, relation and place that a caption states.
 
     Args:
         caption: any text; case, commas and a final full stop don't matter.

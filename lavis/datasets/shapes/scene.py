@@ -13,6 +13,9 @@ What words mean, for the generators of captions and questions and for the judge 
 - a *relation* between two objects holds if their centres differ by at least `MARGIN` (an eighth of the
   side) in that direction. Generators say less than that: they also want the direction to be the
   dominant one (`clearly`), so nobody is asked whether something up and to the right is "above".
+- a *side* of the picture ("at the top", "on the left") is the half in which the centre lies; the middle
+  is its inner quarter of the area. Generators call a side what lies `MARGIN` beyond the centre line, the
+  middle what lies within `MARGIN` of both lines (`sides`).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ SIZES = ("small", "large")
 TEXTURES = ("solid", "striped", "dotted")
 ATTRIBUTES = ("color", "shape", "size", "texture")
 PLACES = ("left", "right", "above", "below")
+SIDES = ("left", "right", "top", "bottom")
 NEW_TEXTURES = ("checkered",)
 ALL_COLORS = COLORS + NEW_COLORS
 ALL_TEXTURES = TEXTURES + NEW_TEXTURES
@@ -227,6 +231,26 @@ def clearly(relation: str, a: Obj, b: Obj) -> bool:
         return True
     along, across = shift(relation, a, b)
     return along >= 1.2 * abs(across)
+
+
+def lies(side: str, obj: Obj) -> bool:
+    """Whether an object's centre is in the left, right, top or bottom half of the picture."""
+    value = obj["x"] if side in ("left", "right") else obj["y"]
+    return bool(value < 0.5 if side in ("left", "top") else value > 0.5)
+
+
+def in_the_middle(obj: Obj) -> bool:
+    """Whether an object's centre is nearer to the picture's than to its edges, in both directions."""
+    return abs(obj["x"] - 0.5) < 0.25 and abs(obj["y"] - 0.5) < 0.25
+
+
+def sides(obj: Obj) -> tuple[str, ...]:
+    """The sides that an object is clearly on, top or bottom first; none: it is in the middle."""
+
+    def side(value: float, low: str, high: str) -> list[str]:
+        return [low] if value <= 0.5 - MARGIN else [high] if value >= 0.5 + MARGIN else []
+
+    return (*side(obj["y"], "top", "bottom"), *side(obj["x"], "left", "right"))
 
 
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above",
