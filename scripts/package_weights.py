@@ -1,8 +1,10 @@
 """Put a trained small model into the package: half precision, with a card.
 
     python scripts/package_weights.py output/RUN lavis/models/assets/tiny_shapes
+    python scripts/package_weights.py output/RUN lavis/models/assets/blip_shapes --model-type tiny_shapes
 
-RUN is a folder that a training run wrote; its best checkpoint (else its last) is taken.
+RUN is a folder that a training run wrote; its best checkpoint (else its last) is taken, without what only training uses
+(momentum twins, queues).
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("target", type=Path)
+    parser.add_argument("--model-type", help="the preset that names them; else the target's name")
     arguments = parser.parse_args()
     run, target = arguments.run, arguments.target
     folder = existing_folder(run / "checkpoint_best") or existing_folder(run / "checkpoint_last")
     if folder is None:
         raise FileNotFoundError(f"{run} has no checkpoint")
-    model = load_model(str(folder))
-    model.model_type = target.name
+    model = load_model(str(folder), is_eval=True)
+    model.model_type = arguments.model_type or target.name
     model.half().save_pretrained(target)
     size = sum(p.stat().st_size for p in target.iterdir())
     if size > LIMIT:

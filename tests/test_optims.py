@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from lavis.common.device import autocast, grad_scaler, pick_device, pick_precision, to_device
-from lavis.common.optims import build_optimizer, orthogonalised, parameter_groups
+from lavis.common.optims import build_optimizer, hidden_matrices, orthogonalised, parameter_groups
 from lavis.common.registry import registry
+from tests.small import random_model
 
 CASES = json.loads((Path(__file__).parent / "reference" / "lr_schedules.json").read_text())["cases"]
 
@@ -92,6 +93,20 @@ def _steps(net: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int =
         (net(x) - y).square().mean().backward()
         for each in optimizers:
             each.step()
+
+
+def test_heads_and_embeddings_stay_with_adamw() -> None:
+    model = random_model("blip_pretrain")
+    names = {id(p): name for name, p in model.named_parameters()}
+    hidden = {names[id(p)] for p in hidden_matrices(model)}
+    assert {
+        "visual_encoder.blocks.0.attn.qkv.weight",
+        "text_encoder.encoder.layer.0.output.dense.weight",
+    } <= hidden
+    matrices = {name for name, p in model.named_parameters() if p.ndim == 2 and p.requires_grad}
+    assert any("itm_head" in n for n in matrices) and any("word_embeddings" in n for n in matrices)
+    for name in hidden:
+        assert not any(part in name for part in ("embeddings", "head", "predictions", "_m.")), name
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with PyTorch 2.9")

@@ -284,7 +284,7 @@ HEADS = {
         model={"max_txt_len": 16, "queue_size": 0, **QUICK_TWINS},
     ),
     "blip_nlvr": Head(
-        "blip_nlvr", data="shapes_nlvr", choose=first, floor=zero, iterations=40, options={"flip": False}, **CLASSES,
+        "blip_nlvr", data="shapes_nlvr", choose=first, floor=zero, iterations=60, options={"flip": False}, **CLASSES,
     ),
     "blip_classification": Head(
         "blip_classification", data="shapes_entailment", choose=first, floor=of_opinion, iterations=60,

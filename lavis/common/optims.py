@@ -130,11 +130,12 @@ def parameter_groups(
 
 
 def hidden_matrices(model: nn.Module) -> set[torch.Tensor]:
-    """The weights of linear layers that are neither embeddings nor heads: what `Muon` orthogonalises."""
+    """The trainable weights of linear layers that are neither embeddings nor heads: for `Muon`."""
     return {
         module.weight
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
+        and module.weight.requires_grad
         and not any(part in name for part in ("embed", "head", "predictions"))
     }
 

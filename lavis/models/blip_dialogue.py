@@ -7,7 +7,7 @@ D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +28,6 @@ from lavis.models.presets import (
     RESIZE,
     SMOOTHING,
     TINY,
-    TINY_TEXT,
     untrained,
 )
 from lavis.models.tokenizer import Tokens
@@ -89,9 +88,7 @@ class Context:
     history: Ids
 
 
-TINY_DIALOGUE = BlipDialogueConfig(
-    **{**TINY, "text": replace(TINY_TEXT, max_positions=128), "max_txt_len": 128}
-)
+TINY_DIALOGUE = BlipDialogueConfig(**TINY, max_txt_len=128)
 
 
 @registry.register_model("blip_vis_dialogue")

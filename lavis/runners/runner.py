@@ -53,6 +53,7 @@ class Result:
         output_dir: its folder. history: the lines of log.txt without those of steps.
         best: {"epoch", "split", "metric", "value"} of the best validation, or None.
         metrics: {split: metrics} of the final test. iterations: number done, earlier ones included.
+        seconds: that training took, validations included, over all resumptions.
         stopped: "finished", "max_minutes", "patience", or "evaluated" where `run.evaluate` is true.
         checkpoint_last, checkpoint_best: folders, None where not written.
     """
@@ -62,6 +63,7 @@ class Result:
     best: dict[str, Any] | None
     metrics: dict[str, dict[str, float]]
     iterations: int
+    seconds: float
     stopped: str
     checkpoint_last: Path | None
     checkpoint_best: Path | None
@@ -164,7 +166,7 @@ class Runner:
         setup_logger()
         if self.run.evaluate:
             metrics = self.evaluate()
-            return Result(self.output_dir, [], None, metrics, 0, "evaluated", None, None)
+            return Result(self.output_dir, [], None, metrics, 0, 0.0, "evaluated", None, None)
         names, sets = self._training_sets()
         training = Training(
             self.run, self.task, self.model, names, sets, self.device, self.precision, self._evaluator,
@@ -192,6 +194,7 @@ class Runner:
             best=self._progress.best,
             metrics=metrics,
             iterations=self._progress.iteration,
+            seconds=self._progress.seconds,
             stopped=stopped,
             checkpoint_last=checkpoint.find(out.path / checkpoint.LAST),
             checkpoint_best=best,
