@@ -17,7 +17,7 @@ from lavis.models import load_model_and_preprocess
 from lavis.models.tokenizer import ASSETS
 
 ROOT = Path(__file__).parent.parent
-PACKAGED = {"tiny_shapes": "blip_caption", "tiny_easy_vqa": "blip_vqa"}
+PACKAGED = ("tiny_shapes", "tiny_easy_vqa", "blip_shapes")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -28,7 +28,7 @@ def test_files_are_small_and_documented(name):
     for word in ("Recipe", "Seed", "Data", "Metrics", "Licence", "does not know"):
         assert word in card, word
     notes = json.loads((folder / "training.json").read_text())
-    assert notes["evaluations"] and "seed" in notes["config.yaml"]
+    assert notes["last training loss"] and "seed" in notes["config.yaml"]
 
 
 def test_captions_of_shapes_are_true():
@@ -81,3 +81,22 @@ def test_the_quickstart_works_twice(tmp_path):
     before, after = (float(x) for x in line.split("(%)")[1].split("->"))
     assert after >= 80 > before  # docs/results: 11.2 -> 89.2 %
     assert run().count("reused") == 2
+
+
+@pytest.mark.parametrize(
+    ("arch", "data", "sees", "least"),
+    [
+        ("blip_feature_extractor", "shapes_retrieval", "image", 0.95),
+    ],
+)
+def test_pretrained_features_tell_pictures_and_clips_apart(arch, data, sees, least):
+    """Of 100 pictures or clips, a caption's nearest is its own, in most cases."""
+    model, vis, txt = load_model_and_preprocess(arch, "tiny_shapes", is_eval=True)
+    dataset = load_dataset(data, n_test=100)["test"]
+    records = dataset.records[:]
+    media = torch.stack([vis["eval"](dataset.picture(r)) for r in records])
+    texts = [txt["eval"](r["caption"][0]) for r in records]
+    seen = model.extract_features({sees: media}, mode=sees)
+    written = model.extract_features({"text_input": texts}, mode="text")
+    sims = written.text_embeds_proj[:, 0] @ getattr(seen, f"{sees}_embeds_proj")[:, 0].T
+    assert float((sims.argmax(dim=1) == torch.arange(100)).float().mean()) >= least

@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig, BertForPreTraining
 
 from lavis.common.config import Config
+from lavis.common.registry import registry
 from lavis.models import build_model
 from lavis.models.blip_matching import BlipPretrain, BlipRetrieval
 from lavis.nn.momentum import NO_ID
@@ -148,6 +149,29 @@ def test_a_recipe_names_pretrained_weights(tmp_path, legacy, folder):
         assert all(torch.equal(ours[key], wanted[key]) for key in wanted), name
     assert model.visual_encoder.pos_embed.shape[1] == 65  # from a grid of 6 to 8
     assert torch.equal(model.image_queue, theirs.image_queue) and int(model.queue_ptr) == 8
+
+
+HEADS = {
+    "blip_pretrain": "blip_retrieval blip_image_text_matching blip_feature_extractor blip_vqa blip_nlvr blip_caption "
+    "blip_classification blip_vis_dialogue blip_video_qa blip_video_retrieval blip_video_dialogue",
+}
+
+
+@pytest.mark.parametrize("source", HEADS)
+def test_every_small_head_starts_from_its_familys_pre_training(tmp_path, source):
+    """The packaged weights and the heads' presets of the same name belong to models of these sizes."""
+    theirs = random_model(source)
+    theirs.save_pretrained(tmp_path)
+    for name in HEADS[source].split():
+        model_type = "tiny" if name == "blip_caption" else "tiny_shapes"
+        cfg = {"model_type": model_type, "weights": "pretrained", "pretrained": str(tmp_path)}
+        ours = registry.get_model_class(name).from_config(cfg)
+        wanted, got = theirs.state_dict(), ours.state_dict()
+        same = [k for k in wanted if k.startswith("visual_encoder.") and "pos_embed" not in k]
+        assert same and all(torch.equal(got[k], wanted[k]) for k in same), name
+        if name != "blip_caption":
+            key = "embeddings.word_embeddings.weight"
+            assert torch.equal(got[f"text_encoder.{key}"], wanted[f"text_encoder.{key}"]), name
 
 
 def test_pretrained_weights_must_be_called_so(tmp_path):

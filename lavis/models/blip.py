@@ -41,6 +41,7 @@ class BlipConfig(VisionTextConfig):
     prompt: str = "a picture of "
 
 
+SHAPES = "blip_shapes"  # the packaged weights of `blip_pretrain` tiny_shapes
 CAPTIONS = {
     "train": {"name": "blip_caption", "prompt": "a picture of "},
     "eval": {"name": "blip_caption"},

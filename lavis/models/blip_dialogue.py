@@ -17,7 +17,7 @@ from lavis.common.registry import registry
 from lavis.models.alignment import RERANKING_ROWS
 from lavis.models.answers import write_answers
 from lavis.models.base import Preset, inference
-from lavis.models.blip import Blip, BlipConfig
+from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import (
@@ -28,6 +28,7 @@ from lavis.models.presets import (
     RESIZE,
     SMOOTHING,
     TINY,
+    for_shapes,
     untrained,
 )
 from lavis.models.tokenizer import Tokens
@@ -88,7 +89,7 @@ class Context:
     history: Ids
 
 
-TINY_DIALOGUE = BlipDialogueConfig(**TINY, max_txt_len=128)
+_TINY = untrained(BlipDialogueConfig(**TINY, max_txt_len=128), IMAGES, QUESTIONS)
 
 
 @registry.register_model("blip_vis_dialogue")
@@ -126,7 +127,8 @@ class BlipDialogue(Blip):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned",
         ),
-        "tiny": untrained(TINY_DIALOGUE, IMAGES, QUESTIONS),
+        "tiny": _TINY,
+        "tiny_shapes": for_shapes(_TINY, SHAPES),
     }
 
     def __init__(self, config: BlipDialogueConfig) -> None:

@@ -17,10 +17,10 @@ from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
 from lavis.models.alignment import TEMPERATURE, Alignment, ContrastiveStep, Matching, TextStates
 from lavis.models.base import Preset, inference
-from lavis.models.blip import Blip, BlipConfig
+from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, TWIN_COPIES, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, untrained
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
 from lavis.models.tokenizer import Tokens
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import Memory, TextConfig, TextDecoder, TextTransformer
@@ -44,6 +44,7 @@ class BlipMatchingConfig(BlipConfig):
 
 _LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
 _TINY_PRESET = untrained(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512), IMAGES, CAPTION)
+_SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, max_txt_len=48)}
 
 
 class BlipMatching(Blip, Alignment):
@@ -100,7 +101,7 @@ class BlipFeatureExtractor(BlipMatching):
             ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16"),
             ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
         )
-    } | {"tiny": _TINY_PRESET}
+    } | _SMALL
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -146,7 +147,7 @@ class BlipITM(BlipMatching):
             ("base", BlipConfig.vit, TextConfig(), "ViT-B/16"),
             ("large", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
         )
-    } | {"tiny": _TINY_PRESET}
+    } | _SMALL
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -247,7 +248,7 @@ class BlipRetrieval(BlipMatching):
             note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
         )
         for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
-    } | {"tiny": _TINY_PRESET}
+    } | _SMALL
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -326,7 +327,7 @@ class BlipPretrain(BlipMatching):
             ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16", 0),
             ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16", 5),
         )
-    } | {"tiny": _TINY_PRESET}
+    } | _SMALL
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)

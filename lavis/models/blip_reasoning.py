@@ -13,16 +13,20 @@ import torch
 
 from lavis.common.registry import registry
 from lavis.models.base import Preset
-from lavis.models.blip import Blip
+from lavis.models.blip import SHAPES, Blip
 from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, untrained
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, for_shapes, untrained
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.vit import ViTConfig
 
 PRETRAINED = GS + "BLIP/models/model_base_capfilt_large.pth"
 OTHER_HEADS = ("text_decoder.*", "vision_proj.*", "text_proj.*", "itm_head.*")
 _TINY = ClassifierConfig(**TINY)
+_TINY_PAIRS = untrained(
+    replace(_TINY, text=replace(TINY_TEXT, memories="twin"), num_classes=2), IMAGES, CAPTION
+)
+_TINY_CLASSES = untrained(replace(_TINY, num_classes=3), IMAGES, CAPTION)
 
 
 @registry.register_model("blip_nlvr")
@@ -57,9 +61,8 @@ class BlipNLVR(Blip, Classifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
         ),
-        "tiny": untrained(
-            replace(_TINY, text=replace(TINY_TEXT, memories="twin"), num_classes=2), IMAGES, CAPTION
-        ),
+        "tiny": _TINY_PAIRS,
+        "tiny_shapes": for_shapes(_TINY_PAIRS, SHAPES),
     }
 
     def __init__(self, config: ClassifierConfig) -> None:
@@ -109,7 +112,8 @@ class BlipClassification(Blip, Classifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned, num_classes is to be given",
         ),
-        "tiny": untrained(replace(_TINY, num_classes=3), IMAGES, CAPTION),
+        "tiny": _TINY_CLASSES,
+        "tiny_shapes": for_shapes(_TINY_CLASSES, SHAPES),
     }
 
     def __init__(self, config: ClassifierConfig) -> None:

@@ -68,7 +68,7 @@ class BlipVideoQA(SeesVideo, BlipVQA):
     RULES = replace(BlipVQA.RULES, resize=RESIZE)
     PRESETS: ClassVar[dict[str, Preset]] = {
         "vqav2": _on_videos(BlipVQA.PRESETS["vqav2"], frames=16),
-        "tiny": _on_videos(BlipVQA.PRESETS["tiny"], frames=8),
+        **{name: _on_videos(BlipVQA.PRESETS[name], frames=8) for name in ("tiny", "tiny_shapes")},
     }
 
 
@@ -88,7 +88,7 @@ class BlipVideoRetrieval(SeesVideo, BlipRetrieval):
             ),
             frames=8,
         ),
-        "tiny": _on_videos(BlipRetrieval.PRESETS["tiny"], frames=8),
+        **{name: _on_videos(BlipRetrieval.PRESETS[name], frames=8) for name in ("tiny", "tiny_shapes")},
     }
 
     def image_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
@@ -111,5 +111,6 @@ class BlipVideoDialogue(SeesVideo, BlipDialogue):
         for name, preset, frames in (
             ("base", BlipDialogue.PRESETS["base"], 8),
             ("tiny", BlipDialogue.PRESETS["tiny"], 8),
+            ("tiny_shapes", BlipDialogue.PRESETS["tiny_shapes"], 8),
         )
     }

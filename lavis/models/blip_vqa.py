@@ -7,13 +7,13 @@ from typing import ClassVar
 from lavis.common.registry import registry
 from lavis.models.answers import Answering
 from lavis.models.base import Preset
-from lavis.models.blip import Blip, BlipConfig
+from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
-from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, TINY, untrained
+from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, TINY, for_shapes, untrained
 from lavis.models.tokenizer import ASSETS
 from lavis.nn.vit import ViTConfig
 
-_TINY = BlipConfig(**TINY, prompt="")
+_TINY = untrained(BlipConfig(**TINY, prompt=""), IMAGES, QUESTIONS)
 
 
 def _official(weights: str, pretrained: str, data: str) -> Preset:
@@ -51,9 +51,10 @@ class BlipVQA(Blip, Answering):
         "aokvqa": _official(
             "LAVIS/models/BLIP/blip_aokvqa.pth", "BLIP/models/model_base_vqa_capfilt_large.pth", "A-OKVQA"
         ),
-        "tiny": untrained(_TINY, IMAGES, QUESTIONS),
+        "tiny": _TINY,
+        "tiny_shapes": for_shapes(_TINY, SHAPES),
         "tiny_easy_vqa": Preset(
-            config=_TINY,
+            config=_TINY.config,
             weights=str(ASSETS / "tiny_easy_vqa"),
             vis_processor=IMAGES,
             text_processor=QUESTIONS,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lavis.models.base import Preset
+from lavis.models.tokenizer import ASSETS
 from lavis.nn.text import TextConfig
 from lavis.nn.vit import ViTConfig, interpolate_positions
 
@@ -64,4 +66,20 @@ def untrained(
         licence="none needed: no weights",
         commercial=True,
         note=f"random starting weights, {note}; for tests and small data",
+    )
+
+
+def for_shapes(tiny: Preset, file: str, **config: Any) -> Preset:
+    """A small model that starts from weights in the package, pre-trained on the embedded data.
+
+    Args:
+        tiny: its preset with random weights. file: the folder of the pre-trained weights among the assets.
+        config: fields that differ.
+    """
+    return replace(
+        tiny,
+        config=replace(tiny.config, **config),
+        pretrained=str(ASSETS / file),
+        licence="BSD-3-Clause",
+        note="64 px; starts from packaged weights, pre-trained on drawn shapes",
     )

@@ -24,6 +24,7 @@ from lavis.nn.vit import VIT_BASE, VisionTransformer, ViTConfig, interpolate_pos
 STARTING_WEIGHTS = {
     "deit": "https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth",
     "bert": "google-bert/bert-base-uncased:model.safetensors",
+    "tiny_shapes": str(ASSETS / "tiny_shapes"),  # the packaged captioner
 }
 VOCABULARIES = {"bert": "bert-base-uncased.txt", "tiny": "tiny_vocab.txt"}
 
@@ -104,8 +105,8 @@ class VisionTextModel(BaseModel):
         """Start modules from other models' weights; cross-attention stays fresh where those have none.
 
         Args:
-            init: {"visual_encoder": source, "text_encoder": source, "text_decoder": source}; a source is "deit"
-                or "bert" (`STARTING_WEIGHTS`), or a path, URL or Hugging Face id of such a file, or of a
+            init: {"visual_encoder": source, "text_encoder": source, "text_decoder": source}; a source is "deit",
+                "bert" or "tiny_shapes" (`STARTING_WEIGHTS`), or a path, URL or Hugging Face id of such a file, or of a
                 model of this library, of which the same module is taken.
         """
         for name, source in init.items():
