@@ -22,7 +22,8 @@ shape, count, existence, comparison, size, place, texture), one answer each, 26 
 
 **Metrics.** BLEU, CIDEr; accuracy; and `caption_truth_percent`, the share of captions of which every
 stated colour, shape, count, size, texture, relation and place in the picture holds. Definitions:
-`scene.py` (sizes, relations and places), `language.py` (what "a", "two" and "the" mean).
+`scene.py` (sizes, relations and places), `language.py` (what "a", "two" and "the" mean), `judging.py`
+(how captions are read and checked).
 
 **License.** The same as this library's; there is no third-party material in it.
 """
@@ -43,7 +44,8 @@ from lavis.datasets.shapes.clip_questions import CLIP_ANSWERS
 from lavis.datasets.shapes.clips import make_clip, render_clip
 from lavis.datasets.shapes.dialogue import ShapesDialogue
 from lavis.datasets.shapes.entailment import ShapesEntailment
-from lavis.datasets.shapes.language import Judgement, caption_truth_percent, judge_caption, make_captions
+from lavis.datasets.shapes.judging import Judgement, caption_truth_percent, judge_caption
+from lavis.datasets.shapes.language import make_captions
 from lavis.datasets.shapes.made import Drawn, DrawnWithCaptions, DrawnWithQuestions, Made, MadeOptions
 from lavis.datasets.shapes.pairs import ShapesNLVR
 from lavis.datasets.shapes.questions import ANSWERS, make_questions

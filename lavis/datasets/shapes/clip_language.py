@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from lavis.datasets.shapes.clips import MOVES, Clip, happens_before, happens_with, moments
-from lavis.datasets.shapes.language import Judgement, Phrase, own_percent, read_caption
+from lavis.datasets.shapes.judging import Judgement, own_percent, read_caption
+from lavis.datasets.shapes.language import Phrase
 from lavis.datasets.shapes.scene import Obj
 
 VERBS = {

@@ -29,7 +29,8 @@ from lavis.common.registry import registry
 from lavis.datasets.base import Plan, Record
 from lavis.datasets.captioning import CaptionOptions
 from lavis.datasets.retrieval import RetrievalDataset
-from lavis.datasets.shapes.language import Phrase, Statement, own_percent, phrase_for, read_caption
+from lavis.datasets.shapes.judging import own_percent, read_caption
+from lavis.datasets.shapes.language import Phrase, Statement, phrase_for
 from lavis.datasets.shapes.made import DrawnWithCaptions, Made, MadeOptions
 from lavis.datasets.shapes.scene import PLACES, Obj, Purpose, Scene, clearly, draw_scene, shuffled, stream
 

@@ -233,15 +233,13 @@ def clearly(relation: str, a: Obj, b: Obj) -> bool:
     return along >= 1.2 * abs(across)
 
 
-def lies(side: str, obj: Obj) -> bool:
-    """Whether an object's centre is in the left, right, top or bottom half of the picture."""
-    value = obj["x"] if side in ("left", "right") else obj["y"]
-    return bool(value < 0.5 if side in ("left", "top") else value > 0.5)
-
-
-def in_the_middle(obj: Obj) -> bool:
-    """Whether an object's centre is nearer to the picture's than to its edges, in both directions."""
-    return abs(obj["x"] - 0.5) < 0.25 and abs(obj["y"] - 0.5) < 0.25
+def is_at(place: Sequence[str], obj: Obj) -> bool:
+    """Whether an object's centre is in every half that `place` names; in the picture's middle if it names none."""
+    x, y = obj["x"], obj["y"]
+    if not place:
+        return abs(x - 0.5) < 0.25 and abs(y - 0.5) < 0.25
+    halves = {"left": x < 0.5, "right": x > 0.5, "top": y < 0.5, "bottom": y > 0.5}
+    return all(halves[side] for side in place)
 
 
 def sides(obj: Obj) -> tuple[str, ...]:
