@@ -162,10 +162,18 @@ class Muon(torch.optim.AdamW):
     which the gradient is small move as fast as those in which it is large. The step is scaled to the size
     of Adam's as in Liu et al. 2025 ("Muon is Scalable for LLM Training", section 2.2): 0.2 times the root
     of the longer side. Weight decay is AdamW's.
+
+    Args:
+        params: parameter groups.
+        arithmetic: the type in which matrices are orthogonalised; bfloat16 is exact enough.
+        options: AdamW's.
     """
 
     momentum = 0.95
-    arithmetic = torch.float32  # in which matrices are orthogonalised; bfloat16 is exact enough
+
+    def __init__(self, params: Any, *, arithmetic: torch.dtype = torch.float32, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.arithmetic = arithmetic
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -247,9 +255,12 @@ def build_optimizer(
             for group in groups
             for chosen in (True, False)
         ]
-        muon = Muon([group for group in split if group["params"]], lr=init_lr, betas=(0.9, beta2))
-        muon.arithmetic = torch.bfloat16 if precision == "bf16" else torch.float32
-        return muon
+        return Muon(
+            [group for group in split if group["params"]],
+            arithmetic=torch.bfloat16 if precision == "bf16" else torch.float32,
+            lr=init_lr,
+            betas=(0.9, beta2),
+        )
     # the fused kernel updates all weights in one pass and is deterministic; MPS keeps torch's own choice
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.AdamW(groups, lr=init_lr, betas=(0.9, beta2), fused=True if fused else None)
