@@ -80,6 +80,11 @@ class Memory:
         ]
         return Memory(kv, None if self.mask is None else self.mask.index_select(0, index))
 
+    def contiguous(self) -> Memory:
+        """The same with each head's keys and values side by side: a copy that pays when they are read many times."""
+        kv = [tuple((k.contiguous(), v.contiguous()) for k, v in layer) for layer in self.keys_values]
+        return Memory(kv, self.mask)
+
 
 class Sizes(Protocol):
     """What a cache knows of a transformer."""
@@ -480,7 +485,7 @@ class Decoding:
 
     def __init__(self, decoder: TextDecoder, memory: Memory | None, rows: int, max_length: int) -> None:
         self.decoder = decoder
-        self.memory = memory
+        self.memory = None if memory is None else memory.contiguous()
         like = decoder.bert.embeddings.word_embeddings.weight
         self.cache = Cache(decoder.bert.config, rows, max_length, like.detach())
 
