@@ -19,24 +19,8 @@ import torch.utils.data
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lavis.datasets.collate import Sample, collate
+from lavis.datasets.sources import Download, Source
 from lavis.datasets.tables import Record, read_records
-
-
-@dataclass(frozen=True)
-class Source:
-    """One annotation file.
-
-    Args:
-        storage: where it lies, relative to the cache root, or an absolute path.
-        url: where it is published (or a local path), None when it can't be fetched.
-        md5, sha256: checksums of the published file, in hex.
-    """
-
-    storage: str
-    url: str | None = None
-    md5: str | None = None
-    sha256: str | None = None
-
 
 ON_ERROR = ("raise", "skip")  # what to do about a picture that cannot be read
 
@@ -100,6 +84,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     data_type: ClassVar[str] = "images"
     sources: ClassVar[Mapping[str, Source | Sequence[Source]]] = {}
     media: ClassVar[str | None] = None  # relative to the cache root
+    downloads: ClassVar[Sequence[Download]] = ()  # how the media get there
     Options: ClassVar[type] = NoOptions
     train_splits: ClassVar[tuple[str, ...]] = ("train",)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import ON_ERROR, Dataset, Plan, Source, error_policy, under_cache_root
+from lavis.datasets.base import ON_ERROR, Dataset, Plan, error_policy, under_cache_root
+from lavis.datasets.sources import Source
 
 # What a recipe's section of a data set may hold besides the data set's own options.
 _SECTION_KEYS = (

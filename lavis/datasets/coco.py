@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from lavis.common.registry import registry
-from lavis.datasets.base import Source
 from lavis.datasets.captioning import CaptionDataset
+from lavis.datasets.sources import Source
 
 _PUBLISHED = "https://storage.googleapis.com/sfr-vision-language-research/datasets"
 
