@@ -17,7 +17,7 @@ from lavis.models import load_model_and_preprocess
 from lavis.models.tokenizer import ASSETS
 
 ROOT = Path(__file__).parent.parent
-PACKAGED = ("tiny_shapes", "tiny_easy_vqa", "blip_shapes")
+PACKAGED = ("tiny_shapes", "tiny_easy_vqa", "blip_shapes", "albef_shapes")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -87,6 +87,7 @@ def test_the_quickstart_works_twice(tmp_path):
     ("arch", "data", "sees", "least"),
     [
         ("blip_feature_extractor", "shapes_retrieval", "image", 0.95),
+        ("albef_feature_extractor", "shapes_retrieval", "image", 0.95),
     ],
 )
 def test_pretrained_features_tell_pictures_and_clips_apart(arch, data, sees, least):

@@ -23,7 +23,7 @@ from lavis.models.alignment import Alignment, ContrastiveStep, TextStates
 from lavis.models.base import Preset, inference
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.outputs import Features, LossOutput
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, untrained
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, for_shapes, untrained
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.losses import IGNORE, mask_tokens, masked_language_modelling_loss
@@ -72,6 +72,8 @@ PRETRAINING_ONLY = (*TRAINING_STATE, TOKEN_TYPES, "text_encoder.cls.*")
 
 TINY_ALBEF = {**TINY, "text": TINY_ALBEF_TEXT}
 _TINY = untrained(AlbefMatchingConfig(**TINY_ALBEF, embed_dim=64, queue_size=512), IMAGES, CAPTION)
+SHAPES = "albef_shapes"  # the packaged weights of `albef_pretrain` tiny_shapes
+_SMALL = {"tiny": _TINY, "tiny_shapes": for_shapes(_TINY, SHAPES)}
 
 
 # ------------------------------------------------------------------------------------------ base
@@ -141,7 +143,7 @@ class AlbefFeatureExtractor(AlbefAlignment):
             licence=OFFICIAL,
             note="ViT-B/16 at 224 px, pre-trained",
         ),
-        "tiny": _TINY,
+        **_SMALL,
     }
 
     @inference
@@ -187,7 +189,7 @@ class AlbefRetrieval(AlbefAlignment):
             note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
         )
         for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
-    } | {"tiny": _TINY}
+    } | _SMALL
 
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive plus matching loss.
@@ -231,7 +233,7 @@ class AlbefPretrain(AlbefAlignment):
             licence=OFFICIAL,
             note="ViT-B/16 at 224 px",
         ),
-        "tiny": _TINY,
+        **_SMALL,
     }
 
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:

@@ -17,6 +17,7 @@ from lavis.models.albef import (
     BARE_TEXT,
     PRETRAINED,
     PRETRAINING_ONLY,
+    SHAPES,
     TINY_ALBEF,
     TINY_ALBEF_TEXT,
     Albef,
@@ -24,7 +25,7 @@ from lavis.models.albef import (
 from lavis.models.base import Preset
 from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, untrained
+from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, for_shapes, untrained
 from lavis.nn.text import TextTransformer
 
 OTHER_HEADS = ("vision_proj.*", "text_proj.*", "itm_head.*")
@@ -32,6 +33,10 @@ HEADS = ("cls_head.*", "cls_head_m.*")
 # Twice as many fusion layers as elsewhere: one for each picture, in turn.
 PAIR_TEXT = replace(ALBEF_TEXT, depth=18, memories="alternate")
 TINY_PAIR_TEXT = replace(TINY_ALBEF_TEXT, depth=6, memories="alternate")
+_TINY_CLASSES = untrained(ClassifierConfig(**TINY_ALBEF, num_classes=3), IMAGES, CAPTION)
+_TINY_PAIRS = untrained(
+    ClassifierConfig(**{**TINY_ALBEF, "text": TINY_PAIR_TEXT}, num_classes=2), IMAGES, CAPTION
+)
 
 
 class AlbefClassifier(Albef, Classifier):
@@ -69,7 +74,8 @@ class AlbefClassification(AlbefClassifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on SNLI-VE",
         ),
-        "tiny": untrained(ClassifierConfig(**TINY_ALBEF, num_classes=3), IMAGES, CAPTION),
+        "tiny": _TINY_CLASSES,
+        "tiny_shapes": for_shapes(_TINY_CLASSES, SHAPES),
     }
 
 
@@ -101,8 +107,20 @@ class AlbefNLVR(AlbefClassifier):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
         ),
-        "tiny": untrained(
-            ClassifierConfig(**{**TINY_ALBEF, "text": TINY_PAIR_TEXT}, num_classes=2), IMAGES, CAPTION
+        "tiny": _TINY_PAIRS,
+        "tiny_shapes": replace(
+            for_shapes(_TINY_PAIRS, SHAPES),
+            # each of the two fusion layers begins two, as in the paper
+            pretrained_rules=replace(
+                PRETRAINED_RULES,
+                rename=(*BARE_TEXT, (r"\.layer\.3\.", ".layer.5.")),
+                copy=(
+                    (r"^text_encoder(_m)?\.encoder\.layer\.3\.", "text_encoder.encoder.layer.2."),
+                    (r"^text_encoder(_m)?\.encoder\.layer\.4\.", "text_encoder.encoder.layer.5."),
+                    *TWIN_COPIES,
+                ),
+                fresh=HEADS,
+            ),
         ),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from lavis.common.registry import registry
@@ -10,6 +11,7 @@ from lavis.models.albef import (
     BARE_TEXT,
     PRETRAINED,
     PRETRAINING_ONLY,
+    SHAPES,
     TINY_ALBEF,
     Albef,
     AlbefConfig,
@@ -18,16 +20,19 @@ from lavis.models.answers import Answering
 from lavis.models.base import Preset
 from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.outputs import Texts
-from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, untrained
+from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, for_shapes, untrained
 
-# A pre-trained text encoder begins the decoder too: its embeddings, its fusion layers, its head.
-DECODER_COPIES = (
-    (r"^text_decoder(_m)?\.bert\.embeddings\.", r"text_encoder\1.embeddings."),
-    *(
-        (rf"^text_decoder(_m)?\.bert\.encoder\.layer\.{i}\.", rf"text_encoder\1.encoder.layer.{i + 6}.")
-        for i in range(6)
-    ),
-)
+
+def decoder_copies(first: int, layers: int) -> tuple[tuple[str, str], ...]:
+    """A pre-trained text encoder begins the decoder too: its embeddings, its fusion layers from `first` on."""
+    own, theirs = r"^text_decoder(_m)?\.bert\.", r"text_encoder\1."
+    return (
+        (rf"{own}embeddings\.", f"{theirs}embeddings."),
+        *((rf"{own}encoder\.layer\.{i}\.", f"{theirs}encoder.layer.{i + first}.") for i in range(layers)),
+    )
+
+
+_TINY = untrained(AlbefConfig(**TINY_ALBEF, max_txt_len=25), IMAGES, QUESTIONS)
 
 
 @registry.register_model("albef_vqa")
@@ -45,7 +50,7 @@ class AlbefVQA(Albef, Answering):
         rename=((r"^text_encoder(_m)?\.cls\.", r"text_decoder\1.cls."), *BARE_TEXT),
         drop=(*PRETRAINING_ONLY, "vision_proj.*", "text_proj.*", "itm_head.*"),
         resize=RESIZE,
-        copy=(*DECODER_COPIES, *TWIN_COPIES),
+        copy=(*decoder_copies(6, 6), *TWIN_COPIES),
     )
     PRESETS: ClassVar[dict[str, Preset]] = {
         "vqav2": Preset(
@@ -57,7 +62,11 @@ class AlbefVQA(Albef, Answering):
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, fine-tuned on VQAv2",
         ),
-        "tiny": untrained(AlbefConfig(**TINY_ALBEF, max_txt_len=25), IMAGES, QUESTIONS),
+        "tiny": _TINY,
+        "tiny_shapes": replace(
+            for_shapes(_TINY, SHAPES),
+            pretrained_rules=replace(PRETRAINED_RULES, copy=(*decoder_copies(2, 2), *TWIN_COPIES)),
+        ),
     }
 
     def predict_answers(  # type: ignore[override]  # the order of arguments is the original's

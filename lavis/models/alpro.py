@@ -24,7 +24,7 @@ from lavis.models.base import Preset, inference
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.classification import Classifier
 from lavis.models.outputs import Features, IntermediateOutput, LossOutput, OutputWithLogits
-from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, TINY_VIT, untrained
+from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, for_shapes, untrained
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.losses import contrastive_loss
@@ -77,11 +77,11 @@ _RESIZE = {
 }
 # heads and teacher of pre-training (masked words, entity prompts), and the TimeSformer's own classifier
 PRETRAINING = ("text_encoder.cls.*", "mpm_head.*", "prompter.*", "visual_encoder.model.head.*")
+SHAPES = "alpro_shapes"  # the packaged weights of `alpro_retrieval` tiny_shapes
 MATCHING = ("temp", "vision_proj.*", "text_proj.*", "itm_head.*")
 
 _TINY: dict[str, Any] = {
     **TINY,
-    "vit": replace(TINY_VIT, depth=2),
     "text": replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=4, token_types=2),
     "frames": 8,
     "fuse_from": 2,
@@ -108,6 +108,11 @@ def _official(config: AlproConfig, file: str, data: str) -> Preset:
 
 def _tiny(config: AlproConfig) -> Preset:
     return untrained(config, _videos(config.frames), CAPTION, note="8 frames at 64 px")
+
+
+_TINY_PRESET = _tiny(AlproConfig(**_TINY))
+_TINY_QA = _tiny(AlproQAConfig(**_TINY, num_classes=33))  # as many answers as shapes_video_qa has
+_SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, max_txt_len=48)}
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,7 @@ class AlproFeatureExtractor(Alpro, Alignment):
     PRESETS: ClassVar[dict[str, Preset]] = {
         # sizes of the pre-training: 4 frames, 30 tokens
         "base": _official(AlproConfig(frames=4, max_txt_len=30), "alpro_pretrain.pt", "pre-trained"),
-        "tiny": _tiny(AlproConfig(**_TINY)),
+        **_SMALL,
     }
 
     def __init__(self, config: AlproConfig) -> None:
@@ -228,7 +233,7 @@ class AlproRetrieval(Alpro, Alignment):
     PRESETS: ClassVar[dict[str, Preset]] = {
         "msrvtt": _official(AlproConfig(), "alpro_msrvtt_retrieval.pt", "fine-tuned on MSRVTT retrieval"),
         "didemo": _official(AlproConfig(), "alpro_didemo_retrieval.pt", "fine-tuned on DiDeMo retrieval"),
-        "tiny": _tiny(AlproConfig(**_TINY)),
+        **_SMALL,
     }
 
     def __init__(self, config: AlproConfig) -> None:
@@ -312,7 +317,8 @@ class AlproQA(Alpro, Classifier):
         "msvd": _official(
             AlproQAConfig(num_classes=2423), "alpro_msvd_qa.pth", "fine-tuned on MSVD-QA, 2423 answers"
         ),
-        "tiny": _tiny(AlproQAConfig(**_TINY, num_classes=33)),  # as many answers as shapes_video_qa has
+        "tiny": _TINY_QA,
+        "tiny_shapes": for_shapes(_TINY_QA, SHAPES),
     }
 
     def __init__(self, config: AlproQAConfig) -> None:

@@ -95,6 +95,7 @@ class Preset:
         weights: where the finished weights are (URL, or a folder in the package); None: no weights,
             the model starts from random ones.
         pretrained: where the weights to fine-tune from are.
+        pretrained_rules: how they are read, where other rules hold than the class's PRETRAINED_RULES.
         sha256: of `weights`; None where nobody has published one (then recorded at first use).
         vis_processor, text_processor: {"train" | "eval": {"name": ..., arguments}}.
         licence, commercial: of the weights; whether commercial use is allowed, None if not stated.
@@ -104,6 +105,7 @@ class Preset:
     config: Any
     weights: str | None = None
     pretrained: str | None = None
+    pretrained_rules: checkpoints.Rules | None = None
     sha256: str | None = None
     vis_processor: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     text_processor: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -276,7 +278,8 @@ class BaseModel(nn.Module):
         if weights == "finetuned":
             source, sha256 = preset.weights, preset.sha256
         elif weights == "pretrained":
-            source, rules = pretrained or preset.pretrained or preset.weights, cls.PRETRAINED_RULES
+            source = pretrained or preset.pretrained or preset.weights
+            rules = preset.pretrained_rules or cls.PRETRAINED_RULES
             if source is None:
                 raise ValueError(
                     f"model.weights is 'pretrained', but {cls.registered_name} {model_type} knows none; "

@@ -94,6 +94,7 @@ TRANSFORMERS_BLIP = Rules(
 # Starting weights for pre-training (`init:` in a recipe): what a picture encoder takes of DeiT (Touvron et al.
 # 2021), and a text transformer, with or without LM head, of BERT.
 DEIT = Rules(marker="patch_embed.proj.weight", drop=("head.*", "head_dist.*", "dist_token"))
+SPACE_TO_TIME = ((r"\.temporal_attn\.", ".attn."), (r"\.temporal_norm1\.", ".norm1."))  # for a video encoder
 _BERT_NORMS = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 _BERT_LEFT = ("*pooler.*", "cls.seq_relationship.*", "*token_type_embeddings.*")
 _POSITION_IDS = {"*position_ids": lambda shape: torch.arange(shape[-1]).expand(shape).clone()}

@@ -18,6 +18,7 @@ from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn import momentum
 from lavis.nn.losses import distillation_weight
 from lavis.nn.text import LanguageModel, TextConfig, TextTransformer
+from lavis.nn.timesformer import TimeSformer
 from lavis.nn.vit import VIT_BASE, VisionTransformer, ViTConfig, interpolate_positions
 
 # Both Apache-2.0. DeiT-B/16 at 224 px; BERT base, uncased.
@@ -104,6 +105,9 @@ class VisionTextModel(BaseModel):
     def start_from(self, init: Mapping[str, str]) -> None:
         """Start modules from other models' weights; cross-attention stays fresh where those have none.
 
+        A video encoder takes an image encoder's; its attention over time begins as a copy of that over places,
+        without effect until it is trained, as in the code published with TimeSformer (Bertasius et al. 2021).
+
         Args:
             init: {"visual_encoder": source, "text_encoder": source, "text_decoder": source}; a source is "deit",
                 "bert" or "tiny_shapes" (`STARTING_WEIGHTS`), or a path, URL or Hugging Face id of such a file, or of a
@@ -115,14 +119,19 @@ class VisionTextModel(BaseModel):
                 rules = checkpoints.BERT_LANGUAGE_MODEL
             elif isinstance(module, TextTransformer):
                 rules = checkpoints.BERT_ENCODER
-            elif isinstance(module, VisionTransformer):
+            elif isinstance(module, (VisionTransformer, TimeSformer)):
                 resize = {"pos_embed": lambda t, shape: interpolate_positions(t, shape[1])}
                 rules = replace(checkpoints.DEIT, resize=resize)
+                if isinstance(module, TimeSformer):
+                    module = module.model
+                    rules = replace(
+                        rules, copy=checkpoints.SPACE_TO_TIME, fresh=("time_embed", "*.temporal_fc.*")
+                    )
             else:
                 able = [
                     n
                     for n, m in self.named_children()
-                    if isinstance(m, (LanguageModel, TextTransformer, VisionTransformer))
+                    if isinstance(m, (LanguageModel, TextTransformer, VisionTransformer, TimeSformer))
                     and not n.endswith("_m")
                 ]
                 raise ValueError(

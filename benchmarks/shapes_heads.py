@@ -1,0 +1,167 @@
+"""What the small heads reach on the embedded data after fine-tuning, beside what needs no picture.
+
+    python benchmarks/shapes_heads.py output/heads                       # every head: train, test, write
+    python benchmarks/shapes_heads.py output/heads blip/vqa_shapes       # some of them
+
+A head that was interrupted goes on where it was, a finished one is only read. Writes
+benchmarks/results/shapes_heads.json, one entry per recipe: the test figures, minutes of training, chance,
+a baseline that reads the text alone, and the ceiling that the data allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+Pairs = Iterable[tuple[str, str]]  # a text and its answer or label
+
+
+# ------------------------------------------------------------------------- what needs no picture
+def same_question(train: Pairs, test: Pairs) -> float:
+    """Accuracy (%) of answering every question with its most frequent training answer."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    overall: Counter[str] = Counter()
+    for question, answer in train:
+        counts[question][answer] += 1
+        overall[answer] += 1
+    right = [(counts.get(q) or overall).most_common(1)[0][0] == a for q, a in test]
+    return 100 * sum(right) / len(right)
+
+
+def bag_of_words(train: Pairs, test: Pairs) -> float:
+    """Accuracy (%) of naive Bayes over words and pairs of neighbours, with add-one smoothing."""
+
+    def features(text: str) -> set[str]:
+        words = text.split()
+        return {*words, *(" ".join(pair) for pair in pairwise(words))}
+
+    labels: Counter[str] = Counter()
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for text, label in train:
+        labels[label] += 1
+        seen[label].update(features(text))
+    right = []
+    for text, label in test:
+        words = features(text)
+        score = {
+            name: math.log(number) + sum(math.log((seen[name][w] + 1) / (number + 2)) for w in words)
+            for name, number in labels.items()
+        }
+        right.append(max(score, key=score.__getitem__) == label)
+    return 100 * sum(right) / len(right)
+
+
+def most_frequent(_: Pairs, test: Pairs) -> float:
+    """Share (%) of the most frequent answer."""
+    answers = Counter(answer for _, answer in test)
+    return 100 * answers.most_common(1)[0][1] / sum(answers.values())
+
+
+def _questions(record: Mapping[str, Any]) -> Pairs:
+    if "dialog" in record:
+        return [(turn["question"], turn["answer"]) for turn in record["dialog"]]
+    answer = record["answers"][0] if "answers" in record else record["answer"]
+    return [(record["question"], answer)]
+
+
+def _sentence(record: Mapping[str, Any]) -> Pairs:
+    return [(record["sentence"], str(record["label"]))]
+
+
+Reading = tuple[Callable[[Mapping[str, Any]], Pairs], Callable[[Pairs, Pairs], float]]
+# How a data set's texts are read, and what answers them without a picture.
+TEXT_ONLY: dict[str, Reading] = {
+    "easy_vqa": (_questions, same_question),
+    "vqa": (_questions, same_question),
+    "video_qa": (_questions, same_question),
+    "dialogue": (_questions, same_question),
+    "video_dialogue": (_questions, same_question),
+    "nlvr": (_sentence, bag_of_words),
+    "entailment": (_sentence, bag_of_words),
+}
+
+
+def beside(dataset: str) -> dict[str, float]:
+    """Percent without pictures, and the ceiling, of a data set's test split."""
+    from lavis.datasets.builders import load_dataset
+    from lavis.datasets.shapes.clip_language import clip_ceiling_percent
+    from lavis.datasets.shapes.retrieval import ceiling_percent
+
+    splits = load_dataset(dataset)
+    kind = dataset.removeprefix("shapes_")
+    if kind in TEXT_ONLY:
+        read, answer = TEXT_ONLY[kind]
+        train, test = (
+            [pair for record in splits[name].records for pair in read(record)] for name in ("train", "test")
+        )
+        return {
+            "most frequent answer": most_frequent(train, test),
+            "text alone": answer(train, test),
+            "ceiling": 100.0,
+        }
+    records = splits["test"].records
+    if kind == "caption":
+        return {"ceiling of truth": 100.0}
+    if kind == "retrieval":
+        ceiling = ceiling_percent([(r["caption"], r["scene"]) for r in records])
+    else:
+        ceiling = clip_ceiling_percent([(r["caption"], r["clip"]) for r in records])
+    return {"chance, recall at 1": 100 / len(records), "ceiling of recall at 1 for pictures": ceiling}
+
+
+# -------------------------------------------------------------------------------------- the table
+RECIPES = (
+    "blip/retrieval_shapes", "blip/vqa_shapes", "blip/nlvr_shapes", "blip/entailment_shapes",
+    "blip/dialogue_shapes", "blip/video_retrieval_shapes", "blip/video_qa_shapes", "blip/video_dialogue_shapes",
+    "albef/retrieval_shapes", "albef/vqa_shapes", "albef/nlvr_shapes", "albef/entailment_shapes",
+    "alpro/retrieval_shapes", "alpro/qa_shapes",
+)  # fmt: skip
+
+
+def main() -> None:
+    import torch
+
+    from benchmarks.common import RESULTS, machine, write
+    from lavis.common.config import Config
+    from lavis.runners import train
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("recipes", nargs="*", default=RECIPES)
+    arguments = parser.parse_args()
+    path = RESULTS / "shapes_heads.json"
+    for recipe in arguments.recipes:
+        config = Config.load(recipe)
+        dataset = next(iter(config.datasets))
+        run = train(
+            recipe,
+            output_dir=str(arguments.output),
+            job_id=recipe.replace("/", "_"),
+            resume_ckpt_path="auto",
+        )
+        found = {
+            "command": f"lavis train {recipe}",
+            "seed": config.run.seed,
+            "test": run.metrics["test"],
+            "iterations": run.iterations,
+            "minutes": round(run.seconds / 60, 1),
+            "threads": torch.get_num_threads(),
+            "beside it": beside(dataset),
+        }
+        print(recipe, found)
+        # read again, as others may have been written meanwhile
+        results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        write("shapes_heads", results | {"machine": machine(), recipe: found})
+
+
+if __name__ == "__main__":
+    main()
