@@ -17,7 +17,7 @@ from lavis.models import load_model_and_preprocess
 from lavis.models.tokenizer import ASSETS
 
 ROOT = Path(__file__).parent.parent
-PACKAGED = ("tiny_shapes", "tiny_easy_vqa", "blip_shapes", "albef_shapes")
+PACKAGED = ("tiny_shapes", "tiny_easy_vqa", "blip_shapes", "albef_shapes", "alpro_shapes")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -88,6 +88,7 @@ def test_the_quickstart_works_twice(tmp_path):
     [
         ("blip_feature_extractor", "shapes_retrieval", "image", 0.95),
         ("albef_feature_extractor", "shapes_retrieval", "image", 0.95),
+        ("alpro_feature_extractor", "shapes_video_retrieval", "video", 0.9),
     ],
 )
 def test_pretrained_features_tell_pictures_and_clips_apart(arch, data, sees, least):
