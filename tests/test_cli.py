@@ -328,7 +328,7 @@ def test_pictures_without_captions_are_predicted_and_not_scored(
     assert f"nothing to score; the predictions are in {result}" in caplog.text
     assert [r["image_id"] for r in json.loads(result.read_text())] == [10, 11, 12]
     assert main(["train", *start, *quick]) == 2
-    assert "needed are image and text" in capsys.readouterr().err
+    assert "needed are image (or video), text (or caption)" in capsys.readouterr().err
 
 
 def test_a_column_split_says_what_is_evaluated(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -21,9 +22,9 @@ from lavis.datasets.base import Dataset, draw, group_by, open_picture
 from lavis.datasets.builders import build_datasets, dataset_zoo, load_dataset, load_dataset_config
 from lavis.datasets.captioning import CaptionDataset
 from lavis.datasets.collate import collate
-from lavis.datasets.own import held_out
+from lavis.datasets.own_table import held_out
 from lavis.datasets.shapes import export_coco
-from lavis.datasets.tables import read_records, read_table
+from lavis.datasets.tables import PackedRecords, read_records, read_table
 
 
 @pytest.fixture
@@ -426,11 +427,50 @@ def test_own_questions(photos: Path) -> None:
     assert load_dataset("own", test=path, answer_list=str(listed))["test"].answer_list == ["yes", "no"]
 
 
+def test_own_retrieval_and_classes(photos: Path) -> None:
+    path = _write(photos / "r.csv", "image,text\n0.png,a\n0.png,b\n1.png,c\n")
+    gallery = load_dataset("own", test=path, task="retrieval")["test"]
+    assert (
+        gallery.text == ["a", "b", "c"]
+        and gallery.txt2img == {0: 0, 1: 0, 2: 1}
+        and gallery.image == ["0.png", "1.png"]
+    )
+    rows = "image,label,text\n0.png,dog,\n1.png,cat,is it?\n2.png,cat,\n"
+    path = _write(photos / "c.csv", rows)
+    data = load_dataset(
+        "own", train=path, val=path, test=_write(photos / "t.csv", "image,label\n3.png,\n4.png,\n")
+    )
+    assert data["train"].classnames == data["val"].classnames == ["cat", "dog"]
+    assert [data["val"][i]["label"] for i in range(3)] == [1, 0, 0] and data["train"][1][
+        "text_input"
+    ] == "is it?"
+    assert "label" not in data["test"][0] and data["test"][1]["instance_id"] == "1"
+    other = _write(photos / "o.csv", "image,label\n0.png,dogg\n")
+    with pytest.raises(ValueError, match=r"o\.csv, line 2: the class 'dogg' is not among the 2.*'dog'"):
+        load_dataset("own", train=path, val=other)["val"][0]
+    with pytest.raises(ValueError, match="columns image and video"):
+        load_dataset("own", test=_write(photos / "b.csv", "image,video,text\n0.png,a.mp4,x\n"))
+
+
+def test_own_clips(photos: Path) -> None:
+    """A path is what a clip is until a processor reads it."""
+    (photos / "a.mp4").write_bytes(b"")
+    path = _write(photos / "v.jsonl", '{"video": "a.mp4", "text": ["x", "y"]}\n')
+    data = load_dataset("own", test=path)["test"]
+    assert data[0]["video"] == photos / "a.mp4" and data.references() == {0: ["x", "y"]}
+    classes = load_dataset("own", train=_write(photos / "k.csv", "video,label\na.mp4,run\n"), val_fraction=0)[
+        "train"
+    ]
+    assert (classes[0]["label"], classes[0]["answers"], classes[0]["video"]) == (0, 0, photos / "a.mp4")
+    with pytest.raises(FileNotFoundError, match="1 of 1 clips are missing"):
+        load_dataset("own", test=_write(photos / "m.csv", "video,text\nb.mp4,x\n"))
+
+
 def test_own_test_split_may_lack_texts(photos: Path) -> None:
     path = _write(photos / "t.csv", "image,text\n0.png,\n1.png,a dog\n")
     data = load_dataset("own", test=path)["test"]
     assert data[0]["text_input"] == "" and data.references() == {0: [], 1: ["a dog"]}
-    with pytest.raises(ValueError, match=r"t\.csv, line 2: there is neither text nor caption"):
+    with pytest.raises(ValueError, match=r"t\.csv, line 2: there is no text \(or caption\)"):
         load_dataset("own", train=path, val_fraction=0)
 
 
@@ -438,7 +478,7 @@ def test_own_test_split_may_lack_the_column(photos: Path) -> None:
     path = _write(photos / "t.csv", "image,image_id\n0.png,7\n1.png,9\n")
     data = load_dataset("own", test=path)["test"]
     assert [data[i]["image_id"] for i in range(2)] == [7, 9] and data.references() == {7: [], 9: []}
-    with pytest.raises(ValueError, match="needed are image and text"):
+    with pytest.raises(ValueError, match=r"needed are image \(or video\), text \(or caption\)"):
         load_dataset("own", train=path, val_fraction=0, task="captioning")
     with pytest.raises(ValueError, match=r"needed are image.*its first line should name the columns"):
         load_dataset("own", test=_write(photos / "h.csv", "0.png\n1.png\n"))
@@ -456,8 +496,8 @@ def test_own_turns_photographs(photos: Path) -> None:
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("e.csv", "img,text\n0.png,a\n", r"e\.csv: found the columns img, text; needed are image and text"),
-        ("e.csv", "image,question\n0.png,a\n", r"line 2: there is neither answer nor answers"),
+        ("e.csv", "img,text\n0.png,a\n", r"e\.csv: found the columns img, text; needed are image .*for captioning"),
+        ("e.csv", "image,question\n0.png,a\n", r"are image \(or video\), question, answer \(or answers\) for vqa$"),
         ("e.csv", "image,text\n0.png,a,b\n", r"line 2: 3 fields, but the header has 2"),
         ("e.csv", 'image,text\n0.png,"a\n', r"e\.csv, line 2: .*quote"),
         ("e.csv", "image,text\n,a\n", r"line 2: image is None"),
@@ -495,7 +535,7 @@ def test_own_missing_things(photos: Path) -> None:
         table = _write(photos / "a.csv", "image,question,answer\n0.png,a,b\n")
         load_dataset("own", train=table, answer_list="none.txt")
     with pytest.raises(
-        ValueError, match="found the columns image, text; needed are image, question and answer"
+        ValueError, match=r"found the columns image, text; needed are image \(or video\), question, answer"
     ):
         load_dataset("own", train=path, task="vqa")
     with pytest.raises(ValueError, match="line 2: not UTF-8"):
@@ -611,3 +651,28 @@ def test_the_room_imports_quickly() -> None:
     ).stdout.split()
     assert out[1:] == ["False", "False"]
     assert float(out[0]) < 2.0  # about 0.1 s on an idle machine
+
+
+def test_workers_started_by_spawn_get_a_copy(photos: Path) -> None:
+    """As on macOS and Windows; processors included."""
+    path = _write(photos / "w.csv", "image,text\n" + "".join(f"{i}.png,t{i}\n" for i in range(6)))
+    processor = {"eval": {"name": "blip_image_eval", "image_size": 16}}
+    data = build_datasets("own", {"val": str(path), "vis_processor": processor}, ["val"])["val"]
+    loader = DataLoader(
+        data, batch_size=3, num_workers=1, collate_fn=data.collater, multiprocessing_context="spawn"
+    )
+    batches = list(loader)
+    assert [b["text_input"] for b in batches] == [["t0", "t1", "t2"], ["t3", "t4", "t5"]]
+    assert torch.equal(batches[1]["image"], torch.stack([data[i]["image"] for i in range(3, 6)]))
+
+
+def test_packed_records_are_those_that_were_packed() -> None:
+    rows = [{"image": "ä.png", "caption": ["x", None], "n": i, "f": 0.1} for i in range(50)]
+    packed = PackedRecords(rows)
+    assert (
+        packed == rows and packed[-1] == rows[-1] and packed[3:40:7] == rows[3:40:7] and list(packed) == rows
+    )
+    assert copy.deepcopy(packed) == packed and packed != rows[:-1]
+    with pytest.raises(IndexError, match="no record 50"):
+        packed[50]
+    assert len(PackedRecords([])) == 0

@@ -431,3 +431,19 @@ def test_a_kill_at_any_moment_leaves_a_complete_folder(tmp_path: Path) -> None:
             break
         moment += 1
     assert moment >= 8
+
+
+def test_data_may_lack_one_of_val_and_test(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As OK-VQA does, whose recipes name both; other names that no data set has are errors."""
+    data = {"train": ToyData(8, 1), "test": ToyData(4, 2)}
+    settings = {
+        "model": ToyModel(), "task": ToyTask(), "datasets": data, "max_epoch": 1, "batch_size_train": 4,
+        "train_splits": ["train"],
+    }  # fmt: skip
+    result = train(output_dir=tmp_path, valid_splits=["val"], test_splits=["test"], **settings)
+    assert list(result.metrics) == ["test"] and result.best is None
+    assert "run.valid_splits names val, which no data set has" in caplog.text
+    with pytest.raises(ValueError, match="'tset'"):
+        train(output_dir=tmp_path, valid_splits=["tset"], test_splits=["test"], **settings)
+    with pytest.raises(ValueError, match="'val'"):
+        train(output_dir=tmp_path, valid_splits=["val"], test_splits=[], **settings)

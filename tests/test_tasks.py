@@ -204,8 +204,8 @@ def test_setup_task_follows_the_recipe() -> None:
     assert isinstance(VQATask.setup_task(None), VQATask)
     with pytest.raises(ValueError, match=r"run\.task"):
         setup_task(Config.from_dict({}))
-    with pytest.raises(ValueError, match="no task named 'gqa'"):
-        setup_task(Config.from_dict({"run": {"task": "gqa"}}))
+    with pytest.raises(ValueError, match="Did you mean 'gqa'"):
+        setup_task(Config.from_dict({"run": {"task": "gqqa"}}))
     with pytest.raises(ValueError, match="num_beams"):
         CaptionTask(num_beam=3)
 

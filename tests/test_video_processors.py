@@ -210,7 +210,8 @@ def test_drawing_and_applying_is_calling():
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
-        (Path("clip.mp4"), TypeError, "read the frames of files first"),
+        (Path("clip.mp4"), FileNotFoundError, "there is no clip clip.mp4"),
+        (7, TypeError, "should be the path of a file, a uint8 array"),
         (np.zeros((8, 8, 3), np.uint8), ValueError, r"\(frames, h, w, 3\)"),
         (np.zeros((2, 3, 8, 8), np.uint8), ValueError, r"of shape \(2, 3, 8, 8\)"),
         (np.zeros((2, 8, 8, 3), np.float32), ValueError, "not float32"),

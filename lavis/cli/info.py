@@ -95,7 +95,7 @@ def datasets(as_json: AsJson = False) -> None:
     for name in registry.list_datasets():
         cls = registry.get_dataset_class(name)
         headline = _description(cls).split("\n\n")[0].replace("\n", " ")
-        rows.append({"name": name, "types": list(cls.types), "description": headline})
+        rows.append({"name": name, "types": list(cls.types()), "description": headline})
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return

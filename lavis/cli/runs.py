@@ -16,7 +16,16 @@ from lavis.cli.predict import ANSWERER, CAPTIONER
 
 _EPOCHS = 10  # of a run on data of one's own
 _ENDLESS = 1_000_000
-_STARTING_MODEL = {"captioning": CAPTIONER, "vqa": ANSWERER}
+# Task and kind of media of one's own data: the small packaged model, and one for photographs or real clips.
+_STARTING_MODELS = {
+    ("captioning", "image"): (CAPTIONER, "blip_caption/base_coco"),
+    ("vqa", "image"): (ANSWERER, "blip_vqa/vqav2"),
+    ("retrieval", "image"): ("blip_retrieval/tiny_shapes", "blip_retrieval/coco"),
+    ("classification", "image"): ("blip_classification/tiny_shapes", "blip_classification/base"),
+    ("vqa", "video"): ("blip_video_qa/tiny_shapes", "blip_video_qa/vqav2"),
+    ("retrieval", "video"): ("alpro_retrieval/tiny_shapes", "alpro_retrieval/msrvtt"),
+    ("classification", "video"): ("alpro_qa/tiny_shapes", "alpro_qa/msrvtt"),
+}
 
 Recipes = Annotated[
     list[str] | None,
@@ -34,9 +43,11 @@ Options = Annotated[
         help="Keys to change, such as run.max_epoch=5; --options takes several at once.",
     ),
 ]
-Task = Annotated[str | None, typer.Option(help="captioning or vqa, for data of your own.")]
+Task = Annotated[
+    str | None, typer.Option(help="captioning, vqa, retrieval or classification, for data of your own.")
+]
 Data = Annotated[str | None, typer.Option(help="Your table (JSONL, JSON, CSV, TSV); see `lavis card own`.")]
-Images = Annotated[str | None, typer.Option(help="The folder that the table's pictures lie in.")]
+Images = Annotated[str | None, typer.Option(help="The folder that the table's pictures or clips lie in.")]
 Model = Annotated[str | None, typer.Option(help="<name>/<type> or the folder of a checkpoint to start from.")]
 Out = Annotated[str | None, typer.Option(help="The folder for runs (default: output).")]
 Device = Annotated[str | None, common.DEVICE]
@@ -78,6 +89,7 @@ def train(
       lavis train my_recipe.yaml --out runs/ --resume
       lavis train --task captioning --data train.jsonl --images photos/ --epochs 5
       lavis train --task vqa --data qa.csv --val val.csv --model blip_vqa/vqav2 --minutes 60
+      lavis train --task classification --data labels.csv --images photos/
       torchrun --nproc_per_node=8 -m lavis train my_recipe.yaml
     """
     keys: dict[str, Any] = {
@@ -157,30 +169,49 @@ def _own_recipe(
 
     What the person should know is added to `notes`, which are printed once nothing is wrong.
     """
-    from lavis.datasets.own import task_of
+    from lavis.datasets.own_table import TASKS, media_of, task_of
     from lavis.datasets.tables import read_table
 
-    if task is not None and task not in _STARTING_MODEL:
-        raise ValueError(f"--task is {task!r}; expected {' or '.join(_STARTING_MODEL)}")
+    if task is not None and task not in TASKS:
+        raise ValueError(f"--task is {task!r}; expected {', '.join(TASKS)}")
     split, table = next((s, files[s]) for s in ("train", "val", "test") if files.get(s) is not None)
     assert table is not None
     columns = sorted({name for _, row in read_table(table) for name in row})
     found = task_of(table, columns, task, complete=split != "test")
     section: dict[str, Any] = {k: v for k, v in files.items() if v is not None}
-    run: dict[str, Any] = {"task": found, "init_lr": 1e-5, "train_splits": ["train"], "valid_splits": ["val"]}
+    name = "multimodal_classification" if found == "classification" else found
+    run: dict[str, Any] = {"task": name, "init_lr": 1e-5, "train_splits": ["train"], "valid_splits": ["val"]}
     if "test" in section:
         run["test_splits"] = ["test"]
+    media = media_of(table, columns)
     if model is None:
-        start = _STARTING_MODEL[found]
+        if (found, media) not in _STARTING_MODELS:
+            raise ValueError(f"no packaged model is for {found} of clips; name one with --model")
+        start, real = _STARTING_MODELS[found, media]
         run["init_lr"] = 3e-4  # a small model that has far to go
-        photographs = "blip_caption/base_coco" if found == "captioning" else "blip_vqa/vqav2"
         notes.append(
             f"starting from the small packaged model {start} (64 px, made for drawings); "
-            f"for photographs add --model {photographs}"
+            f"for {'photographs' if media == 'image' else 'real clips'} add --model {real}"
         )
     else:
         start = model
-    return {"model": _model_section(start), "datasets": {"own": {"task": found, **section}}, "run": run}
+    own = {"task": found, **section}
+    chosen = _model_section(start)
+    if found == "classification" and "weights" not in chosen:  # else a checkpoint that has its classes
+        chosen |= _number_of_classes(chosen, own)
+    return {"model": chosen, "datasets": {"own": own}, "run": run}
+
+
+def _number_of_classes(model: dict[str, Any], own: dict[str, Any]) -> dict[str, int]:
+    """`num_classes` for a head that is trained; nothing for models that compare with names of classes."""
+    from lavis.common.registry import registry
+    from lavis.datasets.builders import make_plan
+    from lavis.datasets.own import OwnDataset, choices
+
+    preset = registry.get_model_class(model["arch"]).preset(model["model_type"])
+    if not hasattr(preset.config, "num_classes"):
+        return {}
+    return {"num_classes": len(choices(make_plan(OwnDataset, "own", own).options, "classification"))}
 
 
 def _part_to_evaluate(table: str) -> str:
@@ -198,7 +229,8 @@ def _fitted(config: Any, notes: list[str]) -> Any:
     """
     from lavis.common.config import Config
     from lavis.datasets.builders import make_plan
-    from lavis.datasets.own import OwnDataset, rows_of
+    from lavis.datasets.own import OwnDataset
+    from lavis.datasets.own_table import rows_of
 
     options = make_plan(OwnDataset, "own", config.datasets["own"]).options
     changes: dict[str, Any] = {}

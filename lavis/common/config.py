@@ -3,8 +3,8 @@
 A recipe is YAML with three sections. `model` names an `arch` and a `model_type` and overrides keys of its
 config; `datasets` maps names to their settings; `run` says what to do. The defaults of `run` are those of
 `lavis.runners.RunConfig` and of the task's `Config`; the two other sections are checked by the
-rooms that they belong to. Recipes of the original library load unchanged: see `LEGACY_RUN_KEYS`,
-`LEGACY_MODEL_KEYS` and `LATER_TASKS`.
+rooms that they belong to. Recipes of the original library load unchanged: see `LEGACY_RUN_KEYS` and
+`LEGACY_MODEL_KEYS`.
 """
 
 from __future__ import annotations
@@ -53,19 +53,17 @@ LEGACY_MODEL_KEYS = {
     "finetuned": "weights: <path>",
     "vit_grad_ckpt": "grad_checkpointing: 0 when it is false",
     "vit_ckpt_layer": "grad_checkpointing: the same number, when vit_grad_ckpt is true",
+    "timesformer": "frames, image_size, grad_checkpointing",
     "med_config_path": "ignored: a model's config is a dataclass beside its class",
 }
 
-_EVERY_BLOCK = 1000  # more than any transformer has
+# model types that recipes of the original name and its own registry lacks
+LEGACY_MODEL_TYPES = {("blip_caption", "large"): "large_coco"}
 
-# Run keys of the original's tasks that this version does not have: their recipes can be read and converted;
-# running one says that the task is unknown.
-_TEXT_KEYS = ("num_beams", "max_len", "min_len", "length_penalty", "report_metric", "prompt")
-_VQA_KEYS = (*_TEXT_KEYS, "inference_method", "num_ans_candidates", "sample_id_key")
-LATER_TASKS: dict[str, tuple[str, ...]] = {
-    "aok_vqa": _VQA_KEYS,
-    "gqa": _VQA_KEYS,
-}
+_TIMESFORMER_KEYS = {
+    "n_frms": "frames", "image_size": "image_size", "use_grad_ckpt": "vit_grad_ckpt", "ckpt_layer": "vit_ckpt_layer",
+}  # fmt: skip
+_EVERY_BLOCK = 1000  # more than any transformer has
 
 
 # ------------------------------------------------------------------------------------------ typed values
@@ -283,13 +281,21 @@ def _dotted(value: Any, prefix: str = "") -> Iterable[str]:
             yield from _dotted(v, f"{prefix}{k}.")
 
 
+def _of_timesformer(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The original's sub-section of ALPRO's models as keys of the model."""
+    if not isinstance(section, Mapping) or set(section) - set(_TIMESFORMER_KEYS):
+        keys = ", ".join(_TIMESFORMER_KEYS)
+        raise ValueError(f"model.timesformer is {section!r}; expected a mapping with some of {keys}")
+    return {_TIMESFORMER_KEYS[key]: value for key, value in section.items()}
+
+
 # ------------------------------------------------------------------------------------------ the config
 class Config:
     """A resolved, checked configuration.
 
     Attributes:
         run: `RunConfig`, typed.
-        task_config: the task's own `Config`, typed; None for a task that this version does not have.
+        task_config: the task's own `Config`, typed; None where no task is named.
         model: dict for `lavis.models.build_model`. datasets: name to settings.
         sources: dotted key to the file or option that set it.
     """
@@ -312,7 +318,7 @@ class Config:
         self.datasets = self._datasets_section(merged.get("datasets") or {})
         self.run: RunConfig
         self.task_config: Any
-        self.run, self.task_config, self._later = self._run_section(merged.get("run") or {})
+        self.run, self.task_config = self._run_section(merged.get("run") or {})
 
     @classmethod
     def load(
@@ -378,7 +384,11 @@ class Config:
 
     def _model_section(self, section: dict[str, Any]) -> dict[str, Any]:
         """The section with the original's keys put into ours; the rest is for the model's own config."""
+        section = {**section, **_of_timesformer(section.get("timesformer") or {})}
         model = {k: v for k, v in section.items() if k not in LEGACY_MODEL_KEYS}
+        known = LEGACY_MODEL_TYPES.get((str(model.get("arch")), str(model.get("model_type"))))
+        if known is not None:
+            model["model_type"] = known
         flags = {}
         kinds = {
             "load_finetuned": bool,
@@ -420,7 +430,7 @@ class Config:
                 )
         return {str(name): dict(settings or {}) for name, settings in section.items()}
 
-    def _run_section(self, section: dict[str, Any]) -> tuple[RunConfig, Any, dict[str, Any]]:
+    def _run_section(self, section: dict[str, Any]) -> tuple[RunConfig, Any]:
         from lavis.runners.settings import RunConfig
 
         ignored = [k for k in section if k in LEGACY_RUN_KEYS]
@@ -432,30 +442,27 @@ class Config:
         task_class: Any = None
         task_keys: set[str] = set()
         if name is not None:
-            if name in registry.list_tasks():
-                task_class = registry.get_task_class(name).Config
-                task_keys = {f.name for f in dataclasses.fields(task_class)}
-            elif name in LATER_TASKS:
-                task_keys = set(LATER_TASKS[name])
-            else:
+            if name not in registry.list_tasks():
                 place = self.sources.get("run.task", "config")
                 raise ValueError(f"{place}: run.task is {name!r}.{suggest(name, registry.list_tasks())}")
+            task_class = registry.get_task_class(name).Config
+            task_keys = {f.name for f in dataclasses.fields(task_class)}
         for key in section:
             if key not in run_keys | task_keys:
                 place = self.sources.get(f"run.{key}", "config")
                 hint = f" There is model.{key}." if key in self.model else suggest(key, run_keys | task_keys)
                 raise ValueError(f"{place}: run.{key} is no known key.{hint}")
         run = typed(RunConfig, {k: v for k, v in section.items() if k in run_keys}, self.sources, "run.")
-        rest = {k: v for k, v in section.items() if k not in run_keys}
         if task_class is None:
-            return run, None, rest
-        return run, typed(task_class, rest, self.sources, "run."), {}
+            return run, None
+        rest = {k: v for k, v in section.items() if k not in run_keys}
+        return run, typed(task_class, rest, self.sources, "run.")
 
     # ------------------------------------------------------------------ writing
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default of `run` included; `Config.from_dict` gives an equal config back."""
         run = dataclasses.asdict(self.run)
-        run.update(self._later if self.task_config is None else dataclasses.asdict(self.task_config))
+        run.update({} if self.task_config is None else dataclasses.asdict(self.task_config))
         datasets = {name: dict(section) for name, section in self.datasets.items()}
         return {"model": dict(self.model), "datasets": datasets, "run": run}
 

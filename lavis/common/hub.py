@@ -35,6 +35,9 @@ from lavis.common.files import write_json
 
 logger = logging.getLogger(__name__)
 
+# The original library's public bucket: its checkpoints and annotation files.
+GS = "https://storage.googleapis.com/sfr-vision-language-research/"
+
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*)(?:@(?P<revision>[\w.\-/]+))?(?::(?P<file>[^:\\]+))?"
 )
@@ -83,7 +86,7 @@ def fetch(
     sha256: str | None = None,
     md5: str | None = None,
     to: str | Path | None = None,
-    progress: bool = True,
+    progress: transfer.Progress = True,
 ) -> Path:
     """A local path for a path, a URL or a Hugging Face id, downloading at most once.
 
@@ -95,7 +98,8 @@ def fetch(
         md5: expected checksum, where only that is published.
         to: where a URL's file is to lie: an absolute path, or one relative to `cache_root()`. By default
             it gets a name in the cache that holds a hash of the URL, so equal base names don't collide.
-        progress: show a progress bar in a terminal.
+        progress: show a progress bar in a terminal; or a function that is called with the bytes fetched so
+            far and the size if it is known, and may raise to stop (the download can then be continued).
 
     Returns:
         An absolute path for a download, the path as given for a local one.
@@ -141,6 +145,12 @@ def place_of(url: str, to: str | Path | None = None) -> Path:
     return cache_root() / "downloads" / f"{stem}-{digest}{dot}{suffix}"
 
 
+def forget(place: Path) -> None:
+    """Delete a fetched file and what is recorded about it."""
+    place.unlink(missing_ok=True)
+    _Record.path(place).unlink(missing_ok=True)
+
+
 # ---------------------------------------------------------------- checksums and records
 @dataclass(frozen=True)
 class _Record:
@@ -167,6 +177,12 @@ class _Record:
     def write(cls, file: Path, url: str, digests: dict[str, str]) -> None:
         state = file.stat()
         write_json(cls.path(file), asdict(cls(url, digests, state.st_size, state.st_mtime_ns)))
+
+
+def recorded_digests(file: Path) -> dict[str, str]:
+    """The checksums that a file had when `fetch` brought it; {} for other files."""
+    record = _Record.read(file)
+    return {} if record is None else dict(record.digests)
 
 
 def _digest(path: Path, kind: str) -> str:
@@ -216,7 +232,9 @@ def _usable(place: Path, wanted: dict[str, str]) -> bool:
 
 
 # ---------------------------------------------------------------- URLs
-def _fetch_url(url: str, actual: str, wanted: dict[str, str], to: str | Path | None, progress: bool) -> Path:
+def _fetch_url(
+    url: str, actual: str, wanted: dict[str, str], to: str | Path | None, progress: transfer.Progress
+) -> Path:
     if actual.startswith("file:"):
         local = Path(urllib.request.url2pathname(urllib.parse.urlsplit(actual).path))
         if not local.is_file():
@@ -234,7 +252,7 @@ def _fetch_url(url: str, actual: str, wanted: dict[str, str], to: str | Path | N
             f"fetch it on a machine with network and put it at {place}"
         )
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(url, place):
+    with locked(url, place):
         if _usable(place, wanted):  # another process was faster
             return place
         record = _Record.read(place)
@@ -268,8 +286,13 @@ def _fetch_url(url: str, actual: str, wanted: dict[str, str], to: str | Path | N
 
 
 @contextlib.contextmanager
-def _locked(url: str, place: Path) -> Iterator[None]:
-    """Hold the lock of a download; the system frees it when a process dies."""
+def locked(url: str, place: Path) -> Iterator[None]:
+    """Hold the lock of a place that is being filled; the system frees it when a process dies.
+
+    Args:
+        url: what is fetched, for the message of a process that has to wait.
+        place: the file or folder; it need not exist.
+    """
     folder = cache_root() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(str(place).encode()).hexdigest()[:16]

@@ -15,6 +15,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,15 @@ from lavis.common.files import write_json
 
 logger = logging.getLogger(__name__)
 
+# whether to show a bar, or who is told (bytes so far, bytes in all if known)
+Progress = bool | Callable[[int, int | None], None]
+
 TIMEOUT_S = 30.0  # silence on a connection
 ATTEMPTS = 6  # in a row without a single new byte
 BACKOFF_S = 0.5  # doubled after each of them
 LONGEST_BACKOFF_S = 16.0
 CHUNK = 1 << 20  # bytes
+_HEADERS = {"User-Agent": f"openlavis/{__version__}", "Accept-Encoding": "identity"}
 _RETRIED = frozenset([408, 425, 429, 500, 502, 503, 504])
 
 
@@ -54,6 +60,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         if req.full_url.startswith("https://") and not newurl.startswith("https://"):
             raise OSError(f"{req.full_url} redirects to {newurl}, which is not encrypted; refused")
+        if not newurl.startswith(("http://", "https://")):
+            raise OSError(f"{req.full_url} redirects to {newurl}, which is no web address; refused")
         return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
@@ -63,13 +71,14 @@ class _BrokenOffError(Exception):
     """A transfer that may be continued."""
 
 
-def download(url: str, part: Path, has_checksum: bool, progress: bool) -> None:
+def download(url: str, part: Path, has_checksum: bool, progress: Progress) -> None:
     """Bring the whole content of a URL into `part`, continuing what is there.
 
     Args:
         url: http or https. part: the file to write.
         has_checksum: the content will be checked, so a beginning of unknown version may be continued.
-        progress: show a progress bar in a terminal.
+        progress: show a progress bar in a terminal, or a function that is told; what it raises ends the download,
+            which can be continued later.
 
     Raises:
         FileNotFoundError: the server says that there is no such file.
@@ -123,9 +132,9 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> OSError:
     )
 
 
-def _transfer(url: str, part: Path, has_checksum: bool, progress: bool) -> None:
+def _transfer(url: str, part: Path, has_checksum: bool, progress: Progress) -> None:
     """One request. Raises _BrokenOffError, or what urllib raises, if the content is not complete."""
-    offset, headers = 0, {"User-Agent": f"openlavis/{__version__}", "Accept-Encoding": "identity"}
+    offset, headers = 0, dict(_HEADERS)
     validator = _validator(part, url)
     if part.exists() and (validator or has_checksum):
         offset = part.stat().st_size
@@ -173,6 +182,94 @@ def _transfer(url: str, part: Path, has_checksum: bool, progress: bool) -> None:
         raise _BrokenOffError(f"the connection broke off at {size} of {total_size} bytes")
 
 
+# ---------------------------------------------------------------- without a file
+def size_of(url: str, timeout_s: float = 10.0) -> int | None:
+    """The size in bytes that a server gives for a URL; None if it gives none, refuses or is silent."""
+    request = urllib.request.Request(url, method="HEAD", headers=dict(_HEADERS))
+    try:
+        with urllib.request.build_opener(_Redirects).open(request, timeout=timeout_s) as response:
+            length = response.headers.get("Content-Length", "")
+            page = response.headers.get_content_type() == "text/html"
+            return int(length) if length.isdigit() and not page else None
+    except (OSError, http.client.HTTPException):  # what is wrong will be said when it is fetched
+        return None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server sent: content, the address it came from after redirects, and its headers."""
+
+    data: bytes
+    url: str
+    headers: Any
+
+
+class TemporaryError(OSError):
+    """A request that may succeed later. `after_s`: how long the server asks to wait, 0 if it doesn't say."""
+
+    def __init__(self, message: str, after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
+def read(url: str, largest: int, timeout_s: float, deadline_s: float) -> Reply:
+    """One request for something small, into memory.
+
+    Args:
+        url: http or https.
+        largest: bytes; more are refused.
+        timeout_s: silence on the connection, in seconds.
+        deadline_s: seconds for all of it, for servers that drip.
+
+    Raises:
+        TemporaryError: it may work later.
+        OSError: the server refuses, or sends too much.
+        ValueError: no web address.
+    """
+    end = time.monotonic() + deadline_s
+    request = urllib.request.Request(_quoted(url), headers=dict(_HEADERS))
+    try:
+        with urllib.request.build_opener(_Redirects).open(request, timeout=timeout_s) as response:
+            length = response.headers.get("Content-Length", "")
+            if length.isdigit() and int(length) > largest:
+                raise OSError(f"{int(length)} bytes, more than {largest}")
+            data = bytearray()
+            while chunk := response.read1(1 << 16):  # returns what is there: a drip is noticed
+                data += chunk
+                if len(data) > largest:
+                    raise OSError(f"more than {largest} bytes")
+                if time.monotonic() > end:
+                    raise TemporaryError(f"not finished after {deadline_s:g} s")
+            if length.isdigit() and len(data) < int(length):
+                raise TemporaryError(f"broke off at {len(data)} of {length} bytes")
+            return Reply(bytes(data), response.geturl(), response.headers)
+    except urllib.error.HTTPError as e:
+        e.close()
+        if e.code not in _RETRIED:
+            raise OSError(f"HTTP status {e.code}") from e
+        after = e.headers.get("Retry-After", "")
+        raise TemporaryError(f"HTTP status {e.code}", float(after) if after.isdigit() else 0.0) from e
+    except (http.client.InvalidURL, UnicodeError) as e:
+        raise ValueError(f"no valid address ({e})") from e
+    except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException) as e:
+        if isinstance(e, urllib.error.URLError) and type(e.reason) is OSError:
+            raise OSError(str(e.reason)) from e  # a redirect that was refused
+        raise TemporaryError(_short(e)) from e
+
+
+def _quoted(url: str) -> str:
+    """An address as it goes over the wire; lists have many with blanks and letters of any script."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    except (ValueError, UnicodeError) as e:
+        raise ValueError(f"no valid address ({e})") from e
+    if parts.scheme.lower() not in ("http", "https") or not host:
+        raise ValueError("no http or https address")
+    path, query = (urllib.parse.quote(p, safe="%/:=&?~+!$,;'@()*[]") for p in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
+
+
 def _validator(part: Path, url: str) -> str:
     """The mark of the version that `part` was begun with, "" if it is not known."""
     try:
@@ -218,7 +315,27 @@ class _NoBar:
         return None
 
 
-def _bar(url: str, offset: int, total: int | None, progress: bool) -> Any:
+class _Told:
+    """Passes on how far a download is."""
+
+    def __init__(self, tell: Callable[[int, int | None], None], offset: int, total: int | None) -> None:
+        self._tell, self._done, self._total = tell, offset, total
+
+    def __enter__(self) -> _Told:
+        self._tell(self._done, self._total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, n: int) -> None:
+        self._done += n
+        self._tell(self._done, self._total)
+
+
+def _bar(url: str, offset: int, total: int | None, progress: Progress) -> Any:
+    if not isinstance(progress, bool):
+        return _Told(progress, offset, total)
     name = Path(urllib.parse.urlsplit(url).path).name or url
     size = f" ({total / 1e6:.1f} MB)" if total else ""
     if not progress or not sys.stderr.isatty():

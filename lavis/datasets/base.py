@@ -8,6 +8,7 @@ it, `CaptionDataset` (captioning.py) and `VQADataset` (vqa.py), leave little to 
 from __future__ import annotations
 
 import inspect
+import io
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import torch.utils.data
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lavis.datasets.collate import Sample, collate
-from lavis.datasets.sources import Download, Source
+from lavis.datasets.sources import Download, Source, how_to_get
 from lavis.datasets.tables import Record, read_records
 
 ON_ERROR = ("raise", "skip")  # what to do about a picture that cannot be read
@@ -80,9 +81,9 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     """
 
     name: ClassVar[str] = ""
-    types: ClassVar[tuple[str, ...]] = ("default",)
     data_type: ClassVar[str] = "images"
     sources: ClassVar[Mapping[str, Source | Sequence[Source]]] = {}
+    typed_sources: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # `sources` of types other than "default"
     media: ClassVar[str | None] = None  # relative to the cache root
     downloads: ClassVar[Sequence[Download]] = ()  # how the media get there
     Options: ClassVar[type] = NoOptions
@@ -109,6 +110,11 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         self.set_processors(vis_processor, text_processor)
 
     # ------------------------------------------------------------------ building
+    @classmethod
+    def types(cls) -> tuple[str, ...]:
+        """The choices of annotation files, "default" first."""
+        return ("default", *cls.typed_sources)
+
     @classmethod
     def split_names(cls, plan: Plan) -> tuple[str, ...]:
         """The splits that this plan has."""
@@ -165,6 +171,11 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         return collate(samples)
 
     # ------------------------------------------------------------------ media and text
+    def media_names(self, record: Mapping[str, Any]) -> list[str]:
+        """Where a record's pictures or clips lie, relative to the media folder."""
+        found = [record[key] for key in ("image", "video", "images") if record.get(key) is not None]
+        return [str(name) for value in found for name in ([value] if isinstance(value, str) else value)]
+
     def picture(self, record: Mapping[str, Any]) -> Image.Image:
         """The record's picture, RGB, as stored (no processor)."""
         return open_picture(self._media_path(str(record["image"])), self._what_to_do())
@@ -183,9 +194,11 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         return path if path.is_absolute() or self.vis_root is None else self.vis_root / path
 
     def _what_to_do(self) -> str:
+        what = "clips" if self.data_type == "videos" else "pictures"
+        way = how_to_get(self.name, self.downloads, self.split) or "put them there"
         return (
-            f"the pictures of {self.name!r} are expected under {self.vis_root}; put them there, or name "
-            f"their folder with vis_path (in a recipe: build_info.{self.data_type}.storage)"
+            f"the {what} of {self.name!r} are expected under {self.vis_root}; {way}, or name their folder with "
+            f"vis_path (in a recipe: build_info.{self.data_type}.storage)"
         )
 
     def check(self) -> None:
@@ -221,9 +234,17 @@ def _with_stream(processor: Callable[..., Any] | None) -> Callable[[Any, np.rand
         parameters = inspect.signature(processor).parameters.values()
     except ValueError:  # some builtins have no signature; none of them takes a stream
         parameters = ()  # type: ignore[assignment]
-    if any(p.name == "rng" or p.kind is p.VAR_KEYWORD for p in parameters):
-        return lambda item, rng: processor(item, rng=rng)
-    return lambda item, rng: processor(item)
+    takes_stream = any(p.name == "rng" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return _Called(processor, takes_stream)
+
+
+@dataclass(frozen=True)
+class _Called:  # not a lambda: workers that are started by spawn get a copy
+    processor: Callable[..., Any]
+    takes_stream: bool
+
+    def __call__(self, item: Any, rng: np.random.Generator) -> Any:
+        return self.processor(item, rng=rng) if self.takes_stream else self.processor(item)
 
 
 # what Pillow raises for files that it cannot make sense of (struct.error: a broken EXIF block)
@@ -246,14 +267,32 @@ def open_picture(path: Path, advice: str = "", upright: bool = False) -> Image.I
         UnreadableMediaError: it is there but can't be decoded.
     """
     try:
-        with Image.open(path) as picture:
-            return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
+        data = path.read_bytes()
     except FileNotFoundError as e:
         message = f"there is no picture {path}" + (f"; {advice}" if advice else "")
         raise MissingMediaError(message, path) from e
+    except OSError as e:
+        raise UnreadableMediaError(f"the picture {path} cannot be read ({e})", path) from e
+    return decode_picture(data, path, upright)
+
+
+def decode_picture(data: bytes, name: str | Path, upright: bool = False) -> Image.Image:
+    """Decode a picture's bytes to RGB.
+
+    Args:
+        data: the content of a file. name: what to call it in a message. upright: as in `open_picture`.
+
+    Raises:
+        UnreadableMediaError: it can't be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
     except _UNDECODABLE as e:
-        message = f"the picture {path} cannot be decoded ({e}); replace it or remove its record"
-        raise UnreadableMediaError(message, path) from e
+        # Pillow's own message names an object in memory
+        reason = "it has no known format" if isinstance(e, UnidentifiedImageError) else e
+        message = f"the picture {name} cannot be decoded ({reason}); replace it or remove its record"
+        raise UnreadableMediaError(message, name) from e
 
 
 def under_cache_root(storage: str | Path) -> Path:
@@ -285,6 +324,11 @@ def locate(source: Source, what: str) -> Path:
     from lavis.common import hub
 
     return Path(hub.fetch(source.url, sha256=source.sha256, md5=source.md5, to=path))
+
+
+def picture_of(record: Mapping[str, Any]) -> Any:
+    """What tells a record's picture or clip from others: its id, else its path."""
+    return record.get("image_id", record.get("image", record.get("video")))
 
 
 def group_by(keys: Iterable[Any]) -> list[list[int]]:

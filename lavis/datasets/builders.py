@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 from lavis.common.registry import registry, suggest
 from lavis.datasets.base import ON_ERROR, Dataset, Plan, error_policy, under_cache_root
 from lavis.datasets.sources import Source
+
+logger = logging.getLogger(__name__)
+
+_THEIRS = "/export/"
 
 # What a recipe's section of a data set may hold besides the data set's own options.
 _SECTION_KEYS = (
@@ -103,14 +108,15 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
         if key not in fields and key not in _SECTION_KEYS:
             raise ValueError(f"{name}: unknown key {key!r}.{suggest(key, [*fields, *_SECTION_KEYS])}")
     kind = str(section.get("type", "default"))
-    if kind not in dataset_class.types:
-        raise ValueError(f"{name}: there is no type {kind!r}.{suggest(kind, dataset_class.types)}")
+    if kind not in dataset_class.types():
+        raise ValueError(f"{name}: there is no type {kind!r}.{suggest(kind, dataset_class.types())}")
     data_type = str(section.get("data_type") or dataset_class.data_type)
     if data_type != dataset_class.data_type:
         raise ValueError(
             f"{name}: there is no data_type {data_type!r}; this data set has {dataset_class.data_type!r}"
         )
-    sources = {split: _as_sources(source) for split, source in dataset_class.sources.items()}
+    declared = dataset_class.typed_sources.get(kind, dataset_class.sources)
+    sources = {split: _as_sources(source) for split, source in declared.items()}
     media = dataset_class.media
     build_info = section.get("build_info") or {}
     if not isinstance(build_info, Mapping):
@@ -120,8 +126,13 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
             raise ValueError(f"{name}.build_info.annotations is {value!r}; it should map splits to files")
         if key == "annotations":
             sources = _override_sources(name, sources, value)
+        elif key == "storage" and "shards" in fields:  # as the original names the shards of LAION
+            section = {"shards": value, **section}
         elif key == data_type:
-            media = _storage_of(f"{name}.build_info.{key}", value)
+            where = f"{name}.build_info.{key}"
+            storage = _storage_of(where, value)
+            if not (media and _is_of_another_machine(where, storage, f"{under_cache_root(media)}")):
+                media = storage
         else:
             raise ValueError(
                 f"{name}.build_info: unknown key {key!r}.{suggest(key, ['annotations', data_type])}"
@@ -141,6 +152,14 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
 
 def _as_sources(value: Source | Sequence[Source]) -> tuple[Source, ...]:
     return (value,) if isinstance(value, Source) else tuple(value)
+
+
+def _is_of_another_machine(where: str, path: str, instead: str) -> bool:
+    """Whether a path is one of the original authors' machines, as many of their configurations hold, and not here."""
+    foreign = path.startswith(_THEIRS) and not Path(path).exists()
+    if foreign:
+        logger.warning("%s: %s is a path of the original authors' machines; %s is used", where, path, instead)
+    return foreign
 
 
 def _storage_of(where: str, value: Any) -> str:
@@ -168,6 +187,11 @@ def _override_sources(
                 raise ValueError(f"{where}: unknown key {key!r}.{suggest(key, ['storage', 'url', 'md5'])}")
             columns[str(key)] = [value] if isinstance(value, str) or value is None else list(value)
         old = out.get(split, ())
+        foreign = [v for key in ("storage", "url") for v in columns.get(key, ()) if v is not None]
+        if old and any(
+            _is_of_another_machine(where, v, str(under_cache_root(old[0].storage))) for v in foreign
+        ):
+            continue
         if "url" not in columns and "storage" in columns:
             # Another place for the file: the published checksum need not hold for what lies there.
             columns["url"] = [None] * len(columns["storage"])
@@ -245,7 +269,7 @@ class DatasetZoo:
     @property
     def dataset_zoo(self) -> dict[str, list[str]]:
         """{name: [types]}, sorted by name."""
-        return {name: list(registry.get_dataset_class(name).types) for name in registry.names("dataset")}
+        return {name: list(registry.get_dataset_class(name).types()) for name in registry.names("dataset")}
 
     def get_names(self) -> list[str]:
         """The names that `load_dataset` takes, sorted."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lavis.datasets.base import Dataset, Record, draw, group_by
+from lavis.datasets.base import Dataset, Record, draw, group_by, picture_of
 from lavis.datasets.collate import Sample
 
 
@@ -51,7 +51,7 @@ class CaptionDataset(Dataset):
 
     def _index_records(self) -> None:
         """Number the pictures in order of appearance, and group records by picture where asked to."""
-        keys = [r.get("image_id", r.get("image")) for r in self.records]
+        keys = [picture_of(r) for r in self.records]
         number: dict[Any, int] = {}
         self._picture_number = [number.setdefault(k, len(number)) for k in keys]
         grouped = self.training and self.options.captions_per_image > 1
@@ -70,7 +70,7 @@ class CaptionDataset(Dataset):
             texts = [self.text(captions[i], rng) for i in draw(rng, len(captions), wanted)]
             text: Any = texts if wanted > 1 else texts[0]
         else:
-            references = as_list(record["caption"])  # a test split may have none
+            references = as_list(record.get("caption", ()))  # a test split may have none
             text = self.text(references[0] if references else "", rng)
         return {
             "image": image,
@@ -91,5 +91,5 @@ class CaptionDataset(Dataset):
         """All captions of each picture, raw, by the `image_id` that samples carry."""
         out: dict[Any, list[str]] = {}
         for position, record in enumerate(self.records):
-            out.setdefault(self.image_id(position), []).extend(as_list(record["caption"]))
+            out.setdefault(self.image_id(position), []).extend(as_list(record.get("caption", ())))
         return out

@@ -1,22 +1,39 @@
 """COCO Captions: everyday photographs with five captions each, in Karpathy's split.
 
-**Description.** 123,287 photographs of MS-COCO 2014, each with five (a few with more) captions written
-by people. Karpathy's split, the usual one for captioning, moves 30,504 pictures of the official
-validation set to training: 113,287 training, 5,000 validation, 5,000 test pictures. The training file
-has one record per caption (566,747), the others one per picture.
+**Description.** 123,287 photographs of MS-COCO 2014, each with five (a few with more) captions written by people. The
+training file has one record per caption (566,747), the others one per picture. `coco_caption` is for captioning,
+`coco_retrieval` for retrieval: the same files.
 
-**Task.** Captioning: describe the picture in a sentence.
+**Source.** https://cocodataset.org; split: https://cs.stanford.edu/people/karpathy/deepimagesent
 
-**Metrics.** BLEU-4, CIDEr, METEOR, ROUGE-L, SPICE against all references of a picture.
+**Splits.** Karpathy's, the usual one: 30,504 pictures of the official validation set went to training.
 
-**Files.** The annotation files are downloaded on first use to `coco/annotations` under the cache root.
-The pictures (about 19 GB) are expected in `coco/images/{train2014,val2014}`; download train2014.zip and
-val2014.zip from https://cocodataset.org/#download, or name your folder with `vis_path`.
+| split | pictures |
+| --- | --- |
+| train | 113,287 |
+| val | 5,000 |
+| test | 5,000 |
 
-**License.** Annotations: CC BY 4.0; the photographs belong to their Flickr authors and have their own.
+**Task.** Captioning; image-text and text-image retrieval.
 
-**References.** Chen et al., "Microsoft COCO Captions: Data Collection and Evaluation Server" (2015).
-Karpathy and Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions" (2015).
+**Metrics.** BLEU-4, CIDEr, METEOR, ROUGE-L, SPICE against all references of a picture; recall at 1, 5, 10 in percent.
+
+**Files.** Annotation files are downloaded on first use to `coco/annotations` under the cache root. Pictures are
+expected in `coco/images/{train2014,val2014}`: `lavis download coco_caption`, 19 GB, or name your folder with
+`vis_path`.
+
+**Licence.** Annotations: CC BY 4.0. The photographs belong to their Flickr authors and have their own licences;
+whether commercial use is allowed differs from picture to picture.
+
+**Known faults.** Captions have spelling mistakes; a few pictures have six or seven; some captions of one picture
+contradict each other. In retrieval many captions fit several pictures, of which only one counts.
+
+**Responsible use.** Photographs show people who were not asked, mostly in North America and Europe; captions guess
+gender, age and occupation.
+
+**References.** Chen et al., "Microsoft COCO Captions: Data Collection and Evaluation Server" (2015). Lin et al.,
+"Microsoft COCO" (ECCV 2014). Karpathy and Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image
+Descriptions" (CVPR 2015).
 """
 
 from __future__ import annotations
@@ -25,16 +42,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from lavis.common.hub import GS
 from lavis.common.registry import registry
 from lavis.datasets.captioning import CaptionDataset
-from lavis.datasets.sources import Source
+from lavis.datasets.retrieval import RetrievalDataset
+from lavis.datasets.sources import Archive, Source
 
-_PUBLISHED = "https://storage.googleapis.com/sfr-vision-language-research/datasets"
+# Which pictures a split needs. Karpathy's training split has pictures of both folders.
+_NEEDED_BY = {
+    "train2014": ("train",), "val2014": ("train", "val", "test"), "test2014": ("test",), "test2015": ("test",),
+}  # fmt: skip
+
+
+def images(*folders: str, splits: Mapping[str, tuple[str, ...]] = _NEEDED_BY) -> tuple[Archive, ...]:
+    """COCO's archives of pictures; each unpacks into a folder of its name."""
+    address = "http://images.cocodataset.org/zips"
+    return tuple(Archive(f"{address}/{folder}.zip", "coco/images", splits[folder]) for folder in folders)
 
 
 def _karpathy(split: str, md5: str) -> Source:
     name = f"coco_karpathy_{split}.json"
-    return Source(f"coco/annotations/{name}", f"{_PUBLISHED}/{name}", md5=md5)
+    return Source(f"coco/annotations/{name}", f"{GS}datasets/{name}", md5=md5)
+
+
+_SOURCES = {
+    "train": _karpathy("train", "aa31ac474cf6250ebb81d18348a07ed8"),
+    "val": _karpathy("val", "b273847456ef5580e33713b1f7de52a0"),
+    "test": _karpathy("test", "3ff34b0ef2db02d01c37399f6a2a6cd1"),
+}
 
 
 @registry.register_dataset("coco_caption")
@@ -43,11 +78,8 @@ class CocoCaption(CaptionDataset):
 
     name = "coco_caption"
     media = "coco/images"
-    sources: ClassVar[Mapping[str, Source]] = {
-        "train": _karpathy("train", "aa31ac474cf6250ebb81d18348a07ed8"),
-        "val": _karpathy("val", "b273847456ef5580e33713b1f7de52a0"),
-        "test": _karpathy("test", "3ff34b0ef2db02d01c37399f6a2a6cd1"),
-    }
+    downloads = images("train2014", "val2014")
+    sources: ClassVar[Mapping[str, Source]] = _SOURCES
 
     def evaluation_id(self, position: int) -> int:
         """COCO's number of the picture, the digits at the end of its file name."""
@@ -59,3 +91,13 @@ class CocoCaption(CaptionDataset):
                 "number, as in COCO_val2014_000000522418"
             )
         return int(digits)
+
+
+@registry.register_dataset("coco_retrieval")
+class CocoRetrieval(RetrievalDataset):
+    """Records as of `coco_caption`."""
+
+    name = "coco_retrieval"
+    media = "coco/images"
+    downloads = images("train2014", "val2014")
+    sources: ClassVar[Mapping[str, Source]] = _SOURCES

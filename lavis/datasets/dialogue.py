@@ -58,6 +58,11 @@ class DialogueDataset(Dataset):
     def _rounds(self) -> list[tuple[int, int]]:
         return [(r, i) for r, record in enumerate(self.records) for i in range(len(record["dialog"]))]
 
+    @property
+    def has_candidates(self) -> bool:
+        """Whether answers can be chosen from given ones."""
+        return any("answer_options" in turn for record in self.records[:1] for turn in record["dialog"])
+
     def _round_at(self, index: int) -> tuple[int, int]:
         """(record, round) of an item where items are rounds."""
         return self._rounds[index]
@@ -78,7 +83,7 @@ class DialogueDataset(Dataset):
             "image_id": record.get("image_id", place),
             "instance_id": str(index),
         }
-        turns = [(self.text(t["question"], rng), t["answer"]) for t in record["dialog"]]
+        turns = [(self.text(t["question"], rng), t.get("answer", "")) for t in record["dialog"]]
         if not whole:
             return sample | self._round(record, turns, round_)
         rounds = [self._round(record, turns, i) for i in range(len(turns))]
@@ -89,12 +94,10 @@ class DialogueDataset(Dataset):
         out: Sample = {
             "dialog": list(turns[:number]),
             "text_input": turns[number][0],
-            "answer": turn["answer"],
             "round_id": number + 1,
         }
-        if "answer_options" in turn:
-            out |= {"answer_options": list(turn["answer_options"]), "gt_index": turn["gt_index"]}
-        return out
+        # answers of test splits are not public
+        return out | {key: turn[key] for key in ("answer", "answer_options", "gt_index") if key in turn}
 
     def collater(self, samples: Sequence[Mapping[str, Any] | None]) -> Sample:
         """Samples to a batch; `dialog` is a list with one list of turns per round."""

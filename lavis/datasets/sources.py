@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+TRAINING_SIDE = 384  # pixels, the largest input that the recipes train with
+
 
 @dataclass(frozen=True)
 class Source:
@@ -44,17 +46,27 @@ class Archive:
 
 @dataclass(frozen=True)
 class Links:
-    """Pictures that are fetched one by one, from the addresses in the records.
+    """Pictures that are fetched one by one, from the addresses in the records or in a published table.
 
     Args:
         to: the folder that they go to, relative to the cache root.
         url_key: the records' key of the address.
         splits: which splits need them; none: all.
+        side: pixels; larger pictures are stored with this shorter side. 0 stores all as they are, None those
+            of evaluation splits, while those that only training reads get `TRAINING_SIDE`.
+        table: the published table, for a data set whose annotation file is only made from what can still be
+            fetched: .tsv, .csv, .jsonl or .json. Its `caption` and address go to the records of that file.
+        columns: the table's columns, where its first line doesn't name them.
+        how: how to come by the table, where its `Source` has no URL.
     """
 
     to: str
     url_key: str = "url"
     splits: Sequence[str] = ()
+    side: int | None = None
+    table: Source | None = None
+    columns: Sequence[str] = ()
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,3 +87,13 @@ class ByHand:
 
 
 Download = Archive | Links | ByHand
+
+
+def how_to_get(name: str, downloads: Sequence[Download], split: str | None = None) -> str:
+    """What to do to get the pictures or clips of a split (None: of any), "" if nothing is known."""
+    needed = [d for d in downloads if split is None or not d.splits or split in d.splits]
+    ways = []
+    if any(not isinstance(d, ByHand) for d in needed):
+        ways.append(f"`lavis download {name}` fetches what is missing")
+    ways += [f"to get them: {d.steps.rstrip('.')} ({d.page})" for d in needed if isinstance(d, ByHand)]
+    return "; ".join(ways)

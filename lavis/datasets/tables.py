@@ -6,23 +6,87 @@ import csv
 import functools
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 Record = dict[str, Any]
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
-def read_records(path: Path) -> list[Record]:
-    """Read an annotation file that is a JSON list of objects, or has one JSON object per line.
+class PackedRecords(Sequence[Record]):
+    """Records as JSON in one array of bytes, parsed when asked for.
+
+    A list of a million dicts grows to its full size again in each of a loader's workers, because reading a Python
+    object writes its reference count; this array stays shared.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        lines = [json.dumps(r, ensure_ascii=False, separators=(",", ":")).encode() for r in records]
+        self.bytes = np.frombuffer(b"".join(lines), dtype=np.uint8)
+        self.ends = np.cumsum([len(line) for line in lines], dtype=np.int64)  # where each record ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        n = len(self)
+        if not -n <= index < n:
+            raise IndexError(f"there are {n} records; there is no record {index}")
+        index %= n
+        start = self.ends[index - 1] if index else 0
+        record: Record = json.loads(self.bytes[start : self.ends[index]].tobytes())
+        return record
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, PackedRecords):
+            return np.array_equal(self.ends, other.ends) and np.array_equal(self.bytes, other.bytes)
+        return isinstance(other, list) and list(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} records, {self.bytes.nbytes / 2**20:.1f} MiB>"
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
 
     Raises:
-        ValueError: it is neither; the message names file and line.
+        ValueError: it is not valid JSON; the message names file and line.
     """
+    return _parsed(path, _decoded(path))
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from e
+
+
+def read_records(*paths: Path) -> PackedRecords:
+    """Read annotation files, one after another: each a JSON list of objects, or one JSON object per line.
+
+    Raises:
+        ValueError: a file is neither; the message names file and line.
+    """
+    return PackedRecords(row for path in paths for row in _rows_of(path))
+
+
+def _rows_of(path: Path) -> Iterator[Record]:
     text = _decoded(path)
     rows = _json_rows if text.lstrip().startswith("[") else _json_lines
-    return [row for _, row in rows(path, text)]
+    for _, row in rows(path, text):
+        yield row
 
 
 def read_table(path: str | Path) -> list[tuple[int, Record]]:
@@ -88,10 +152,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Record]]:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from e
+    rows = _parsed(path, text)
     if not isinstance(rows, list):
         raise ValueError(f"{path} should hold a JSON list of objects, not {type(rows).__name__}")
     for number, row in enumerate(rows, 1):

@@ -5,6 +5,10 @@ gave the same one; or a single `answer`), optionally `image_id`, `question_type`
 Training samples have `image`, `text_input`, `answers`, `weights`; evaluation samples have `image`,
 `text_input`, `question_id`, `image_id`, `instance_id`.
 
+An evaluation split may name further annotation files after that of its records: the answers to choose from
+(a JSON list, or an object whose keys they are), then the questions and the annotations in the layout of the VQA
+evaluation server, whose answers are the ground truth. Test splits have neither answers nor annotations.
+
 With `questions_per_image` an item is a picture. A training sample then holds G questions, an
 evaluation sample all of them: `text_input` and `question_id` are lists, and a batch repeats a picture's
 last question under the id -1 until all its pictures have equally many. Drop answers with id -1.
@@ -15,14 +19,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from lavis.datasets.base import Dataset, Record, draw, group_by
+from lavis.datasets.base import Dataset, Plan, Record, draw, group_by, locate, picture_of
 from lavis.datasets.collate import Sample
+from lavis.datasets.tables import read_json, read_records
 
 PADDING_ID = -1
+ANSWER_KEYS = ("answers", "answer")
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,26 @@ class VQADataset(Dataset):
         super().__init__(records, split, **kwargs)
         self._index_records()
 
+    answer_keys: ClassVar[tuple[str, ...]] = ANSWER_KEYS  # of a record
+
+    @classmethod
+    def load(cls, split: str, plan: Plan) -> VQADataset:
+        """One split from its annotation files; see the module's docstring."""
+        paths = [locate(source, f"{plan.name}/{split}") for source in plan.sources[split]]
+        training = split in cls.train_splits
+        return cls(
+            read_records(*(paths if training else paths[:1])),
+            split,
+            vis_root=plan.vis_root,
+            options=plan.options,
+            annotation_paths=paths,
+            answer_list=() if training or len(paths) < 2 else read_answers(paths[1]),
+        )
+
     def _index_records(self) -> None:
         grouped = self.options.questions_per_image is not None
         self._items: Sequence[Sequence[int]] | None = (
-            group_by(r.get("image_id", r.get("image")) for r in self.records) if grouped else None
+            group_by(map(picture_of, self.records)) if grouped else None
         )
 
     def __len__(self) -> int:
@@ -68,7 +91,7 @@ class VQADataset(Dataset):
         sample: Sample = {"image": self.image(self.records[positions[0]], rng)}
         if self.training:
             chosen = [positions[i] for i in draw(rng, len(positions), self.options.questions_per_image)]
-            weighted = [answer_weights(self.records[p]) for p in chosen]
+            weighted = [self.weights(self.records[p]) for p in chosen]
             sample["text_input"] = [self.text(self.records[p]["question"], rng) for p in chosen]
             sample["answers"] = [list(w) for w in weighted]
             sample["weights"] = [list(w.values()) for w in weighted]
@@ -88,7 +111,7 @@ class VQADataset(Dataset):
             "text_input": self.text(record["question"], rng),
         }
         if self.training:
-            weighted = answer_weights(record)
+            weighted = self.weights(record)
             return sample | {"answers": list(weighted), "weights": list(weighted.values())}
         return sample | {
             "question_id": record["question_id"],
@@ -104,11 +127,23 @@ class VQADataset(Dataset):
             kept = [_padded(s, most) for s in kept]
         return super().collater(kept)
 
+    def weights(self, record: Mapping[str, Any]) -> dict[str, float]:
+        """Each different answer with the share of people who gave it, in order of first appearance."""
+        answers = record_answers(record, self.answer_keys)
+        return {answer: count / len(answers) for answer, count in Counter(answers).items()}
+
     def ground_truth(self) -> dict[Any, dict[str, Any]]:
-        """What the metric needs, by question_id: answers, question, question_type, answer_type."""
+        """What the metric needs, by question_id: answers, question, question_type, answer_type.
+
+        Empty where answers are not public.
+        """
+        if not self.training and len(self.annotation_paths) > 3:
+            return official_truth(*self.annotation_paths[2:4])
+        if len(self.records) and not set(self.answer_keys) & set(self.records[0]):
+            return {}
         return {
             r["question_id"]: {
-                "answers": record_answers(r),
+                "answers": record_answers(r, self.answer_keys),
                 "question": r["question"],
                 "question_type": r.get("question_type", ""),
                 "answer_type": r.get("answer_type", ""),
@@ -125,18 +160,42 @@ def _padded(sample: Mapping[str, Any], length: int) -> Sample:
     }
 
 
-def record_answers(record: Mapping[str, Any]) -> list[str]:
-    """The record's answers, from `answers` or `answer`, as a list of strings."""
-    found = record.get("answers", record.get("answer"))
+def read_answers(path: Path) -> list[str]:
+    """The answers to choose from: a JSON list, or the keys of a JSON object."""
+    found = read_json(path)
+    if not isinstance(found, (list, dict)) or not all(isinstance(a, str) for a in found):
+        raise ValueError(f"{path} should hold a JSON list of answers, or an object whose keys are answers")
+    return list(found)
+
+
+def official_truth(questions: Path, annotations: Path) -> dict[Any, dict[str, Any]]:
+    """The ground truth in the files of the VQA evaluation server, as `VQADataset.ground_truth` gives it."""
+    asked = {q["question_id"]: q["question"] for q in _entries(questions, "questions")}
+    return {
+        a["question_id"]: {
+            "answers": [given["answer"] for given in a["answers"]],
+            "question": asked.get(a["question_id"], ""),
+            "question_type": a.get("question_type", ""),
+            "answer_type": a.get("answer_type", ""),
+        }
+        for a in _entries(annotations, "annotations")
+    }
+
+
+def _entries(path: Path, key: str) -> list[Record]:
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get(key), list):
+        raise ValueError(f"{path} should be a JSON object with a list {key!r}, as the VQA server's files are")
+    entries: list[Record] = found[key]
+    return entries
+
+
+def record_answers(record: Mapping[str, Any], keys: Sequence[str] = ANSWER_KEYS) -> list[str]:
+    """The record's answers, under the first of the keys that it has, as a list of strings."""
+    found = next((record[key] for key in keys if record.get(key) is not None), None)
     if found is None:
-        raise ValueError(f"question {record.get('question_id')!r} has neither `answers` nor `answer`")
+        raise ValueError(f"question {record.get('question_id')!r} has no {' or '.join(keys)}")
     return [found] if isinstance(found, str) else [str(a) for a in found]
-
-
-def answer_weights(record: Mapping[str, Any]) -> dict[str, float]:
-    """Each different answer with the share of people who gave it, in order of first appearance."""
-    answers = record_answers(record)
-    return {answer: count / len(answers) for answer, count in Counter(answers).items()}
 
 
 def yes_no_number_other(answer: str) -> str:

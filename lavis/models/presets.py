@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lavis.common.hub import GS as GS
 from lavis.models.base import Preset
 from lavis.models.tokenizer import ASSETS
 from lavis.nn.text import TextConfig
 from lavis.nn.vit import ViTConfig, interpolate_positions
 
-GS = "https://storage.googleapis.com/sfr-vision-language-research/"
 OFFICIAL = "BSD-3-Clause (the official repository's; none is stated for the weights themselves)"
 
 IMAGES = {"train": {"name": "blip_image_train"}, "eval": {"name": "blip_image_eval"}}

@@ -1,13 +1,14 @@
-"""Video processors: the frames of a clip in, a normalised float tensor (3, T, h, w) out.
+"""Video processors: a clip in, as the path of its file or as frames, a normalised float tensor (3, T, h, w) out.
 
-The original reads files inside its processors; these take frames. Evaluation follows its version 1.0.2, with
-which the published figures were made: evenly spread frames, RGB. (Later ones mix up RGB and BGR.) Frames are
-squeezed to squares, in training too, where the crop is drawn from the square.
+Of a file only the chosen frames are decoded (`lavis.datasets.clips`). Evaluation follows the original's version
+1.0.2, with which the published figures were made: evenly spread frames, RGB. (Later ones mix up RGB and BGR.)
+Frames are squeezed to squares, in training too, where the crop is drawn from the square.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from lavis.common.registry import registry, suggest
+from lavis.datasets.clips import Clip
 from lavis.processors.image import _CropProcessor, _ImageProcessor, random_crop_box, resize, to_picture
 from lavis.processors.randaugment import OPERATIONS, RandAugment
 
@@ -58,13 +60,19 @@ def sample_indices(
     return np.concatenate([np.sort(head), np.sort(tail)])
 
 
-def to_frames(item: Any) -> list[Any]:
-    """A clip's frames, each something that `to_picture` takes.
+def to_frames(item: Any) -> Sequence[Any]:
+    """A clip's frames, each something that `to_picture` takes; those of a file are decoded when they are looked at.
 
     Raises:
-        TypeError: neither an array nor a list.
-        ValueError: an array of another shape or dtype, no frames, or frames of several sizes.
+        TypeError: neither a path, an array nor a list.
+        ValueError: an array of another shape or dtype, or frames of several sizes.
+        MissingMediaError, UnreadableMediaError: a path without a file, or of one that holds no sound clip.
+        ImportError: a path, and PyAV is not installed.
     """
+    if isinstance(item, str | Path):
+        return Clip(item)
+    if isinstance(item, Clip):
+        return item
     if isinstance(item, np.ndarray):
         if item.dtype != np.uint8 or item.ndim != 4 or item.shape[3] != 3:
             raise ValueError(
@@ -72,14 +80,32 @@ def to_frames(item: Any) -> list[Any]:
             )
     elif not isinstance(item, list | tuple):
         raise TypeError(
-            "a clip should be a uint8 array (frames, h, w, 3) or a list of pictures, "
-            f"not {type(item).__name__}; read the frames of files first"
+            "a clip should be the path of a file, a uint8 array (frames, h, w, 3) or a list of pictures, "
+            f"not {type(item).__name__}"
         )
     frames = list(item)
     sizes = {f.size if isinstance(f, Image.Image) else getattr(f, "shape", ())[1::-1] for f in frames}
     if len(sizes) > 1:
         raise ValueError(f"the frames of a clip have several sizes (width, height): {sorted(sizes)}")
     return frames
+
+
+def choose_frames(
+    item: Any, wanted: int | None, method: str = "uniform", rng: np.random.Generator | None = None
+) -> list[Image.Image]:
+    """A clip's frames, as `sample_indices` chooses them, as pictures.
+
+    Args:
+        item: see `to_frames`; a clip that is opened here, by its path, is closed here.
+        wanted, method, rng: see `sample_indices`.
+    """
+    if isinstance(item, str | Path):
+        with Clip(item) as clip:
+            return choose_frames(clip, wanted, method, rng)
+    frames = to_frames(item)
+    indices = sample_indices(len(frames), wanted, method, rng)
+    chosen = frames.frames(indices) if isinstance(frames, Clip) else [frames[i] for i in indices]
+    return [to_picture(frame) for frame in chosen]
 
 
 def _stretch(start: int, length: int, factor: float, full: int) -> tuple[int, int]:
@@ -107,15 +133,15 @@ class _VideoProcessor(_ImageProcessor):
         """Process one clip.
 
         Args:
-            item: its frames, a uint8 array (frames, h, w, 3), RGB, or a list of Pillow pictures of one size.
+            item: the path of its file, or its frames: a uint8 array (frames, h, w, 3), RGB, or a list of Pillow
+                pictures of one size.
             rng: the stream of a training processor; evaluation draws nothing.
 
         Returns:
             A float tensor (3, n_frms, image_size, image_size).
         """
         rng = np.random.default_rng() if rng is None else rng
-        frames = to_frames(item)
-        chosen = [to_picture(frames[i]) for i in sample_indices(len(frames), self.n_frms, self.method, rng)]
+        chosen = choose_frames(item, self.n_frms, self.method, rng)
         clip = torch.stack([self.to_tensor(f) for f in self.transform_clip(chosen, rng)], dim=1)
         lacking = 0 if self.n_frms is None else self.n_frms - len(chosen)
         return torch.cat([clip, clip[:, -1:].expand(-1, lacking, -1, -1)], dim=1) if lacking else clip

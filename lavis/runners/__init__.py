@@ -8,6 +8,8 @@ result = train(model=model, datasets={"train": a, "val": b}, task="captioning", 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
     from lavis.common.config import Config
     from lavis.runners.runner import Result, Runner
+
+logger = logging.getLogger(__name__)
 
 _NAMES = ("Result", "RunConfig", "Runner", "RunnerBase", "RunnerIter", "RunnerIters")
 
@@ -69,9 +73,32 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
         for dataset in built[name].values():
             dataset.check()
     for split in wanted:
-        if not any(split in splits for splits in built.values()):
+        # a recipe may ask for val or test of data that have only the other one, as the original's of OK-VQA do
+        usual = split in ("val", "test") and split not in training and found & set(run.evaluation_splits)
+        if split not in found and not usual:
             raise ValueError(f"run names the split {split!r}; there are {', '.join(sorted(found))}")
     return built
+
+
+def _with_splits_of(config: Config, datasets: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The configuration without evaluation splits that no data set has."""
+    there = {split for splits in datasets.values() for split in splits}
+    changed: dict[str, Any] = {}
+    for key in ("valid_splits", "test_splits"):
+        named = getattr(config.run, key)
+        kept = [split for split in named if split in there or split not in ("val", "test")]
+        if kept != named:
+            changed[key] = kept
+            logger.warning(
+                "run.%s names %s, which no data set has; it is left out",
+                key,
+                ", ".join(s for s in named if s not in there),
+            )
+    if not changed or not any(s in there for s in config.run.evaluation_splits):
+        return config  # as it was named, so that the error can say so
+    out = copy.copy(config)
+    out.run = dataclasses.replace(config.run, **changed)
+    return out
 
 
 def preset_processors(config: Config) -> dict[str, dict[str, Any]]:
@@ -126,6 +153,7 @@ def build(
     if model is None and "arch" not in config.model:
         raise ValueError(f"model.arch is missing; known: {', '.join(registry.list_models())}")
     built = task.build_datasets(config) if datasets is None else by_name(datasets)
+    config = _with_splits_of(config, built)
     if model is None:
         torch.manual_seed(run.seed)  # starting weights are part of what the seed decides
         model = task.build_model(_without_weights(config, job_id))

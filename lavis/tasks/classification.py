@@ -35,6 +35,18 @@ class ClassificationTask(Task):
     primary = ("accuracy_percent", "max")
 
     def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+        """Let a zero-shot model read the names of the classes.
+
+        Raises:
+            ValueError: the model's head has another number of classes than the data set.
+        """
+        there = len(getattr(dataset, "classnames", None) or ())
+        head = getattr(getattr(model, "config", None), "num_classes", None)
+        if there and head and there != head:
+            raise ValueError(
+                f"the model tells {head} classes apart, and {dataset!r} has {there}; give the list that it was trained "
+                "with (of own data: answer_list)"
+            )
         prepare = getattr(model, "before_evaluation", None)
         if prepare is not None:
             prepare(dataset=dataset, task_type=type(self))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,22 +19,19 @@ class DialogueSettings:
     """Keys of `run` for dialogues.
 
     Args:
-        inference_method: "rank" scores the candidates of each question, "generate" writes an answer.
+        inference_method: "rank" scores the candidates of each question, "generate" writes an answer; "auto" ranks
+            where the data set has candidates.
         num_beams, max_len, min_len: of a written answer; lengths in tokens.
         report_metric: false writes the answers without scoring them.
     """
 
-    inference_method: str = "rank"
+    inference_method: Literal["auto", "rank", "generate"] = "auto"
     num_beams: int = 5
     max_len: int = 20
     min_len: int = 1
     report_metric: bool = True
 
     def __post_init__(self) -> None:
-        if self.inference_method not in ("rank", "generate"):
-            raise ValueError(
-                f"run.inference_method is {self.inference_method!r}; it must be rank or generate"
-            )
         if not 0 <= self.min_len <= self.max_len or self.num_beams < 1:
             raise ValueError(
                 f"run.num_beams, min_len, max_len are {self.num_beams}, {self.min_len}, {self.max_len}; beams must be "
@@ -56,14 +53,22 @@ class DialogueTask(Task):
 
     def __init__(self, settings: Any = None, **keys: Any) -> None:
         super().__init__(settings, **keys)
-        chosen = {"rank": "mrr_percent", "generate": "CIDEr"}[self.settings.inference_method]
+        self._choose(self.settings.inference_method != "generate")
+
+    def _choose(self, ranks: bool) -> None:
+        self.ranks = ranks
+        chosen = "mrr_percent" if ranks else "CIDEr"
         self.primary = (chosen, "max") if self.settings.report_metric else None
+
+    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+        if self.settings.inference_method == "auto":
+            self._choose(getattr(dataset, "has_candidates", True))
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
         ids, rounds = as_list(samples["image_id"]), as_list(samples["round_id"])
         each = len(rounds) // len(ids)  # rounds of a sample
         records = [{"image_id": ids[i // each], "round_id": r} for i, r in enumerate(rounds)]
-        if self.settings.inference_method == "rank":
+        if self.ranks:
             if "answer_options" not in samples:
                 raise ValueError(
                     "this data set has no candidate answers; set run.inference_method=generate to write them"
@@ -90,16 +95,26 @@ class DialogueTask(Task):
         return records
 
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
-        """Of ranks: r1, r5, r10 and mrr in percent, mean_rank. Of answers: exact_percent and caption metrics."""
+        """Of ranks: r1, r5, r10 and mrr in percent, mean_rank, and ndcg in percent over the rounds that
+        `dataset.relevance()` judges. Of answers: exact_percent and caption metrics."""
         if not self.settings.report_metric or not records:
             return {}
-        if self.settings.inference_method == "rank":
-            ranks = np.array([r["rank"] for r in records if "rank" in r])
-            if not len(ranks):
-                return {}
-            from lavis.metrics.dialogue import rank_scores
+        if self.ranks:
+            from lavis.metrics.dialogue import ndcg, rank_scores
 
-            return rank_scores(ranks)
+            ranks = np.array([r["rank"] for r in records if "rank" in r])
+            metrics = rank_scores(ranks) if len(ranks) else {}
+            judged = dataset.relevance() if hasattr(dataset, "relevance") else {}
+            both = [
+                (r["ranks"], judged[key])
+                for r in records
+                if any(judged.get(key := (r["image_id"], r["round_id"]), ()))
+            ]
+            if both:
+                metrics["ndcg_percent"] = 100 * ndcg(
+                    -np.array([r for r, _ in both]), np.array([j for _, j in both])
+                )
+            return metrics
         known = [r for r in records if r["reference"] is not None]
         if not known:
             return {}

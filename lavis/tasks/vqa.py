@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from lavis.common.files import write_json
 from lavis.common.registry import registry
 from lavis.tasks.base import Record, Task, as_list, by_text_id
 
@@ -106,15 +108,53 @@ class VQATask(Task):
                 f"{len(lacking)} of {len(records)} questions have no ground truth, the first is "
                 f"{lacking[0]!r}; set run.report_metric=false to write answers without scoring them"
             )
-        from lavis.metrics.vqa import exact_match_percent, vqa_accuracy
-
         answered = [{**r, "question_id": str(r["question_id"])} for r in records]
         truth = {r["question_id"]: truth[r["question_id"]] for r in answered}  # unreadable pictures left out
-        if all(len(t["answers"]) == 1 for t in truth.values()):
-            metrics = exact_match_percent(answered, truth)
-            metrics["accuracy_percent"] = metrics.pop("exact_match_percent")
-        else:
-            metrics = vqa_accuracy(answered, truth)
+        metrics = self.accuracy(answered, truth)
         if hasattr(dataset, "extra_metrics"):
             metrics.update(dataset.extra_metrics({r["question_id"]: r["answer"] for r in records}))
         return metrics
+
+    def accuracy(self, records: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
+        """Metrics of answers that all have a ground truth."""
+        from lavis.metrics.vqa import exact_match_percent, vqa_accuracy
+
+        if any(len(t["answers"]) != 1 for t in truth.values()):
+            return vqa_accuracy(records, truth)
+        metrics = exact_match_percent(records, truth)
+        metrics["accuracy_percent"] = metrics.pop("exact_match_percent")
+        return metrics
+
+
+class LeaderboardTask(VQATask):
+    """One whose answers are also written as a leaderboard takes them, in a file beside the records."""
+
+    def leaderboard(self, records: Sequence[Record]) -> Any:
+        """The content of that file."""
+        raise NotImplementedError(f"{type(self).__name__} has no leaderboard")
+
+    def save(self, records: Sequence[Record], path: str | Path) -> Path:
+        saved = super().save(records, path)
+        write_json(saved.with_name(f"{saved.stem}_leaderboard.json"), self.leaderboard(records), indent=None)
+        return saved
+
+
+@registry.register_task("aok_vqa")
+class AOKVQATask(LeaderboardTask):
+    """A-OKVQA's direct answers: right as far as three people gave them, compared as they are."""
+
+    def accuracy(self, records: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
+        from lavis.metrics.vqa import aokvqa_accuracy
+
+        return aokvqa_accuracy(records, truth)
+
+    def leaderboard(self, records: Sequence[Record]) -> Any:
+        return {str(r["question_id"]): {"direct_answer": r["answer"], "multiple_choice": ""} for r in records}
+
+
+@registry.register_task("gqa")
+class GQATask(LeaderboardTask):
+    """GQA: equality with the one right answer, both normalised."""
+
+    def leaderboard(self, records: Sequence[Record]) -> Any:
+        return [{"questionId": str(r["question_id"]), "prediction": r["answer"]} for r in records]

@@ -30,22 +30,22 @@ stated colour, shape, count, size, texture, relation and place in the picture ho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from lavis.common.registry import registry
 from lavis.datasets.base import Plan, Record
 from lavis.datasets.captioning import CaptionDataset, CaptionOptions
 from lavis.datasets.shapes.clip_language import clip_ceiling_percent, clip_truth_percent, judge_clip_caption
+from lavis.datasets.shapes.clip_layouts import export_clips
 from lavis.datasets.shapes.clip_questions import CLIP_ANSWERS
 from lavis.datasets.shapes.clips import make_clip, render_clip
 from lavis.datasets.shapes.dialogue import ShapesDialogue
 from lavis.datasets.shapes.entailment import ShapesEntailment
 from lavis.datasets.shapes.judging import Judgement, caption_truth_percent, judge_caption
 from lavis.datasets.shapes.language import make_captions
+from lavis.datasets.shapes.layouts import export_coco, export_pictures
 from lavis.datasets.shapes.made import Drawn, DrawnWithCaptions, DrawnWithQuestions, Made, MadeOptions
 from lavis.datasets.shapes.pairs import ShapesNLVR
 from lavis.datasets.shapes.questions import ANSWERS, make_questions
@@ -65,9 +65,9 @@ __all__ = [
     "ANSWERS", "CLIP_ANSWERS", "HELD_OUT", "SPLITS", "Judgement", "ShapesCaption", "ShapesDialogue",
     "ShapesEntailment", "ShapesNLVR", "ShapesRetrieval", "ShapesVQA", "ShapesVideoCaption",
     "ShapesVideoDialogue", "ShapesVideoQA", "ShapesVideoRetrieval", "caption_truth_percent",
-    "ceiling_percent", "clip_ceiling_percent", "clip_truth_percent", "export_coco", "history_percent",
-    "judge_caption", "judge_clip_caption", "make_captions", "make_clip", "make_questions", "make_scene",
-    "render", "render_clip",
+    "ceiling_percent", "clip_ceiling_percent", "clip_truth_percent", "export_clips", "export_coco", "export_pictures",
+    "history_percent", "judge_caption", "judge_clip_caption", "make_captions", "make_clip", "make_questions",
+    "make_scene", "render", "render_clip",
 ]  # fmt: skip
 
 CAPTIONS_PER_PICTURE = 5
@@ -169,33 +169,3 @@ class ShapesVQA(_ShapesPictures, DrawnWithQuestions, VQADataset):
         each = plan.options.questions
         records = Made(_question_records, plan.options, split, plan.options.count(split) * each, each)
         return cls(records, split, options=plan.options, answer_list=ANSWERS)
-
-
-def export_coco(dataset: ShapesCaption, folder: str | Path, suffix: str = ".png") -> Path:
-    """Write a split in the layout of COCO captions (Karpathy's split files), pictures included.
-
-    Args:
-        dataset: a split of `shapes_caption`.
-        folder: gets `annotations/coco_karpathy_<split>.json` and `images/<split>2014/COCO_….png`.
-        suffix: ".png" or ".jpg".
-
-    Returns:
-        The path of the annotation file. Training splits have one record per caption, others one per
-        picture.
-    """
-    folder = Path(folder)
-    year = f"{dataset.split}2014"
-    (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    (folder / "images" / year).mkdir(parents=True, exist_ok=True)
-    rows: list[Record] = []
-    for record in dataset.records:
-        number = record["image_id"]
-        name = f"{year}/COCO_{year}_{number:012d}{suffix}"
-        dataset.picture(record).save(folder / "images" / name)
-        if dataset.training:
-            rows += [{"image": name, "caption": c, "image_id": f"coco_{number}"} for c in record["caption"]]
-        else:
-            rows.append({"image": name, "caption": record["caption"]})
-    path = folder / "annotations" / f"coco_karpathy_{dataset.split}.json"
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return path

@@ -1,0 +1,90 @@
+"""nocaps: captioning of photographs that show objects unknown to COCO's captions.
+
+**Description.** Photographs of Open Images, each with ten captions, chosen so that many show classes of objects that
+COCO Captions never names. There is nothing to train on: models are trained elsewhere.
+
+**Source.** https://nocaps.org
+
+**Splits.** Captions are public for val only, and not in the annotation files used here; both are scored by the
+server.
+
+| split | pictures |
+| --- | --- |
+| val | 4,500 |
+| test | 10,600 |
+
+**Task.** Captioning.
+
+**Metrics.** CIDEr and SPICE, over all pictures and by domain (in, near, out of COCO's): the evaluation server's, from
+the file that evaluation writes. With references given here (`captions: FILE`), BLEU-4, CIDEr and the others, too.
+
+**Files.** Annotation files are downloaded on first use to `nocaps/annotations` under the cache root. Pictures are
+expected in `nocaps/images/{val,test}`.
+
+**Licence.** Annotations: not stated in the files. Pictures: listed as CC BY 2.0 by Open Images, which does not vouch
+for it.
+
+**Known faults.** The domains (in, near, out) are not in the annotation files used here; the server knows them.
+
+**Responsible use.** As for other photographs of people from Flickr: nobody in them was asked.
+
+**References.** Agrawal et al., "nocaps: novel object captioning at scale" (ICCV 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lavis.common.hub import GS
+from lavis.common.registry import registry
+from lavis.datasets.captioning import CaptionDataset, CaptionOptions
+from lavis.datasets.sources import ByHand, Source
+from lavis.datasets.tables import read_json
+
+
+@dataclass(frozen=True)
+class NoCapsOptions(CaptionOptions):
+    """See `CaptionOptions`.
+
+    Args:
+        captions: a file with references in COCO's layout (nocaps_val_4500_captions.json), for scores of val.
+    """
+
+    captions: str | None = None
+
+
+@registry.register_dataset("nocaps")
+class NoCaps(CaptionDataset):
+    """Records: `image` ("val/0013ea2087020901.jpg"), `img_id`."""
+
+    name = "nocaps"
+    Options = NoCapsOptions
+    media = "nocaps/images"
+    train_splits = ()
+    sources: ClassVar[Mapping[str, Source]] = {
+        split: Source(f"nocaps/annotations/nocaps_{split}.json", f"{GS}datasets/nocaps_{split}.json")
+        for split in ("val", "test")
+    }
+    downloads = (
+        ByHand(
+            "https://nocaps.org/download",
+            "take the image information of val and test; fetch each coco_url into val/ or test/ under its file_name",
+            "nocaps/images",
+        ),
+    )
+
+    def evaluation_id(self, position: int) -> Any:
+        """The server's number of the picture."""
+        return self.records[position]["img_id"]
+
+    def references(self) -> dict[Any, list[str]]:
+        """The captions of `options.captions` by the server's number; empty without such a file."""
+        if self.options.captions is None or self.split != "val":
+            return {}
+        out: dict[Any, list[str]] = {}
+        for entry in read_json(Path(self.options.captions).expanduser())["annotations"]:
+            out.setdefault(entry["image_id"], []).append(entry["caption"])
+        return out
