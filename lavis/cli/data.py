@@ -170,6 +170,10 @@ def _show(todo: Any) -> None:
             print(textwrap.indent(textwrap.fill(f"{item.what.steps}. {item.what.page}", 100), "      "))
         elif item.url:
             print(f"      from {item.url}")
+        elif isinstance(item.what, Links) and item.what.table is not None:
+            table = todo.root / item.what.table.storage
+            lacking = "" if table.is_file() else f", which has to be fetched by hand: {item.what.how}"
+            print(textwrap.indent(textwrap.fill(f"from the addresses in {table}{lacking}", 100), "      "))
         print(f"      to {item.place}")
     unknown = sum(i.size is None for i in todo.unfinished)
     known = sum(i.size or 0 for i in todo.unfinished)

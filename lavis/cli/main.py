@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from lavis import __version__
-from lavis.cli import common, data, info, predict, runs
+from lavis.cli import benchmark, common, data, info, predict, runs
 
 app = typer.Typer(
     name="lavis",
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _module in (predict, runs, data, info):
+for _module in (predict, runs, benchmark, data, info):
     _module.register(app)
 
 # typer brings its own copy of click in newer versions; its exceptions are found by what it re-exports
