@@ -292,6 +292,26 @@ def test_train_and_evaluate_on_own_data(
     assert _json(capsys.readouterr().out)[0]["image"] == picture
 
 
+def test_classes_of_own_pictures(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the packaged model, with as many classes as the table has; evaluated with the table's own classes."""
+    data = tmp_path / "labels.csv"
+    data.write_text("image,label\n" + "".join(f"p{i}.png,{'ab'[i % 2]}\n" for i in range(4)))
+    start = ["--data", str(data), "--images", str(pictures), "--out", str(tmp_path / "runs")]
+    assert (
+        main(["train", *start, "--epochs", "1", "--batch-size", "2", "--options", "run.valid_splits=[]"]) == 0
+    )
+    captured = capsys.readouterr()
+    assert "starting from the small packaged model blip_classification/tiny_shapes" in captured.err
+    checkpoint = json.loads(captured.out)["checkpoint_last"]
+    assert main(["evaluate", *start, "--model", checkpoint]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["test"]["accuracy_percent"] <= 100
+    data.write_text("image,label\np0.png,a\n")
+    assert main(["evaluate", *start, "--model", checkpoint]) == 2
+    assert "tells 2 classes apart" in capsys.readouterr().err
+    assert main(["train", *start, "--task", "classify"]) == 2
+    assert "expected captioning, vqa, retrieval, classification" in capsys.readouterr().err
+
+
 def test_one_picture_is_enough_to_train_on(
     models: dict[str, str], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
