@@ -415,3 +415,16 @@ def test_gradcam_of_clip():
     assert grid.shape == (2, 8, 8) and grid.max() > 0 and cosines.shape == (2,)
     with pytest.raises(ValueError, match="no square"):
         patch_grid(maps[:, 0, :-1])
+
+
+@pytest.mark.parametrize("name", ["blip_retrieval", "albef_retrieval"])
+def test_the_last_layer_for_the_first_token_alone(name):
+    """What re-ranking leaves out changes nothing that it reads."""
+    model = random_model(name).eval()
+    tokens = model.tokens(TEXTS[:4], max_length=35)
+    with torch.no_grad():
+        text = TextStates(tokens, model.encode_text(tokens) if model.FUSES_STATES else None)
+        memory = model.memorize(model.encode_image(images(2)))
+        whole, first = (model.fuse(text, memory, only_first=alone) for alone in (False, True))
+        assert first.shape[1] == 1 < whole.shape[1]
+        torch.testing.assert_close(first[:, 0], whole[:, 0], rtol=1e-5, atol=1e-5)

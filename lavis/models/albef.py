@@ -116,10 +116,12 @@ class AlbefAlignment(Albef, Alignment):
     def memorize(self, image_embeds: torch.Tensor, *, twin: bool = False) -> Memory:
         return self.bert(twin).project_memory(image_embeds)
 
-    def fuse(self, text: TextStates, memory: Memory, *, twin: bool = False) -> torch.Tensor:
+    def fuse(
+        self, text: TextStates, memory: Memory, *, twin: bool = False, only_first: bool = False
+    ) -> torch.Tensor:
         assert text.states is not None
-        first = self.config.text.cross_from
-        return self.bert(twin).run(text.states, mask=text.tokens.mask, memory=memory, first=first)
+        first, mask = self.config.text.cross_from, text.tokens.mask
+        return self.bert(twin).run(text.states, mask=mask, memory=memory, first=first, only_first=only_first)
 
 
 # --------------------------------------------------------------------------------------- features

@@ -153,8 +153,11 @@ class Alignment(VisionTextModel):
         """What `fuse` reads of picture states (B, N, D); its `select(index)` picks and repeats items."""
         raise NotImplementedError
 
-    def fuse(self, text: TextStates, memory: Any, *, twin: bool = False) -> torch.Tensor:
-        """States (R, T, D) after the texts have read the memory of B pictures; R is a multiple of B."""
+    def fuse(
+        self, text: TextStates, memory: Any, *, twin: bool = False, only_first: bool = False
+    ) -> torch.Tensor:
+        """States (R, T, D) after the texts have read the memory of B pictures, or (R, 1, D) with `only_first`; R is a
+        multiple of B."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------ features
@@ -197,9 +200,13 @@ class Alignment(VisionTextModel):
             multimodal_embeds=fused,
         )
 
-    def match_logits(self, text: TextStates, memory: Any) -> torch.Tensor:
-        """(R, 2): log-odds of "does not fit" and "fits"."""
-        return self.itm_head(self.fuse(text, memory)[:, 0])
+    def match_logits(self, text: TextStates, memory: Any, only_first: bool = False) -> torch.Tensor:
+        """(R, 2): log-odds of "does not fit" and "fits".
+
+        Args:
+            only_first: leave out what the head does not read; maps then have the first token's row only.
+        """
+        return self.itm_head(self.fuse(text, memory, only_first=only_first)[:, 0])
 
     # ------------------------------------------------------------------------------ training
     def _one_text_each(self, samples: Mapping[str, Any], pictures: int) -> list[str]:
@@ -391,7 +398,8 @@ class Alignment(VisionTextModel):
         order = sorted(range(len(which)), key=lambda j: len(encoded[which[j]].tokens.ids))
         for start in range(0, len(order), RERANKING_ROWS):
             rows = order[start : start + RERANKING_ROWS]
-            logits = self.match_logits(_padded([encoded[which[j]] for j in rows], self.device), memory)
+            texts = _padded([encoded[which[j]] for j in rows], self.device)
+            logits = self.match_logits(texts, memory, only_first=True)
             out[torch.tensor(rows)] = logits[:, 1].float().cpu()
         return out
 

@@ -156,14 +156,17 @@ class Alpro(VisionTextModel):
     def memorize(self, video_embeds: torch.Tensor, *, twin: bool = False) -> ClipStates:
         return ClipStates(video_embeds)
 
-    def fuse(self, text: TextStates, memory: ClipStates, *, twin: bool = False) -> torch.Tensor:
+    def fuse(
+        self, text: TextStates, memory: ClipStates, *, twin: bool = False, only_first: bool = False
+    ) -> torch.Tensor:
         """States (R, L + N, D) of texts and clips that have read each other: the text's, then the clip's."""
         assert text.states is not None
         clips, rows = memory.states, len(text.states)
         clips = clips[:, None].expand(-1, rows // len(clips), -1, -1).flatten(0, 1)  # (R, N, D)
         mask = torch.cat([text.tokens.mask, text.tokens.mask.new_ones(clips.shape[:2])], dim=1)
         states = torch.cat([text.states, clips], dim=1)
-        return self.part("text_encoder", twin).run(states, mask=mask, first=self.config.fuse_from)
+        encoder = self.part("text_encoder", twin)
+        return encoder.run(states, mask=mask, first=self.config.fuse_from, only_first=only_first)
 
 
 # --------------------------------------------------------------------------------------- features

@@ -62,10 +62,13 @@ class BlipMatching(Blip, Alignment):
     def memorize(self, image_embeds: torch.Tensor, *, twin: bool = False) -> Memory:
         return self.part("text_encoder", twin).project_memory(image_embeds)
 
-    def fuse(self, text: TextStates, memory: Memory, *, twin: bool = False) -> torch.Tensor:
+    def fuse(
+        self, text: TextStates, memory: Memory, *, twin: bool = False, only_first: bool = False
+    ) -> torch.Tensor:
         ids = text.tokens.ids.clone()
         ids[:, 0] = self.enc_id
-        return self.part("text_encoder", twin)(ids, mask=text.tokens.mask, memory=memory)
+        encoder = self.part("text_encoder", twin)
+        return encoder(ids, mask=text.tokens.mask, memory=memory, only_first=only_first)
 
 
 # --------------------------------------------------------------------------------------- features

@@ -288,10 +288,13 @@ class Layer(nn.Module):
         memory_mask: torch.Tensor | None,
         cache: Cache | None,
         index: int,
+        only_first: bool = False,
     ) -> torch.Tensor:
         k, v = self.attention.self.keys_values(x)
         if cache is not None:
             k, v = cache.append(index, k, v)
+        if only_first:
+            x = x[:, :1]
         x = self.attention(x, k, v, mask)
         if memory:
             x = self.crossattention.look(x, memory, memory_mask)  # type: ignore[operator]
@@ -361,6 +364,7 @@ class TextTransformer(nn.Module):
         causal: bool = False,
         cache: Cache | None = None,
         last: int | None = None,
+        only_first: bool = False,
     ) -> torch.Tensor:
         """Embed tokens and run the layers.
 
@@ -371,12 +375,15 @@ class TextTransformer(nn.Module):
             causal: whether a token sees only itself and earlier ones.
             cache: keys and values so far; advanced by T.
             last: run layers 0 … last - 1 only (ALBEF's text layers).
+            only_first: the last layer computes the state of the first token alone, for heads that read no other.
 
         Returns:
-            (R, T, D) states of the last layer that was run.
+            (R, T, D) states of the last layer that was run; (R, 1, D) with `only_first`.
         """
         x = self.embeddings(ids, 0 if cache is None else cache.length)
-        return self.run(x, mask=mask, memory=memory, causal=causal, cache=cache, last=last)
+        return self.run(
+            x, mask=mask, memory=memory, causal=causal, cache=cache, last=last, only_first=only_first
+        )
 
     def run(
         self,
@@ -388,6 +395,7 @@ class TextTransformer(nn.Module):
         cache: Cache | None = None,
         first: int = 0,
         last: int | None = None,
+        only_first: bool = False,
     ) -> torch.Tensor:
         """Layers first … last - 1 over states (R, T, D); the rest as in `forward`."""
         start = 0 if cache is None else cache.length
@@ -398,9 +406,11 @@ class TextTransformer(nn.Module):
             triangle = ones.tril(start)  # (T, start + T): token t sees places up to start + t
             attention_mask = triangle if attention_mask is None else attention_mask & triangle
         memory_mask = None if memory is None else memory.mask
-        for i in range(first, self.config.depth if last is None else last):
+        end = self.config.depth if last is None else last
+        for i in range(first, end):
             kv = () if memory is None else memory.keys_values[i]
-            x = self.encoder.layer[i](x, attention_mask, kv, memory_mask, cache, i)
+            alone = only_first and i == end - 1
+            x = self.encoder.layer[i](x, attention_mask, kv, memory_mask, cache, i, alone)
         if cache is not None:
             cache.length += length
         return x
