@@ -19,38 +19,24 @@ from pathlib import Path
 import pytest
 
 from lavis.common import hub, transfer
+from tests import served
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(served.Handler):
     """The first part of the path says what to do; `server.log` holds (path, Range) of each request."""
 
-    protocol_version = "HTTP/1.1"
-    server: Server
+    server: Server  # type: ignore[assignment]
 
-    def log_message(self, *_: object) -> None:
-        return None
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         behaviour = self.path.split("/")[1]
         with self.server.guard:
             self.server.log.append((self.path, self.headers.get("Range")))
             seen = sum(path == self.path for path, _ in self.server.log)
         getattr(self, f"do_{behaviour}")(seen)
-
-    def _send(self, status: int, body: bytes, sent: int | None = None, **headers: str) -> None:
-        self.send_response(status)
-        headers.setdefault("Content_Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body if sent is None else body[:sent])
-        if sent is not None:
-            self.wfile.flush()
-            self.close_connection = True
 
     def _serve(self, sent: int | None = None, content: bytes = CONTENT, etag: str = '"v1"') -> None:
         """The file, with ranges as RFC 9110 says, breaking off after `sent` bytes."""
@@ -58,12 +44,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if wanted and self.headers.get("If-Range", etag) == etag:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
-                self._send(416, b"", Content_Range=f"bytes */{len(content)}")
+                self.answer(416, b"", Content_Range=f"bytes */{len(content)}")
                 return
             place = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self._send(206, content[start:], sent, Content_Range=place, ETag=etag)
+            self.answer(206, content[start:], sent, Content_Range=place, ETag=etag)
         else:
-            self._send(200, content, sent, ETag=etag)
+            self.answer(200, content, sent, ETag=etag)
 
     def do_good(self, seen: int) -> None:
         self._serve()
@@ -76,7 +62,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._serve(sent=300_000)
 
     def do_ignores(self, seen: int) -> None:
-        self._send(200, CONTENT, 300_000 if seen == 1 else None, ETag='"v1"')
+        self.answer(200, CONTENT, 300_000 if seen == 1 else None, ETag='"v1"')
 
     def do_changes(self, seen: int) -> None:
         if seen == 1:
@@ -86,7 +72,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_unmarked(self, seen: int) -> None:
         """No ETag, no Last-Modified: nothing tells whether the rest belongs to the beginning."""
-        self._send(200, CONTENT, 300_000 if seen == 1 else None)
+        self.answer(200, CONTENT, 300_000 if seen == 1 else None)
 
     def do_hangs(self, seen: int) -> None:
         """300,000 bytes, then silence, for the process that is killed meanwhile; afterwards it works."""
@@ -109,31 +95,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._serve(content=b"another file")
 
     def do_toolong(self, seen: int) -> None:
-        self._send(200, CONTENT, len(CONTENT), Content_Length=str(len(CONTENT) + 10))
+        self.answer(200, CONTENT, len(CONTENT), Content_Length=str(len(CONTENT) + 10))
 
     def do_redirects(self, seen: int) -> None:
-        self._send(308 if seen == 1 else 302, b"", Location="/good/file.bin")
+        self.answer(308 if seen == 1 else 302, b"", Location="/good/file.bin")
 
     def do_404(self, seen: int) -> None:
-        self._send(404, b"no")
+        self.answer(404, b"no")
 
     def do_403(self, seen: int) -> None:
-        self._send(403, b"no")
+        self.answer(403, b"no")
 
     def do_recovers(self, seen: int) -> None:
         if seen < 3:
-            self._send(500, b"later")
+            self.answer(500, b"later")
         else:
             self._serve()
 
     def do_500(self, seen: int) -> None:
-        self._send(503, b"never")
+        self.answer(503, b"never")
 
     def do_page(self, seen: int) -> None:
-        self._send(200, b"<html>log in</html>", Content_Type="text/html; charset=utf-8")
+        self.answer(200, b"<html>log in</html>", Content_Type="text/html; charset=utf-8")
 
     def do_compressed(self, seen: int) -> None:
-        self._send(200, b"x", Content_Encoding="gzip")
+        self.answer(200, b"x", Content_Encoding="gzip")
 
 
 class Server(http.server.ThreadingHTTPServer):

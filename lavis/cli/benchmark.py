@@ -69,6 +69,7 @@ def _captions(bleu: float, cider: float, spice: float, split: str) -> tuple[Figu
 
 
 # Figures: Li et al., "LAVIS: A Library for Language-Vision Intelligence" (2022), the columns of its own results.
+# That table 5 is CLIP's and 6 ALPRO's was not checked against the paper.
 TABLES: Mapping[int, tuple[str, tuple[Line, ...]]] = {
     3: ("ALBEF", (
         Line("COCO", "albef/retrieval_coco_eval", _recall((77.6, 94.1, 97.2), (61.0, 84.5, 90.7))),

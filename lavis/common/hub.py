@@ -185,7 +185,8 @@ def recorded_digests(file: Path) -> dict[str, str]:
     return {} if record is None else dict(record.digests)
 
 
-def _digest(path: Path, kind: str) -> str:
+def digest(path: Path, kind: str) -> str:
+    """A file's checksum in hexadecimal; `kind` is "sha256" or "md5"."""
     with path.open("rb") as f:
         value = hashlib.new(kind, usedforsecurity=False)
         while chunk := f.read(transfer.CHUNK):
@@ -195,7 +196,7 @@ def _digest(path: Path, kind: str) -> str:
 
 def _mismatch(path: Path, wanted: dict[str, str]) -> str | None:
     for kind, expected in wanted.items():
-        found = _digest(path, kind)
+        found = digest(path, kind)
         if found != expected:
             return f"its {kind} is {found}, expected {expected}"
     return None
@@ -279,7 +280,7 @@ def _fetch_url(
         transfer.settle(part)
         with part.open("rb+") as f:
             os.fsync(f.fileno())
-        digests = {**wanted} if "sha256" in wanted else {**wanted, "sha256": _digest(part, "sha256")}
+        digests = {**wanted} if "sha256" in wanted else {**wanted, "sha256": digest(part, "sha256")}
         part.replace(place)
         _Record.write(place, url, digests)
     return place

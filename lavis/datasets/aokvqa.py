@@ -64,10 +64,7 @@ class AOKVQA(VQADataset):
     name = "aok_vqa"
     answer_keys = ("direct_answers",)
     media = "coco/images"
-    downloads = images(
-        "train2014", "val2014", "test2015",
-        splits={"train2014": ("train",), "val2014": ("train", "val"), "test2015": ("test",)},
-    )  # fmt: skip
+    downloads = images({"train2014": ("train",), "val2014": ("train", "val"), "test2015": ("test",)})
     sources: ClassVar[Mapping[str, Source | Sequence[Source]]] = {
         "train": _file("aokvqa_v1p0_train.json"),
         "val": (_file("aokvqa_v1p0_val.json"), _ANSWERS),

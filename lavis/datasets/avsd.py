@@ -38,7 +38,6 @@ Homes: Crowdsourcing Data Collection for Activity Understanding" (ECCV 2016).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,12 +110,9 @@ class AVSDDialogue(VideoDialogueDataset):
             annotation_paths=[path],
         )
 
-    @functools.cached_property
-    def _rounds(self) -> list[tuple[int, int]]:
-        counts = [len(record["dialog"]) for record in self.records]
-        if not self.training:
-            return [(r, n - 1) for r, n in enumerate(counts) if n]
-        return [(r, i) for r, n in enumerate(counts) for i in range(n)]
+    def asked(self, rounds: int) -> range:
+        """In evaluation the last one."""
+        return range(rounds) if self.training else range(max(0, rounds - 1), rounds)
 
     def clip(self, record: Mapping[str, Any]) -> Path | np.ndarray:
         """The path of the video, or, of features, the place that `gpt_video_ft` takes: folder/name."""

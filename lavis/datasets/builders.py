@@ -15,6 +15,8 @@ from lavis.datasets.sources import Source
 logger = logging.getLogger(__name__)
 
 _THEIRS = "/export/"
+# What the original's configurations say of LAION's shards and of ImageNet in build_info, and our options.
+_OPTIONS_THERE = {"storage": "shards", "splits": "splits"}
 
 # What a recipe's section of a data set may hold besides the data set's own options.
 _SECTION_KEYS = (
@@ -126,8 +128,8 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
             raise ValueError(f"{name}.build_info.annotations is {value!r}; it should map splits to files")
         if key == "annotations":
             sources = _override_sources(name, sources, value)
-        elif key == "storage" and "shards" in fields:  # as the original names the shards of LAION
-            section = {"shards": value, **section}
+        elif _OPTIONS_THERE.get(key) in fields:
+            section = {_OPTIONS_THERE[key]: value, **section}
         elif key == data_type:
             where = f"{name}.build_info.{key}"
             storage = _storage_of(where, value)

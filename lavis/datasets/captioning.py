@@ -7,6 +7,7 @@ have the same keys, `text_input` being the first reference.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,9 +52,10 @@ class CaptionDataset(Dataset):
 
     def _index_records(self) -> None:
         """Number the pictures in order of appearance, and group records by picture where asked to."""
-        keys = [picture_of(r) for r in self.records]
+        keys = map(picture_of, self.records)
         number: dict[Any, int] = {}
-        self._picture_number = [number.setdefault(k, len(number)) for k in keys]
+        # an array, as `PackedRecords` is one: workers share it
+        self._picture_number: Sequence[int] = array("q", (number.setdefault(k, len(number)) for k in keys))
         grouped = self.training and self.options.captions_per_image > 1
         self._items = group_by(self._picture_number) if grouped else None
 

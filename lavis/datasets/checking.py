@@ -7,7 +7,6 @@ hundred thousand pictures take about a second; `deep` also decodes every picture
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -141,12 +140,9 @@ def annotation_state(split: str, source: Source) -> AnnotationState:
         return AnnotationState(split, str(path), "missing")
     wanted = {k: v for k, v in (("sha256", source.sha256), ("md5", source.md5)) if v}
     for kind, expected in (wanted or hub.recorded_digests(path)).items():
-        with path.open("rb") as f:
-            digest = hashlib.new(kind, usedforsecurity=False)
-            while chunk := f.read(1 << 20):
-                digest.update(chunk)
-        if digest.hexdigest() != expected.lower():
-            detail = f"its {kind} is {digest.hexdigest()}, expected {expected}"
+        found = hub.digest(path, kind)
+        if found != expected.lower():
+            detail = f"its {kind} is {found}, expected {expected}"
             return AnnotationState(split, str(path), "damaged", detail)
         return AnnotationState(split, str(path), "ok")
     return AnnotationState(split, str(path), "unverified")

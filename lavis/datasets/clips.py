@@ -220,13 +220,11 @@ class Clip(Sequence[np.ndarray]):
                 self._passed, self._kept = self._number_of(frame), frame
                 if before is None and self._began:
                     if self._passed < self._began:
-                        self._kept = (
-                            None  # shown before the key frame, it builds on pictures that aren't there
-                        )
+                        # shown before the key frame, it builds on pictures that aren't there
+                        self._kept = None
                     elif self._passed > self._began or int(frame.pict_type) != _INTRA:
-                        return (
-                            None  # where pictures are renewed bit by bit, "key frames" build on those before
-                        )
+                        # where pictures are renewed bit by bit, "key frames" build on those before
+                        return None
             if frame is None or self._passed > number:
                 return before if self._open()[1].codec_context.name in _REPEATING else None
         return self._kept
@@ -351,9 +349,8 @@ def _is_shown(packet: Packet, stream: VideoStream) -> bool:
     """Whether a packet's picture is a frame of the clip, not one that is cut off or only helps others."""
     if packet.is_discard:
         return False
-    return stream.codec_context.name != "vp8" or bool(
-        bytes(packet)[0] & 0x10
-    )  # RFC 6386, section 9.1: show_frame
+    # VP8 says it in the frame's header: show_frame (RFC 6386, section 9.1)
+    return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)
 
 
 def _decoded(first: Packet | None, packets: Iterator[Packet]) -> Iterator[VideoFrame]:

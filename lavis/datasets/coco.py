@@ -48,16 +48,11 @@ from lavis.datasets.captioning import CaptionDataset
 from lavis.datasets.retrieval import RetrievalDataset
 from lavis.datasets.sources import Archive, Source
 
-# Which pictures a split needs. Karpathy's training split has pictures of both folders.
-_NEEDED_BY = {
-    "train2014": ("train",), "val2014": ("train", "val", "test"), "test2014": ("test",), "test2015": ("test",),
-}  # fmt: skip
 
-
-def images(*folders: str, splits: Mapping[str, tuple[str, ...]] = _NEEDED_BY) -> tuple[Archive, ...]:
-    """COCO's archives of pictures; each unpacks into a folder of its name."""
+def images(needed_by: Mapping[str, tuple[str, ...]]) -> tuple[Archive, ...]:
+    """COCO's archives of pictures, {folder: the splits that need it}; each unpacks into a folder of its name."""
     address = "http://images.cocodataset.org/zips"
-    return tuple(Archive(f"{address}/{folder}.zip", "coco/images", splits[folder]) for folder in folders)
+    return tuple(Archive(f"{address}/{name}.zip", "coco/images", by) for name, by in needed_by.items())
 
 
 def _karpathy(split: str, md5: str) -> Source:
@@ -65,6 +60,8 @@ def _karpathy(split: str, md5: str) -> Source:
     return Source(f"coco/annotations/{name}", f"{GS}datasets/{name}", md5=md5)
 
 
+# Karpathy's training split has pictures of both folders.
+_PICTURES = images({"train2014": ("train",), "val2014": ("train", "val", "test")})
 _SOURCES = {
     "train": _karpathy("train", "aa31ac474cf6250ebb81d18348a07ed8"),
     "val": _karpathy("val", "b273847456ef5580e33713b1f7de52a0"),
@@ -78,7 +75,7 @@ class CocoCaption(CaptionDataset):
 
     name = "coco_caption"
     media = "coco/images"
-    downloads = images("train2014", "val2014")
+    downloads = _PICTURES
     sources: ClassVar[Mapping[str, Source]] = _SOURCES
 
     def evaluation_id(self, position: int) -> int:
@@ -99,5 +96,5 @@ class CocoRetrieval(RetrievalDataset):
 
     name = "coco_retrieval"
     media = "coco/images"
-    downloads = images("train2014", "val2014")
+    downloads = _PICTURES
     sources: ClassVar[Mapping[str, Source]] = _SOURCES

@@ -56,7 +56,11 @@ class DialogueDataset(Dataset):
 
     @functools.cached_property
     def _rounds(self) -> list[tuple[int, int]]:
-        return [(r, i) for r, record in enumerate(self.records) for i in range(len(record["dialog"]))]
+        return [(r, i) for r, record in enumerate(self.records) for i in self.asked(len(record["dialog"]))]
+
+    def asked(self, rounds: int) -> range:
+        """Which of a dialogue's rounds are items."""
+        return range(rounds)
 
     @property
     def has_candidates(self) -> bool:

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,7 +58,7 @@ class FolderOptions:
         splits: the folders to read, those that are there by default.
     """
 
-    splits: tuple[str, ...] = ()
+    splits: list[str] = field(default_factory=list)
 
 
 class FolderDataset(Dataset):

@@ -54,7 +54,7 @@ class OKVQA(VQADataset):
 
     name = "ok_vqa"
     media = "coco/images"
-    downloads = images("train2014", "val2014", splits={"train2014": ("train",), "val2014": ("test",)})
+    downloads = images({"train2014": ("train",), "val2014": ("test",)})
     sources: ClassVar[Mapping[str, Source | Sequence[Source]]] = {
         "train": _file("okvqa_train.json"),
         "test": (

@@ -112,8 +112,6 @@ class OwnClasses(_Upright):
         classnames: the classes; a label is a place in this list.
     """
 
-    media_key: ClassVar[str] = "image"
-
     def __init__(self, records: Sequence[Record], split: str, **kwargs: Any) -> None:
         self.classnames: list[str] = list(kwargs.pop("answer_list", ()))
         super().__init__(records, split, **kwargs)
@@ -121,7 +119,7 @@ class OwnClasses(_Upright):
     def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
         record = self.records[index]
         sample: Sample = {
-            self.media_key: self.image(record, rng),
+            "image": self.image(record, rng),
             "text_input": self.text(record["text"], rng),
             "image_id": record["image_id"],
             "instance_id": str(index),
@@ -154,9 +152,6 @@ class OwnVideoClasses(VideoDataset, OwnClasses):
     def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
         sample = super().make_sample(index, rng)
         return sample | {"answers": sample["label"]} if "label" in sample else sample
-
-    def picture(self, record: Any) -> Any:
-        return self.clip(record)
 
 
 _KINDS: dict[tuple[str, str], type[Dataset]] = {

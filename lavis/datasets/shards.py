@@ -264,7 +264,7 @@ class ShardDataset(CaptionDataset):
     def _index_records(self) -> None:
         # every sample is a picture of its own: nothing to number, and nothing to read for it
         self._items = None
-        self._picture_number = range(len(self.records))  # type: ignore[assignment]
+        self._picture_number = range(len(self.records))
 
     def picture(self, record: Mapping[str, Any]) -> Image.Image:
         where = str(record["image"])

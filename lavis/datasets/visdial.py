@@ -38,7 +38,6 @@ guess.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -52,7 +51,7 @@ from lavis.datasets.sources import ByHand, Source
 from lavis.datasets.tables import PackedRecords, Record, read_json
 
 # Where a picture lies, by split: the folder of COCO or of VisDial, and the file's name.
-_PLACES = {
+PLACES = {
     "train": ("train2014/COCO_train2014_{:012d}.jpg", "val2014/COCO_val2014_{:012d}.jpg"),
     "val": ("VisualDialog_val2018/VisualDialog_val2018_{:012d}.jpg",),
     "test": ("VisualDialog_test2018/VisualDialog_test2018_{:012d}.jpg",),
@@ -96,12 +95,9 @@ class VisDial(DialogueDataset):
             annotation_paths=paths,
         )
 
-    @functools.cached_property
-    def _rounds(self) -> list[tuple[int, int]]:
-        counts = [len(record["dialog"]) for record in self.records]
-        if self.split == "test":  # only the last round is asked about
-            return [(r, n - 1) for r, n in enumerate(counts)]
-        return [(r, i) for r, n in enumerate(counts) for i in range(n)]
+    def asked(self, rounds: int) -> range:
+        """In the test split the last one."""
+        return range(rounds - 1, rounds) if self.split == "test" else range(rounds)
 
     def relevance(self) -> dict[tuple[Any, int], list[float]]:
         """The share of judges who found each candidate right, by image_id and round."""
@@ -111,7 +107,7 @@ class VisDial(DialogueDataset):
 
     def media_names(self, record: Mapping[str, Any]) -> list[str]:
         """The picture of a number, in the first folder that has it."""
-        places = _PLACES.get(self.split, _PLACES["train"])
+        places = PLACES.get(self.split, PLACES["train"])
         names = [place.format(int(record["image_id"])) for place in places]
         return [next((name for name in names if self._media_path(name).is_file()), names[0])]
 

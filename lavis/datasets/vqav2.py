@@ -60,9 +60,6 @@ class VQAv2Options(VQAOptions):
     with_val: bool = False
 
 
-_NEEDED_BY = {"train2014": ("train",), "val2014": ("train", "val"), "test2015": ("test",)}
-
-
 def _file(name: str) -> Source:
     return Source(f"coco/annotations/{name}", f"{GS}LAVIS/datasets/vqav2/{name}")
 
@@ -82,7 +79,7 @@ class VQAv2(VQADataset):
     name = "coco_vqa"
     Options = VQAv2Options
     media = "coco/images"
-    downloads = images("train2014", "val2014", "test2015", splits=_NEEDED_BY)
+    downloads = images({"train2014": ("train",), "val2014": ("train", "val"), "test2015": ("test",)})
     sources: ClassVar[Mapping[str, Sequence[Source]]] = {
         "train": (_file("vqa_train.json"), _file("vqa_val.json")),
         "val": _VAL,

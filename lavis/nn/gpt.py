@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.nn.attention import Reader, split_heads
+from lavis.nn.cache import Cache
 from lavis.nn.linear import Linear
-from lavis.nn.text import Cache
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ V vocabulary, L layers. Parameter names are those of the official checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lavis.nn.attention import Reader, split_heads
+from lavis.nn.cache import Cache
 from lavis.nn.linear import Linear
 
 
@@ -84,47 +84,6 @@ class Memory:
         """The same with each head's keys and values side by side: a copy that pays when they are read many times."""
         kv = [tuple((k.contiguous(), v.contiguous()) for k, v in layer) for layer in self.keys_values]
         return Memory(kv, self.mask)
-
-
-class Sizes(Protocol):
-    """What a cache knows of a transformer."""
-
-    @property
-    def width(self) -> int: ...
-
-    @property
-    def depth(self) -> int: ...
-
-    @property
-    def heads(self) -> int: ...
-
-
-class Cache:
-    """Keys and values of the tokens read so far, preallocated for `max_length` tokens."""
-
-    def __init__(self, config: Sizes, rows: int, max_length: int, like: torch.Tensor) -> None:
-        head_width = config.width // config.heads
-        # (L, 2, R, H, max_length, Dh)
-        self.data = like.new_empty(config.depth, 2, rows, config.heads, max_length, head_width)
-        self.length = 0
-
-    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a layer's new keys and values (R, H, t, Dh); give all so far as views."""
-        end = self.length + k.shape[2]
-        self.data[layer, 0, :, :, self.length : end] = k
-        self.data[layer, 1, :, :, self.length : end] = v
-        return self.data[layer, 0, :, :, :end], self.data[layer, 1, :, :, :end]
-
-    def select(self, index: torch.Tensor) -> None:
-        """Make row r a copy of the old row index[r]; the number of rows may change."""
-        used = self.data[:, :, :, :, : self.length]
-        chosen = used.index_select(2, index)
-        if index.shape[0] == self.data.shape[2]:
-            used.copy_(chosen)
-        else:
-            old = self.data
-            self.data = old.new_empty(*old.shape[:2], index.shape[0], *old.shape[3:])
-            self.data[:, :, :, :, : self.length] = chosen
 
 
 class Embeddings(nn.Module):

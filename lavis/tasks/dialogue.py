@@ -105,15 +105,11 @@ class DialogueTask(Task):
             ranks = np.array([r["rank"] for r in records if "rank" in r])
             metrics = rank_scores(ranks) if len(ranks) else {}
             judged = dataset.relevance() if hasattr(dataset, "relevance") else {}
-            both = [
-                (r["ranks"], judged[key])
-                for r in records
-                if any(judged.get(key := (r["image_id"], r["round_id"]), ()))
-            ]
-            if both:
-                metrics["ndcg_percent"] = 100 * ndcg(
-                    -np.array([r for r, _ in both]), np.array([j for _, j in both])
-                )
+            pairs = [(r["ranks"], judged.get((r["image_id"], r["round_id"]))) for r in records]
+            kept = [(ranked, worth) for ranked, worth in pairs if worth is not None and any(worth)]
+            if kept:
+                places, worths = (np.array(column) for column in zip(*kept))
+                metrics["ndcg_percent"] = 100 * ndcg(-places, worths)
             return metrics
         known = [r for r in records if r["reference"] is not None]
         if not known:

@@ -16,6 +16,7 @@ from lavis.common.registry import registry, suggest
 from lavis.datasets.base import Record
 from lavis.datasets.captioning import as_list
 from lavis.datasets.sources import Source
+from lavis.datasets.visdial import PLACES
 
 _COCO = {"train": "train2014", "val": "val2014", "test": "test2015"}
 
@@ -168,9 +169,7 @@ def _dialogues(dataset: Any, name: str, root: Path) -> list[Path]:
     dialogues, judged = [], []
     for record in dataset.records:
         number = record["image_id"]
-        folder = "train2014/COCO_train2014" if dataset.training else f"VisualDialog_{dataset.split}2018/"
-        prefix = f"{folder}_" if dataset.training else f"{folder}VisualDialog_{dataset.split}2018_"
-        _save(dataset, record, root / f"visdial/{prefix}{number:012d}.jpg")
+        _save(dataset, record, root / "visdial" / PLACES[dataset.split][0].format(number))
         turns = []
         for turn in record["dialog"]:
             options = [answers.setdefault(a, len(answers)) for a in turn["answer_options"]]
@@ -183,7 +182,8 @@ def _dialogues(dataset: Any, name: str, root: Path) -> list[Path]:
         if dataset.split == "test":
             del turns[-1]["answer"], turns[-1]["gt_index"]
         dialogues.append({"image_id": number, "caption": record["caption"], "dialog": turns})
-        relevance = [float(i == record["dialog"][0]["gt_index"]) for i in range(len(options))]
+        first = record["dialog"][0]
+        relevance = [float(i == first["gt_index"]) for i in range(len(first["answer_options"]))]
         judged.append({"image_id": number, "round_id": 1, "gt_relevance": relevance})
     data = {"questions": list(questions), "answers": list(answers), "dialogs": dialogues}
     contents = [{"version": "1.0", "split": dataset.split, "data": data}, judged]
