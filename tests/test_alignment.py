@@ -16,7 +16,7 @@ from torch import nn
 
 from lavis.common import dist
 from lavis.common.gradcam import attention_maps, getAttMap, gradcam, patch_grid
-from lavis.models import load_model
+from lavis.models import alignment, load_model
 from lavis.models.alignment import TextStates
 from lavis.models.blip_matching import compute_gradcam
 from lavis.nn import momentum
@@ -428,3 +428,18 @@ def test_the_last_layer_for_the_first_token_alone(name):
         whole, first = (model.fuse(text, memory, only_first=alone) for alone in (False, True))
         assert first.shape[1] == 1 < whole.shape[1]
         torch.testing.assert_close(first[:, 0], whole[:, 0], rtol=1e-5, atol=1e-5)
+        begun = TextStates(tokens, model.begin(tokens, model.encode_text(tokens)))
+        torch.testing.assert_close(model.fuse(begun, memory), whole, rtol=1e-5, atol=1e-5)
+        first = model.fuse(begun, memory, only_first=True)
+        torch.testing.assert_close(first[:, 0], whole[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_texts_are_begun_anew_where_memory_is_short(monkeypatch):
+    """Re-ranking gives the same scores whether or not what precedes the picture is kept."""
+    model = random_model("blip_retrieval").eval()
+    loader = Gallery(images(6), [f"a red circle {'and a blue star ' * (i % 3)}" for i in range(9)])
+    kept = model.compute_sim_matrix(loader, {"k_test": 4})
+    monkeypatch.setattr(alignment, "BEGUN_BYTES", 0)
+    anew = model.compute_sim_matrix(loader, {"k_test": 4})
+    for a, b in zip(kept, anew, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

@@ -286,15 +286,28 @@ def test_nlvr2_and_snli_ve(cache):
         "images": ["train/34/a-0-img0.png", "train/34/a-0-img1.png"],
     }
     for name in ("train", "dev", "test"):
-        write(cache, f"nlvr/annotations/{name}.json", [row])
+        more = {"sentence": "There is a cat.", "label": "False", "images": row["images"]}
+        write(cache, f"nlvr/annotations/{name}.json", [row, more])
     assert load_dataset("nlvr")["test"][0]["label"] == 1
+    together = load_dataset("nlvr", sentences_per_image=2)
+    (pair,) = together["train"]
+    assert sorted(zip(pair["label"], pair["text_input"])) in (
+        [(0, "There is a cat."), (1, "One dog is left.")],
+        [(0, "There is a cat."), (1, "One dog is right.")],  # the pictures have changed places
+    )
+    assert len(together["val"]) == 2
     picture(cache, "flickr30k/images/flickr30k-images/4705552913.jpg")
     for name in ("train", "dev", "test"):
         write(
             cache,
             f"snli/annotations/ve_{name}.json",
-            [{"image": "4705552913", "sentence": "A man.", "label": "neutral"}],
+            [
+                {"image": "4705552913", "sentence": "A man.", "label": "neutral"},
+                {"image": "4705552913", "sentence": "A dog.", "label": "contradiction"},
+            ],
         )
+    (sample,) = load_dataset("snli_ve", sentences_per_image=2)["train"]
+    assert sorted(zip(sample["label"], sample["text_input"])) == [(0, "A dog."), (1, "A man.")]
     data = load_dataset("snli_ve")
     assert data["val"][0]["label"] == 1 and data["val"][0]["image"].size == (20, 16)
 

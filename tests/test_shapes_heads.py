@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis.common.registry import registry
+from lavis.datasets.base import group_by
 from lavis.datasets.builders import load_dataset
 from lavis.datasets.shapes import (
     HELD_OUT,
@@ -345,14 +347,44 @@ def test_labels_are_numbered_as_published() -> None:
 @given(st.integers(0, 10_000))
 def test_few_worlds_stand_for_all(index: int) -> None:
     """A verdict looks at one hidden object for each difference that matters; here all are tried."""
-    hypothesis, examples = make_examples(stream(9, "val", index, Purpose.ENTAILMENT), "val")
+    scenes, hypotheses = make_examples(stream(9, "val", index, Purpose.ENTAILMENT), "val")
     assert len(HIDDEN) == 1 + 64 * 6 - 2 * 8 * 2
-    for scene, label in examples:
+    for hypothesis, scene in itertools.product(hypotheses, scenes):
         seen = {o["corner"]: o for o in scene["objects"]}
         worlds = [seen if h is None else seen | {scene["card"]["corner"]: h} for h in HIDDEN]
         truths = {hypothesis.holds(world) for world in worlds}
         names = {(True,): "entailment", (False,): "contradiction", (False, True): "neutral"}
-        assert names[tuple(sorted(truths))] == label == verdict(hypothesis, scene)
+        assert names[tuple(sorted(truths))] == verdict(hypothesis, scene)
+
+
+# ---------------------------------------------------------------------- several sentences a picture
+@pytest.mark.parametrize(
+    ("name", "key", "share"), [("shapes_nlvr", "images", 2), ("shapes_entailment", "image", 3)]
+)
+def test_a_picture_with_several_of_its_sentences(name: str, key: str, share: int) -> None:
+    """Whole groups, and a last one that is cut short; the general grouping by picture finds the same."""
+    number = 5 * share * 2 + share + 1
+    data = load_dataset(name, n_train=number, sentences_per_image=4)["train"]
+    rows = data.records[:]
+    assert [list(item) for item in data._items] == group_by(str(row[key]) for row in rows)
+    assert len(data) == 3 * share
+    seen = Counter()
+    for i in range(len(data)):
+        sample = data.sample(i, np.random.default_rng(i))
+        own = [rows[p] for p in data._items[i]]
+        about = {r["sentence"]: data.LABELS[r["label"]] for r in own}
+        if name == "shapes_nlvr":
+            about |= {data.flipped(text): label for text, label in about.items()}
+        assert len(sample["text_input"]) == len(sample["label"]) == 4
+        assert [about[text] for text in sample["text_input"]] == sample["label"]
+        seen[len(set(sample["text_input"]))] += 1
+    assert seen[4] >= 2 * share  # each drawn once where there are enough
+    batch = data.collater([data[i] for i in range(3)])
+    assert len(batch["text_input"]) == 12 and batch["label"].shape == (12,)
+    still = load_dataset(name, n_val=30, sentences_per_image=4)["val"]
+    assert len(still) == 30 and isinstance(still[0]["text_input"], str)  # evaluation: one by one
+    with pytest.raises(ValueError, match="sentences_per_image is 0"):
+        load_dataset(name, sentences_per_image=0)
 
 
 def test_the_card_covers_its_corner_and_nothing_else() -> None:
@@ -441,8 +473,8 @@ def test_rounds_and_whole_dialogues_are_the_same() -> None:
 # Change only when a data set is changed on purpose; then say so in the change log.
 DIGESTS = {
     "shapes_retrieval": "a014f3b26f5f149e",
-    "shapes_nlvr": "acc51ffbb240ef59",
-    "shapes_entailment": "fc3127c80e5f1095",
+    "shapes_nlvr": "8e05d6f359a775e6",
+    "shapes_entailment": "0767953223621fd6",
     "shapes_dialogue": "3b4a68edefd3da72",
     "shapes_video_caption": "a092e3a23678ef49",
     "shapes_video_qa": "faad1c59b5096b8c",

@@ -1,30 +1,29 @@
 """The family of visual entailment (SNLI-VE): does the picture prove the sentence, refute it, or neither?
 
 Records: `image` (path below the media folder), `sentence`, `label` (a name of `LABELS`). Samples: `image`,
-`text_input`, `label` (its number), `image_id`, `instance_id`.
+`text_input`, `label` (its number), `image_id`, `instance_id`. With `sentences_per_image` a training item is a
+picture; `text_input` and `label` are lists.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from lavis.datasets.base import Dataset
+from lavis.datasets.base import Record
 from lavis.datasets.collate import Sample
-from lavis.datasets.nlvr import label_of
+from lavis.datasets.nlvr import SentenceDataset
 
 # The order of the classes in published checkpoints.
 LABELS = {"contradiction": 0, "neutral": 1, "entailment": 2}
 
 
-class EntailmentDataset(Dataset):
+class EntailmentDataset(SentenceDataset):
     """One split; see the module's docstring for records and samples."""
 
-    def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
-        record = self.records[index]
-        return {
-            "image": self.image(record, rng),
-            "text_input": self.text(str(record["sentence"]), rng),
-            "label": label_of(record, LABELS, index),
-            "image_id": record.get("image_id", record["image"]),
-            "instance_id": str(index),
-        }
+    LABELS = LABELS
+
+    def show(self, record: Record, rng: np.random.Generator) -> tuple[Sample, Callable[[str], str]]:
+        """The picture and its `image_id`."""
+        return {"image": self.image(record, rng), "image_id": record.get("image_id", record["image"])}, str

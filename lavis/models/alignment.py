@@ -32,12 +32,15 @@ TEMPERATURE = 0.07  # at the start; learned
 TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
 RERANKING_ROWS = 64  # texts that are matched with one picture at once
+BEGUN_BYTES = (
+    2**29
+)  # of states kept so that no text is begun anew for every picture, where that can be spared
 NOT_SCORED = -100.0  # of pairs that were not matched, as in the original
 
 
 @dataclass(frozen=True)
 class TextStates:
-    """Tokens, and their states (R, T, D) before they have seen a picture, where fusing starts from those."""
+    """Tokens, and their states (R, T, D) before they have seen a picture, where fusing goes on from those."""
 
     tokens: Tokens
     states: torch.Tensor | None = None
@@ -161,6 +164,10 @@ class Alignment(VisionTextModel):
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------ features
+    def begin(self, tokens: Tokens, states: torch.Tensor) -> torch.Tensor:
+        """States (R, T, D) that `fuse` can go on from, of texts whose `encode_text` gave `states`."""
+        return states
+
     def image_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
         """Projected class token, length 1: (B, E)."""
         return F.normalize(self.part("vision_proj", twin)(states[:, 0]), dim=-1)
@@ -373,10 +380,12 @@ class Alignment(VisionTextModel):
         return i2t.numpy(), t2i.contiguous().numpy()
 
     def _encode_texts(self, texts: list[str], batch: int = 256) -> tuple[list[TextStates], torch.Tensor]:
-        """Each text's tokens and states at its true length, on the CPU; and all features (texts, E)."""
+        """Each text's tokens and what fusing goes on from, at its true length, on the CPU; all features (texts, E)."""
         longest = self.reranking_text_length
         lengths = [len(self.tokenizer.encode(t, longest)) for t in texts]
         order = sorted(range(len(texts)), key=lambda i: lengths[i])
+        size = 4 * sum(lengths) * self.config.text.width
+        begins = self.FUSES_STATES or size <= BEGUN_BYTES
         encoded: list[Any] = [None] * len(texts)
         feats: list[Any] = [None] * len(texts)
         for start in range(0, len(order), batch):
@@ -384,10 +393,11 @@ class Alignment(VisionTextModel):
             tokens = self.tokens([texts[i] for i in rows], max_length=longest)
             states = self.encode_text(tokens)
             feature = self.text_feature(states).cpu()
+            begun = self.begin(tokens, states).cpu() if begins else None
             for row, i in enumerate(rows):
                 cut = slice(0, lengths[i])
                 kept = Tokens(tokens.ids[row, cut].cpu(), tokens.mask[row, cut].cpu())
-                encoded[i] = TextStates(kept, states[row, cut].cpu() if self.FUSES_STATES else None)
+                encoded[i] = TextStates(kept, None if begun is None else begun[row, cut])
                 feats[i] = feature[row]
         return encoded, torch.stack(feats)
 

@@ -65,10 +65,20 @@ class BlipMatching(Blip, Alignment):
     def fuse(
         self, text: TextStates, memory: Memory, *, twin: bool = False, only_first: bool = False
     ) -> torch.Tensor:
-        ids = text.tokens.ids.clone()
+        encoder, mask = self.part("text_encoder", twin), text.tokens.mask
+        if text.states is not None:
+            return encoder.run(text.states, mask=mask, memory=memory, only_first=only_first, begun=True)
+        return encoder(self._reading(text.tokens), mask=mask, memory=memory, only_first=only_first)
+
+    def begin(self, tokens: Tokens, states: torch.Tensor) -> torch.Tensor:
+        """The first layer's self-attention."""
+        return self.text_encoder.begin(self._reading(tokens), tokens.mask)
+
+    def _reading(self, tokens: Tokens) -> torch.Tensor:
+        """(R, T) with the token that stands before a text which reads a picture."""
+        ids = tokens.ids.clone()
         ids[:, 0] = self.enc_id
-        encoder = self.part("text_encoder", twin)
-        return encoder(ids, mask=text.tokens.mask, memory=memory, only_first=only_first)
+        return ids
 
 
 # --------------------------------------------------------------------------------------- features

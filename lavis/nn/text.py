@@ -158,6 +158,22 @@ class Attention(nn.Module, Reader):
     ) -> torch.Tensor:
         return self.output(self.read(self.self.query(x), k, v, mask), x)
 
+    def first(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """The first token among all of its text, (R, T, D) -> (R, 1, D), without dropout.
+
+        Its query goes through the key projection and its sum of states through the value projection, in place of
+        every token's state through both. The key's bias adds the same to all scores of a query.
+        """
+        width = (self.heads, -1, x.shape[-1])  # (H, Dh, D)
+        q = self.self.query(x[:, 0]).unflatten(-1, (self.heads, -1))  # (R, H, Dh)
+        q = torch.einsum("rhd,hde->rhe", q, self.self.key.weight.view(width)) * q.shape[-1] ** -0.5
+        scores = q @ x.transpose(1, 2)  # (R, H, T)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, 0], float("-inf"))
+        found = scores.softmax(dim=-1) @ x  # (R, H, D)
+        found = torch.einsum("rhe,hde->rhd", found, self.self.value.weight.view(width)).flatten(1)
+        return self.output((found + self.self.value.bias)[:, None], x[:, :1])
+
 
 class CrossAttention(Attention):
     """Cross-attention to one memory."""
@@ -249,14 +265,31 @@ class Layer(nn.Module):
         index: int,
         only_first: bool = False,
     ) -> torch.Tensor:
+        x = self.read_text(x, mask, cache, index, only_first)
+        return self.read_memory(x, memory, memory_mask)
+
+    def read_text(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: Cache | None = None,
+        index: int = 0,
+        only_first: bool = False,
+    ) -> torch.Tensor:
+        """The first of its sub-layers."""
+        if only_first and cache is None and self.attention.kept is None and not self.training:
+            return self.attention.first(x, mask)
         k, v = self.attention.self.keys_values(x)
         if cache is not None:
             k, v = cache.append(index, k, v)
-        if only_first:
-            x = x[:, :1]
-        x = self.attention(x, k, v, mask)
+        return self.attention(x[:, :1] if only_first else x, k, v, mask)
+
+    def read_memory(
+        self, x: torch.Tensor, memory: tuple[KeysValues, ...], mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The others."""
         if memory:
-            x = self.crossattention.look(x, memory, memory_mask)  # type: ignore[operator]
+            x = self.crossattention.look(x, memory, mask)  # type: ignore[operator]
         return self.output(self.intermediate(x), x)
 
 
@@ -344,6 +377,13 @@ class TextTransformer(nn.Module):
             x, mask=mask, memory=memory, causal=causal, cache=cache, last=last, only_first=only_first
         )
 
+    def begin(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """What a text is before it has read a memory, where every layer does: the first layer's self-attention,
+        (R, T) -> (R, T, D). `run` goes on from there with `begun`."""
+        return self.encoder.layer[0].read_text(  # type: ignore[operator]
+            self.embeddings(ids), None if mask is None else mask[:, None, None, :]
+        )
+
     def run(
         self,
         x: torch.Tensor,
@@ -355,8 +395,9 @@ class TextTransformer(nn.Module):
         first: int = 0,
         last: int | None = None,
         only_first: bool = False,
+        begun: bool = False,
     ) -> torch.Tensor:
-        """Layers first … last - 1 over states (R, T, D); the rest as in `forward`."""
+        """Layers first … last - 1 over states (R, T, D); `begun`: see `begin`; the rest as in `forward`."""
         start = 0 if cache is None else cache.length
         attention_mask = None if mask is None else mask[:, None, None, :]  # (R, 1, 1, T)
         length = x.shape[1]
@@ -369,7 +410,10 @@ class TextTransformer(nn.Module):
         for i in range(first, end):
             kv = () if memory is None else memory.keys_values[i]
             alone = only_first and i == end - 1
-            x = self.encoder.layer[i](x, attention_mask, kv, memory_mask, cache, i, alone)
+            if begun and i == first:
+                x = self.encoder.layer[i].read_memory(x[:, :1] if alone else x, kv, memory_mask)  # type: ignore[operator]
+            else:
+                x = self.encoder.layer[i](x, attention_mask, kv, memory_mask, cache, i, alone)
         if cache is not None:
             cache.length += length
         return x

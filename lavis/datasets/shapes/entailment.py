@@ -10,11 +10,12 @@ worlds possible, and a sentence is
   card lies; "there are at least two stars", and one can be seen).
 
 Every sentence comes three times, once with a picture for each answer (records 3k to 3k + 2, in random
-order), so the text alone tells nothing: chance is a third, for every sentence. Nothing is downloaded.
+order), so the text alone tells nothing: chance is a third, for every sentence. Three pictures share five
+sentences. Nothing is downloaded.
 
 **Names.** `shapes_entailment`.
 
-**Splits.** train, val, test: 20,000, 1,000 and 1,000 examples.
+**Splits.** train, val, test: 60,000, 1,500 and 1,500 examples.
 
 **Task.** Classification into contradiction (0), neutral (1) and entailment (2), as SNLI-VE.
 
@@ -39,9 +40,10 @@ import numpy as np
 from lavis.common.registry import registry
 from lavis.datasets.base import Plan, Record
 from lavis.datasets.entailment import EntailmentDataset
+from lavis.datasets.nlvr import SentenceOptions
 from lavis.datasets.shapes.language import NUMBERS, Phrase
-from lavis.datasets.shapes.made import Drawn, Made, MadeOptions
-from lavis.datasets.shapes.pairs import Pair, draw_object, draw_palette
+from lavis.datasets.shapes.made import DrawnWithSentences, Made, MadeOptions
+from lavis.datasets.shapes.pairs import SENTENCES, Pair, draw_object, draw_palette, with_more
 from lavis.datasets.shapes.scene import (
     ATTRIBUTES,
     COLORS,
@@ -54,6 +56,7 @@ from lavis.datasets.shapes.scene import (
     Scene,
     draw_background,
     pick,
+    shuffled,
     stream,
 )
 
@@ -265,26 +268,36 @@ def _draw_scene(rng: np.random.Generator, palette: Sequence[Pair]) -> Scene:
     return {"objects": objects, "card": card, "background": draw_background(rng)}
 
 
-def make_examples(rng: np.random.Generator, split: str) -> tuple[Hypothesis, list[tuple[Scene, str]]]:
-    """A sentence with a picture for each answer.
+def make_examples(rng: np.random.Generator, split: str) -> tuple[list[Scene], list[Hypothesis]]:
+    """Three pictures, and sentences that one of them proves, one refutes and one leaves open.
 
     Args:
         rng: the stream that everything is drawn from.
         split: decides which colours and shapes there are.
 
     Returns:
-        The sentence, and three of (scene, answer) in random order.
+        The pictures' scenes, in random order, and `SENTENCES` sentences.
     """
     while True:
         palette = draw_palette(rng, split)
-        hypothesis = KINDS[pick(rng, list(KINDS))](rng, palette)
+        first = KINDS[pick(rng, list(KINDS))](rng, palette)
         found: dict[str, Scene] = {}
         for _ in range(_ATTEMPTS):
             scene = _draw_scene(rng, palette)
-            if _fair(hypothesis, scene):
-                found.setdefault(verdict(hypothesis, scene), scene)
+            if _fair(first, scene):
+                found.setdefault(verdict(first, scene), scene)
             if len(found) == len(ANSWERS):
-                return hypothesis, [(found[ANSWERS[int(i)]], ANSWERS[int(i)]) for i in rng.permutation(3)]
+                break
+        else:
+            continue
+        scenes = [found[answer] for answer in shuffled(rng, ANSWERS)]
+        hypotheses = with_more(first, KINDS, rng, palette, functools.partial(_tells_apart, scenes))
+        if hypotheses is not None:
+            return scenes, hypotheses
+
+
+def _tells_apart(scenes: Sequence[Scene], hypothesis: Hypothesis) -> bool:
+    return all(_fair(hypothesis, s) for s in scenes) and len({verdict(hypothesis, s) for s in scenes}) == 3
 
 
 def _fair(hypothesis: Hypothesis, scene: Scene) -> bool:
@@ -297,29 +310,45 @@ def _fair(hypothesis: Hypothesis, scene: Scene) -> bool:
 
 
 # ---------------------------------------------------------------------- the data set
+@dataclass(frozen=True)
+class ShapesEntailmentOptions(SentenceOptions, MadeOptions):
+    """See `MadeOptions` and `SentenceOptions`."""
+
+    n_train: int = 60_000
+    n_val: int = 1_500
+    n_test: int = 1_500
+
+    def __post_init__(self) -> None:
+        MadeOptions.__post_init__(self)
+        SentenceOptions.__post_init__(self)
+
+
 def _records(options: Any, split: str, number: int) -> list[Record]:
-    hypothesis, examples = make_examples(stream(options.seed, split, number, Purpose.ENTAILMENT), split)
+    scenes, hypotheses = make_examples(stream(options.seed, split, number, Purpose.ENTAILMENT), split)
     return [
         {
             "image": f"entailment/{split}/{3 * number + i:06d}.png",
             "image_id": 3 * number + i,
             "sentence": hypothesis.text(),
-            "label": label,
+            "label": verdict(hypothesis, scene),
             "kind": hypothesis.kind,
             "scene": scene,
         }
-        for i, (scene, label) in enumerate(examples)
+        for hypothesis in hypotheses
+        for i, scene in enumerate(scenes)
     ]
 
 
 @registry.register_dataset("shapes_entailment")
-class ShapesEntailment(Drawn, EntailmentDataset):
+class ShapesEntailment(DrawnWithSentences, EntailmentDataset):
     """Pictures with sentences; records also hold `scene` and `kind`."""
 
     name = "shapes_entailment"
-    Options = MadeOptions
+    Options = ShapesEntailmentOptions
+    pictures_per_group, sentences_per_group = len(ANSWERS), SENTENCES
 
     @classmethod
     def load(cls, split: str, plan: Plan) -> ShapesEntailment:
-        records = Made(_records, plan.options, split, plan.options.count(split), each=3, keep=8_192)
+        each = len(ANSWERS) * SENTENCES
+        records = Made(_records, plan.options, split, plan.options.count(split), each=each, keep=8_192)
         return cls(records, split, options=plan.options)

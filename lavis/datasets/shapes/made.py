@@ -141,6 +141,21 @@ class DrawnWithQuestions(Drawn):
         self._items = [range(p * each, (p + 1) * each) for p in range(pictures)] if grouped else None
 
 
+class DrawnWithSentences(Drawn):
+    """Groups of pictures (or pairs) share sentences: the first sentence about each of them, the second, …"""
+
+    pictures_per_group: ClassVar[int]
+    sentences_per_group: ClassVar[int]
+    _items: Any
+
+    def _index_records(self) -> None:
+        step, length = self.pictures_per_group, len(self.records)
+        each = step * self.sentences_per_group
+        firsts = (start + i for start in range(0, length, each) for i in range(step) if start + i < length)
+        grouped = self.training and self.options.sentences_per_image is not None
+        self._items = [range(f, min(f - f % each + each, length), step) for f in firsts] if grouped else None
+
+
 class DrawnDialogues(Drawn):
     """Every dialogue has the option's number of `rounds`, so none has to be made to count them."""
 

@@ -4,11 +4,12 @@
 objects: "exactly one picture contains a striped star", "the left picture contains more circles than the
 right picture", "there are three squares in all". Every statement comes twice, once with a pair of pictures
 of which it is true and once with a pair of which it is false (as records 2k and 2k + 1, in random order),
-so the text alone tells nothing: chance is 50 %, for every statement. Nothing is downloaded.
+so the text alone tells nothing: chance is 50 %, for every statement. Two pairs share five statements.
+Nothing is downloaded.
 
 **Names.** `shapes_nlvr`.
 
-**Splits.** train, val, test: 20,000, 1,000 and 1,000 examples, half of them true.
+**Splits.** train, val, test: 60,000, 1,000 and 1,000 examples, half of them true.
 
 **Task.** Classification into false (0) and true (1).
 
@@ -24,6 +25,7 @@ statement: `KINDS`; a record's is its `kind`.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +38,7 @@ from lavis.common.registry import registry
 from lavis.datasets.base import Plan, Record
 from lavis.datasets.nlvr import NLVRDataset, NLVROptions
 from lavis.datasets.shapes.language import Phrase, Statement
-from lavis.datasets.shapes.made import Drawn, Made, MadeOptions
+from lavis.datasets.shapes.made import DrawnWithSentences, Made, MadeOptions
 from lavis.datasets.shapes.render import render
 from lavis.datasets.shapes.scene import (
     ALLOWED_PAIRS,
@@ -52,10 +54,13 @@ from lavis.datasets.shapes.scene import (
     draw_background,
     pick,
     shift,
+    shuffled,
     stream,
 )
 
+SENTENCES = 5  # that pictures share
 _ATTEMPTS = 60  # pairs of pictures tried for one statement
+_TRIES = 30  # sentences of a kind tried for given pictures
 SIDES = ("left", "right")
 
 
@@ -240,29 +245,71 @@ def _draw_scene(rng: np.random.Generator, palette: Sequence[Pair]) -> Scene:
             return {"objects": objects, "background": draw_background(rng)}
 
 
+def with_more(
+    first: Any,
+    kinds: Mapping[str, Callable[[np.random.Generator, Sequence[Pair]], Any]],
+    rng: np.random.Generator,
+    palette: Sequence[Pair],
+    tells_apart: Callable[[Any], bool],
+) -> list[Any] | None:
+    """`SENTENCES` different sentences that tell the same pictures apart, of kinds as mixed as the pictures allow.
+
+    Args:
+        first: one of them.
+        kinds: how a sentence of a kind is drawn for a palette.
+        rng, palette: what they are drawn from.
+        tells_apart: whether a sentence is right of some pictures and wrong of others.
+
+    Returns:
+        The sentences, `first` first; None if the pictures don't allow as many.
+    """
+    found = {first.text(): first}
+    for kind in shuffled(rng, list(kinds)) * 2:
+        for _ in range(_TRIES):
+            sentence = kinds[kind](rng, palette)
+            if sentence.text() not in found and tells_apart(sentence):
+                found[sentence.text()] = sentence
+                break
+        if len(found) == SENTENCES:
+            return list(found.values())
+    return None
+
+
+Pictures = tuple[Scene, Scene]
+
+
 def make_examples(
     rng: np.random.Generator, split: str
-) -> tuple[PairStatement, list[tuple[tuple[Scene, Scene], bool]]]:
-    """A statement with a pair of pictures of which it is true and one of which it is false.
+) -> tuple[tuple[Pictures, Pictures], list[PairStatement]]:
+    """Two pairs of pictures, and statements each of which is true of one pair and false of the other.
 
     Args:
         rng: the stream that everything is drawn from.
         split: decides which colours and shapes there are.
 
     Returns:
-        The statement, and two of ((left, right), truth) in random order.
+        Two of (left, right), in random order, and `SENTENCES` statements.
     """
     while True:
         palette = draw_palette(rng, split)
-        statement = KINDS[pick(rng, list(KINDS))](rng, palette)
-        found: dict[bool, tuple[Scene, Scene]] = {}
+        first = KINDS[pick(rng, list(KINDS))](rng, palette)
+        found: dict[bool, Pictures] = {}
         for _ in range(_ATTEMPTS):
             pair = _draw_scene(rng, palette), _draw_scene(rng, palette)
-            if statement.fair(*pair):
-                found.setdefault(statement.holds(*pair), pair)
+            if first.fair(*pair):
+                found.setdefault(first.holds(*pair), pair)
             if len(found) == 2:
-                order = (True, False) if rng.random() < 0.5 else (False, True)
-                return statement, [(found[truth], truth) for truth in order]
+                break
+        else:
+            continue
+        a, b = (found[truth] for truth in shuffled(rng, (True, False)))
+        statements = with_more(first, KINDS, rng, palette, functools.partial(_tells_apart, a, b))
+        if statements is not None:
+            return (a, b), statements
+
+
+def _tells_apart(a: Pictures, b: Pictures, statement: PairStatement) -> bool:
+    return statement.holds(*a) != statement.holds(*b) and statement.fair(*a) and statement.fair(*b)
 
 
 # ---------------------------------------------------------------------- the data set
@@ -270,32 +317,41 @@ def make_examples(
 class ShapesNLVROptions(NLVROptions, MadeOptions):
     """See `MadeOptions` and `NLVROptions`."""
 
+    n_train: int = 60_000
+
+    def __post_init__(self) -> None:
+        MadeOptions.__post_init__(self)
+        NLVROptions.__post_init__(self)
+
 
 def _records(options: Any, split: str, number: int) -> list[Record]:
-    statement, examples = make_examples(stream(options.seed, split, number, Purpose.PAIR), split)
+    pairs, statements = make_examples(stream(options.seed, split, number, Purpose.PAIR), split)
     return [
         {
             "images": [f"nlvr/{split}/{2 * number + i:06d}-{side}.png" for side in SIDES],
             "image_id": 2 * number + i,
             "sentence": statement.text(),
-            "label": str(truth),
+            "label": str(statement.holds(*scenes)),
             "kind": statement.kind,
             "scenes": list(scenes),
         }
-        for i, (scenes, truth) in enumerate(examples)
+        for statement in statements
+        for i, scenes in enumerate(pairs)
     ]
 
 
 @registry.register_dataset("shapes_nlvr")
-class ShapesNLVR(Drawn, NLVRDataset):
+class ShapesNLVR(DrawnWithSentences, NLVRDataset):
     """Pairs of pictures with statements; records also hold `scenes` and `kind`."""
 
     name = "shapes_nlvr"
     Options = ShapesNLVROptions
+    pictures_per_group, sentences_per_group = 2, SENTENCES
 
     @classmethod
     def load(cls, split: str, plan: Plan) -> ShapesNLVR:
-        records = Made(_records, plan.options, split, plan.options.count(split), each=2, keep=8_192)
+        each = 2 * SENTENCES
+        records = Made(_records, plan.options, split, plan.options.count(split), each=each, keep=8_192)
         return cls(records, split, options=plan.options)
 
     def pictures(self, record: Mapping[str, Any]) -> tuple[Image.Image, Image.Image]:
