@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
-import socket
+import functools
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lavis.common import dist
 from lavis.common.gradcam import attention_maps, getAttMap, gradcam, patch_grid
 from lavis.models import alignment, load_model
 from lavis.models.alignment import TextStates
@@ -22,6 +19,7 @@ from lavis.models.blip_matching import compute_gradcam
 from lavis.nn import momentum
 from lavis.nn.losses import contrastive_targets, distillation_weight, hard_negatives, soft_cross_entropy
 from tests.golden import Gallery
+from tests.ranks import on_ranks
 from tests.small import images, random_model
 
 TEXTS = [
@@ -353,50 +351,26 @@ def test_heat_map():
 # ------------------------------------------------------------------------------------ several ranks
 
 
-def _train(rank: int, ranks: int, port: int, queue) -> None:
-    torch.set_num_threads(1)
-    if ranks > 1:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )  # fmt: skip
-        dist.init_from_env()
-    model = (
-        random_model("blip_retrieval", negative_all_rank=True, queue_size=16, spread=0.02).train().double()
-    )
-    # double, as the order of float32 sums differs with the ranks, and not Adam: it would blow up the rounding
-    # noise of gradients that are 0 (biases of attention keys)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
-    wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
-    mine = slice(rank, rank + 1) if ranks > 1 else slice(0, 2)
-    for step in range(20):
-        batch = samples(2, image=images(2, seed=step).double(), iters=step)
-        batch.update({k: batch[k][mine] for k in ("image", "text_input", "image_id")})
-        wrapped(batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    if rank == 0:
-        queue.put({k: v.numpy() for k, v in model.state_dict().items()})
-    del wrapped
-    dist.shutdown()
-
-
 def test_two_ranks_train_as_one():
     """Same global batch, no dropout, negatives from all ranks: parameters, twins and queue agree."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = int(s.getsockname()[1])
-    context = multiprocessing.get_context("fork")
-    found = []
-    for ranks in (1, 2):
-        queue = context.SimpleQueue()
-        processes = [context.Process(target=_train, args=(r, ranks, port, queue)) for r in range(ranks)]
-        for process in processes:
-            process.start()
-        found.append(queue.get())
-        for process in processes:
-            process.join(120)
-            assert process.exitcode == 0
+
+    def train(rank, ranks):
+        # double, as the order of float32 sums differs with the ranks, and not Adam: it would blow up the rounding
+        # noise of gradients that are 0 (biases of attention keys)
+        keys = {"negative_all_rank": True, "queue_size": 16, "spread": 0.02}
+        model = random_model("blip_retrieval", **keys).train().double()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+        wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
+        mine = slice(rank, rank + 1) if ranks > 1 else slice(0, 2)
+        for step in range(20):
+            batch = samples(2, image=images(2, seed=step).double(), iters=step)
+            batch.update({k: batch[k][mine] for k in ("image", "text_input", "image_id")})
+            wrapped(batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return {k: v.numpy() for k, v in model.state_dict().items()} if rank == 0 else None
+
+    found = [on_ranks(ranks, functools.partial(train, ranks=ranks))[0] for ranks in (1, 2)]
     for key, value in found[0].items():
         np.testing.assert_allclose(value, found[1][key], rtol=0, atol=1e-8, err_msg=key)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
-import multiprocessing
-import os
-import socket
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +21,7 @@ from lavis.nn.timesformer import SpaceTimeBlock, TimeSformer, resize_places, res
 from lavis.nn.vit import ViTConfig
 from tests import golden
 from tests.golden import Gallery
+from tests.ranks import on_ranks
 from tests.reference import recipe
 from tests.small import random_model
 
@@ -276,44 +275,19 @@ def test_hard_negatives_are_hard_beside_near_perfect_pairs(finder, monkeypatch):
         assert wrong_text.tolist() == by_clip.argmax(1).tolist()
 
 
-def _contrast_gradients(rank: int, ranks: int, port: int, queue) -> None:
-    torch.set_num_threads(1)
-    if ranks > 1:
-        os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )  # fmt: skip
-        dist.init_from_env()
-    model = (
-        random_model("alpro_retrieval").train().double()
-    )  # the order of float32 sums differs with the ranks
-    mine = slice(2 * rank, 2 * rank + 2) if ranks > 1 else slice(0, 4)
-    out = model({"video": clips(4, frames=2).double()[mine], "text_input": TEXTS[:4][mine]})
-    out.loss_vtc.backward()
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-    means = [dist.mean_over_ranks(g).numpy() for g in grads]
-    loss = float(dist.mean_over_ranks(out.loss_vtc))
-    if rank == 0:
-        queue.put((loss, means))
-    dist.shutdown()
-
-
 def test_two_ranks_contrast_as_one():
     """The features of all ranks are compared, and gradients flow back to each."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = int(s.getsockname()[1])
-    context, found = multiprocessing.get_context("fork"), []
-    for ranks in (1, 2):
-        queue = context.SimpleQueue()
-        processes = [
-            context.Process(target=_contrast_gradients, args=(r, ranks, port, queue)) for r in range(ranks)
-        ]
-        for process in processes:
-            process.start()
-        found.append(queue.get())
-        for process in processes:
-            process.join(120)
-            assert process.exitcode == 0
+
+    def gradients(rank, ranks):
+        # double, as the order of float32 sums differs with the ranks
+        model = random_model("alpro_retrieval").train().double()
+        mine = slice(2 * rank, 2 * rank + 2) if ranks > 1 else slice(0, 4)
+        out = model({"video": clips(4, frames=2).double()[mine], "text_input": TEXTS[:4][mine]})
+        out.loss_vtc.backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        return float(dist.mean_over_ranks(out.loss_vtc)), [dist.mean_over_ranks(g).numpy() for g in grads]
+
+    found = [on_ranks(ranks, functools.partial(gradients, ranks=ranks))[0] for ranks in (1, 2)]
     (loss, grads), (loss2, grads2) = found
     assert loss == pytest.approx(loss2, rel=1e-6)
     assert sum(float(np.abs(g).sum()) for g in grads) > 1

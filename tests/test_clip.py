@@ -7,7 +7,6 @@ import gzip
 import hashlib
 import html
 import json
-import multiprocessing
 import os
 import pickle
 import re
@@ -25,7 +24,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from lavis.common import dist
 from lavis.models import load_model, load_model_and_preprocess, model_zoo, torchscript
 from lavis.models.base import is_of_transformers
 from lavis.models.checkpoints import apply_rules, load_into, read_state_dict
@@ -36,8 +34,8 @@ from lavis.models.zero_shot import imagenet_classnames, imagenet_templates
 from lavis.nn.clip import Attention, ClipResNetConfig, ClipTextConfig, ClipViTConfig, quick_gelu
 from lavis.nn.losses import contrastive_loss
 from tests.golden import REFERENCE
+from tests.ranks import on_ranks
 from tests.small import images, random_model
-from tests.test_dist import free_port
 
 STORED = json.loads((REFERENCE / "tokenization" / "clip.json").read_text())
 TOKENIZER = ClipTokenizer()
@@ -344,38 +342,6 @@ class Loader(list):
         super().__init__(batches)
         pictures = [picture for batch in batches for picture in batch["image"]]
         self.dataset = type("Gallery", (list,), {"text": texts})(pictures)
-
-
-def on_ranks(ranks, work):
-    """Run work(rank) in as many processes of one group; its return values, in the order of the ranks."""
-
-    def start(rank, port, pipe):
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(ranks),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        torch.set_num_threads(1)
-        dist.init_from_env("gloo", timeout_minutes=1)
-        pipe.send(work(rank))
-        dist.barrier()
-        dist.shutdown()
-
-    context, port = multiprocessing.get_context("fork"), str(free_port())
-    pipes, processes = [], []
-    for rank in range(ranks):
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=start, args=(rank, port, send))
-        process.start()
-        pipes.append(receive)
-        processes.append(process)
-    results = [pipe.recv() if pipe.poll(60) else None for pipe in pipes]
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
-    return results
 
 
 def test_ranks_gather_features_with_gradients():

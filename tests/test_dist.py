@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from safetensors.torch import load_file
 from lavis.common import dist
 from lavis.common.files import read_jsonl
 from lavis.runners import checkpoint
+from tests.ranks import free_port, on_ranks
 from tests.toy_training import run
 
 ROOT = Path(__file__).parent.parent
@@ -26,12 +25,6 @@ SETTINGS: dict[str, Any] = {
     "max_epoch": None, "max_iters": 20, "iters_per_inner_epoch": 10, "runner": "runner_iter", "dropout": 0.0,
     "n": 83, "log_freq": 5,
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def torchrun(ranks: int, folder: Path, **keys: Any) -> tuple[int, str]:
@@ -45,30 +38,6 @@ def torchrun(ranks: int, folder: Path, **keys: Any) -> tuple[int, str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
-
-
-def forked(ranks: int, **keys: Any) -> None:
-    """The same without importing torch again in every process."""
-
-    def work(rank: int, port: int) -> None:
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(ranks),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-        torch.set_num_threads(1)
-        run(**keys)
-        dist.shutdown()
-
-    context, port = multiprocessing.get_context("fork"), free_port()
-    processes = [context.Process(target=work, args=(rank, port)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
 
 
 def test_two_ranks_train_and_evaluate_as_one(tmp_path: Path) -> None:
@@ -98,11 +67,14 @@ def test_two_ranks_train_and_evaluate_as_one(tmp_path: Path) -> None:
 
 def test_two_ranks_resume_bit_for_bit_with_accumulation_and_dropout(tmp_path: Path) -> None:
     keys = {"batch_size_train": 4, "accum_grad_iters": 2, "n": 176}  # 22 iterations, 11 updates an epoch
-    forked(2, output_dir=tmp_path / "whole", job_id="job", **keys)
-    forked(2, output_dir=tmp_path / "parts", job_id="job", max_minutes=1e-9, **keys)
+    on_ranks(2, lambda _: run(output_dir=tmp_path / "whole", job_id="job", **keys) and None)
+    on_ranks(2, lambda _: run(output_dir=tmp_path / "parts", job_id="job", max_minutes=1e-9, **keys) and None)
     part = checkpoint.load_state(tmp_path / "parts" / "job" / "checkpoint_last")
     assert part["progress"]["iteration"] == 20  # within epoch 0: ranks agree at every tenth update
-    forked(2, output_dir=tmp_path / "parts", job_id="job", resume_ckpt_path="auto", **keys)
+    on_ranks(
+        2,
+        lambda _: run(output_dir=tmp_path / "parts", job_id="job", resume_ckpt_path="auto", **keys) and None,
+    )
     last = Path("job") / "checkpoint_last" / "model.safetensors"
     a, b = (load_file(tmp_path / name / last) for name in ("whole", "parts"))
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lavis.common import dist
 from lavis.common.files import read_jsonl
 from lavis.datasets.base import Dataset, MissingMediaError, UnreadableMediaError, open_picture, too_many
 from lavis.datasets.builders import build_datasets, load_dataset
@@ -23,7 +20,7 @@ from lavis.runners import Result, checkpoint, evaluate, train
 from lavis.runners.data import Samples, stream
 from lavis.runners.skipped import Skipped
 from lavis.tasks import CaptionTask, VQATask
-from tests.test_dist import free_port
+from tests.ranks import on_ranks
 from tests.test_resume import assert_equal_runs
 from tests.toy_training import WIDTH, ToyModel, ToyTask
 
@@ -186,25 +183,9 @@ def test_a_checkpoint_of_before_there_was_a_list_is_continued(folder: Path) -> N
 
 
 def test_two_ranks_know_what_one_knows(folder: Path) -> None:
-    def work(rank: int, port: int) -> None:
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
-        run(folder, output_dir=folder.parent / "two", job_id="job", batch_size_train=2)
-        dist.shutdown()
-
     one = run(folder)
-    context, port = multiprocessing.get_context("fork"), free_port()
-    processes = [context.Process(target=work, args=(rank, port)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    keys = {"output_dir": folder.parent / "two", "job_id": "job", "batch_size_train": 2}
+    on_ranks(2, lambda _: run(folder, **keys) and None)
     two = folder.parent / "two" / "job"
     assert (two / "skipped.txt").read_text() == (one.output_dir / "skipped.txt").read_text()
     events = [
