@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -85,6 +86,25 @@ def test_a_rank_that_fails_ends_the_run_with_its_message(tmp_path: Path) -> None
     code, out = torchrun(2, tmp_path, poison=3, max_epoch=2, n=40)
     assert code != 0 and "not finite" in out
     assert time.time() - began < 60
+
+
+def test_ranks_that_are_left_alone_say_so(tmp_path: Path) -> None:
+    """Also where nothing watches over the processes, as torchrun does."""
+
+    def work(rank: int) -> None:
+        dist.barrier()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=f"rank {rank} of 3 can't reach the others"):
+            dist.all_gather_objects(rank)
+        (tmp_path / str(rank)).touch()
+        raise SystemExit(1)
+
+    began = time.time()
+    with pytest.raises(AssertionError):
+        on_ranks(3, work, seconds=60)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "2"]
+    assert time.time() - began < 30
 
 
 def test_without_processes_everything_is_free() -> None:

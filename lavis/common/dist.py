@@ -6,9 +6,11 @@ Start N processes with `torchrun --nproc_per_node=N …`; `init_from_env` then j
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import gc
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -60,9 +62,27 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """What all ranks do; says what it means when one of them is gone.
+
+    Raises:
+        RuntimeError: a rank did not take part.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # of gloo and of NCCL, and of the time limit
+        raise RuntimeError(
+            f"rank {rank()} of {world_size()} can't reach the others: one of them has ended or hangs, which its own "
+            "output, or the system's log if it was killed for memory, explains; a training goes on with "
+            f"run.resume_ckpt_path=auto ({error})"
+        ) from error
+
+
 def barrier() -> None:
     if is_on():
-        dist.barrier()
+        with _together():
+            dist.barrier()
 
 
 def all_gather_objects(value: Any) -> list[Any]:
@@ -70,7 +90,8 @@ def all_gather_objects(value: Any) -> list[Any]:
     if not is_on():
         return [value]
     out: list[Any] = [None] * world_size()
-    dist.all_gather_object(out, value)
+    with _together():
+        dist.all_gather_object(out, value)
     return out
 
 
@@ -79,7 +100,8 @@ def broadcast_object(value: Any) -> Any:
     if not is_on():
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    with _together():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
@@ -88,7 +110,8 @@ def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:
     if not is_on():
         return value
     value = value.detach().clone()
-    dist.all_reduce(value)
+    with _together():
+        dist.all_reduce(value)
     return value / world_size()
 
 
@@ -98,7 +121,8 @@ def all_gather(value: torch.Tensor) -> torch.Tensor:
         return value.detach()
     value = value.detach().contiguous()
     out = [torch.empty_like(value) for _ in range(world_size())]
-    dist.all_gather(out, value)
+    with _together():
+        dist.all_gather(out, value)
     return torch.cat(out, dim=0)
 
 
@@ -120,5 +144,6 @@ class _GatherWithGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        with _together():
+            dist.all_reduce(total)
         return total.chunk(world_size())[rank()]
