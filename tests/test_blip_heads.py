@@ -398,6 +398,18 @@ def test_a_step_with_some_candidates_holds_the_right_ones():
         assert len({*near.tolist()}) == 2 and [1, 2, 4, 0][q] not in near.tolist()
 
 
+def test_likely_answers_are_among_the_candidates_of_a_step():
+    """What answers other questions of the batch comes first; each at most once, and the right one is not repeated."""
+    model = random_model("blip_vis_dialogue", candidates=3)
+    options = ["yes", "no", "red", *(f"it is number {i}" for i in range(97))]
+    torch.manual_seed(0)
+    drawn = [model._drawn(options, 0, {"yes": 300, "no": 200, "red": 100}) for _ in range(50)]
+    assert all(kept[place] == "yes" and len({*kept}) == 3 for kept, place in drawn)
+    assert sum({*kept} == {"yes", "no", "red"} for kept, _ in drawn) > 40
+    rare = [model._drawn(options, 50, {}) for _ in range(50)]
+    assert len({text for kept, _ in rare for text in kept}) > 40
+
+
 def test_what_was_said_before_counts_and_the_oldest_is_left_out_first():
     model = random_model("blip_vis_dialogue", max_txt_len=40)
     turns = [(f"is it {w}", "no") for w in WORDS]

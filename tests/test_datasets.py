@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -629,7 +631,11 @@ def test_any_callable_is_a_processor() -> None:
 
 
 def test_helpers(tmp_path: Path) -> None:
-    assert group_by("abca") == [[0, 3], [1], [2]]
+    groups = group_by("abca")
+    assert list(groups) == [[0, 3], [1], [2]] and groups[-1] == [2] and groups[:2] == [[0, 3], [1]]
+    assert list(group_by(())) == []
+    with pytest.raises(IndexError):
+        groups[3]
     rng = np.random.default_rng(0)
     assert sorted(draw(rng, 5, 5)) == [0, 1, 2, 3, 4] and len(set(draw(rng, 9, 4))) == 4
     more = draw(rng, 3, 7)
@@ -676,3 +682,23 @@ def test_packed_records_are_those_that_were_packed() -> None:
     with pytest.raises(IndexError, match="no record 50"):
         packed[50]
     assert len(PackedRecords([])) == 0
+
+
+def _third(records: PackedRecords, pipe: Any) -> None:
+    pipe.send((records[2], type(records.bytes).__name__))
+
+
+def test_workers_that_are_started_map_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All from one temporary file, which goes with the records."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    packed = PackedRecords([{"image": f"{i}.png"} for i in range(5)])
+    context = multiprocessing.get_context("spawn")
+    for _ in range(2):
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=_third, args=(packed, send))
+        process.start()
+        assert receive.recv() == ({"image": "2.png"}, "memmap")
+        process.join(30)
+    assert len(list(tmp_path.iterdir())) == 1
+    del packed
+    assert not list(tmp_path.iterdir())

@@ -366,7 +366,7 @@ def test_a_picture_with_several_of_its_sentences(name: str, key: str, share: int
     number = 5 * share * 2 + share + 1
     data = load_dataset(name, n_train=number, sentences_per_image=4)["train"]
     rows = data.records[:]
-    assert [list(item) for item in data._items] == group_by(str(row[key]) for row in rows)
+    assert [list(item) for item in data._items] == list(group_by(str(row[key]) for row in rows))
     assert len(data) == 3 * share
     seen = Counter()
     for i in range(len(data)):

@@ -331,12 +331,32 @@ def picture_of(record: Mapping[str, Any]) -> Any:
     return record.get("image_id", record.get("image", record.get("video")))
 
 
-def group_by(keys: Iterable[Any]) -> list[list[int]]:
+class Groups(Sequence[Sequence[int]]):
+    """Groups of positions, in two arrays: a loader's workers share them, where lists would be copied.
+
+    Args:
+        numbers: of each position, the number of its group, 0 … groups - 1.
+    """
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self._positions = np.argsort(numbers, kind="stable")
+        self._ends = np.cumsum(np.bincount(numbers)) if len(numbers) else np.zeros(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = self._ends[index - 1] if index else 0
+        return self._positions[start : self._ends[index]].tolist()
+
+
+def group_by(keys: Iterable[Any]) -> Groups:
     """Positions of equal keys, in the order of first appearance."""
-    groups: dict[Any, list[int]] = {}
-    for position, key in enumerate(keys):
-        groups.setdefault(key, []).append(position)
-    return list(groups.values())
+    number: dict[Any, int] = {}
+    return Groups(np.fromiter((number.setdefault(key, len(number)) for key in keys), dtype=np.int64))
 
 
 def draw(rng: np.random.Generator, n: int, k: int) -> list[int]:

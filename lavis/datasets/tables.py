@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
 import json
+import multiprocessing
+import os
+import tempfile
+import weakref
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,13 +26,31 @@ class PackedRecords(Sequence[Record]):
     """Records as JSON in one array of bytes, parsed when asked for.
 
     A list of a million dicts grows to its full size again in each of a loader's workers, because reading a Python
-    object writes its reference count; this array stays shared.
+    object writes its reference count; this array stays shared. Workers that are started instead of forked read it
+    from a temporary file, which is gone when the records are.
     """
 
+    _file: Path | None = None
+
     def __init__(self, records: Iterable[Record]) -> None:
-        lines = [json.dumps(r, ensure_ascii=False, separators=(",", ":")).encode() for r in records]
-        self.bytes = np.frombuffer(b"".join(lines), dtype=np.uint8)
-        self.ends = np.cumsum([len(line) for line in lines], dtype=np.int64)  # where each record ends
+        whole, ends = bytearray(), array("q")
+        for record in records:
+            whole += json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+            ends.append(len(whole))
+        self.bytes = np.frombuffer(bytes(whole), dtype=np.uint8)
+        self.ends = np.frombuffer(ends, dtype=np.int64)  # where each record ends
+
+    def __reduce__(self) -> Any:
+        starting = multiprocessing.context.get_spawning_popen() is not None
+        if not starting or not len(self.bytes):
+            return _restored, (self.bytes, self.ends)
+        if self._file is None:
+            handle, name = tempfile.mkstemp(prefix="lavis-records-")
+            with os.fdopen(handle, "wb") as f:
+                f.write(self.bytes.data)
+            self._file = Path(name)
+            weakref.finalize(self, _remove, self._file)
+        return _restored, (self._file, self.ends)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -55,6 +79,21 @@ class PackedRecords(Sequence[Record]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} records, {self.bytes.nbytes / 2**20:.1f} MiB>"
+
+
+def _restored(content: np.ndarray | Path, ends: np.ndarray) -> PackedRecords:
+    records = PackedRecords(())
+    if isinstance(content, Path):
+        content = np.memmap(content, dtype=np.uint8, mode="r")
+    records.bytes, records.ends = content, ends
+    return records
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(
+        OSError
+    ):  # a system that keeps files which are read cleans its temporary folder itself
+        path.unlink()
 
 
 def read_json(path: Path) -> Any:
@@ -109,22 +148,31 @@ def read_table(path: str | Path) -> list[tuple[int, Record]]:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: the suffix should be one of {', '.join(SUFFIXES)}, not {path.suffix!r}")
     stamp = path.stat()
-    return _read_table(path, (stamp.st_mtime_ns, stamp.st_size))
+    numbers, rows = _read_table(path, (stamp.st_mtime_ns, stamp.st_size))
+    return list(zip(numbers, rows, strict=True))
 
 
 @functools.lru_cache(maxsize=4)  # splits are built one by one, often from the same file
-def _read_table(path: Path, stamp: tuple[int, int]) -> list[tuple[int, Record]]:
+def _read_table(path: Path, stamp: tuple[int, int]) -> tuple[array[int], PackedRecords]:
     text = _decoded(path)
     kind = path.suffix.lower()
     if kind == ".json":
-        rows = list(_json_rows(path, text))
+        rows = _json_rows(path, text)
     elif kind in (".csv", ".tsv"):
-        rows = list(_separated_rows(path, text, "\t" if kind == ".tsv" else ","))
+        rows = _separated_rows(path, text, "\t" if kind == ".tsv" else ",")
     else:
-        rows = list(_json_lines(path, text))
-    if not rows:
+        rows = _json_lines(path, text)
+    numbers = array("q")
+
+    def numbered() -> Iterator[Record]:
+        for number, row in rows:
+            numbers.append(number)
+            yield row
+
+    packed = PackedRecords(numbered())
+    if not numbers:
         raise ValueError(f"{path} has no rows")
-    return rows
+    return numbers, packed
 
 
 def _decoded(path: Path) -> str:

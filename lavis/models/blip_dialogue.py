@@ -6,6 +6,7 @@ D width.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -52,7 +53,8 @@ class BlipDialogueConfig(BlipConfig):
         answering: "rank": candidates are judged one by one. "generate": a decoder writes answers, and ranks
             candidates by their probability.
         candidates: how many of a question's candidates a training step judges, the right one and others
-            drawn at random; 0: all.
+            drawn at random, first among those that answer other questions of the batch: answers like
+            "yes" that often are right, or nothing would be learnt of when they are wrong. 0: all.
     """
 
     prompt: str = ""
@@ -277,7 +279,8 @@ class BlipDialogue(Blip):
         if len(options[0]) < 2:
             raise ValueError("answer_options has one candidate per question; there must be a wrong one, too")
         right = self._right(samples, len(contexts), len(options[0]))
-        drawn = [self._drawn(o, r) for o, r in zip(options, right)]
+        common = Counter(o[r] for o, r in zip(options, right))
+        drawn = [self._drawn(o, r, common) for o, r in zip(options, right)]
         tokens = self.tokenizer.pad(
             [self._text(c, answer) for c, (kept, _) in zip(contexts, drawn) for answer in kept],
             device=self.device,
@@ -301,12 +304,13 @@ class BlipDialogue(Blip):
             ),
         )
 
-    def _drawn(self, options: list[str], right: int) -> tuple[list[str], int]:
-        """The candidates to train with, and the right one's place among them."""
+    def _drawn(self, options: list[str], right: int, common: Mapping[str, int]) -> tuple[list[str], int]:
+        """The candidates to train with, and the right one's place among them; `common` counts right answers."""
         if not 0 < self.config.candidates < len(options):
             return options, right
         wrong = [o for i, o in enumerate(options) if i != right]
-        order = torch.randperm(len(wrong))[: self.config.candidates - 1].tolist()
+        weights = torch.tensor([common.get(o, 0) + 1 / len(wrong) for o in wrong])
+        order = torch.multinomial(weights, self.config.candidates - 1).tolist()
         return [options[right], *(wrong[i] for i in order)], 0
 
     def _writing_loss(self, samples: Mapping[str, Any]) -> LossOutput:
