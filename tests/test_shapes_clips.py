@@ -208,8 +208,12 @@ def test_answers_may_be_words() -> None:
     grouped = load_dataset("shapes_video_qa", **SMALL, words=True, questions_per_image=2)["train"]
     batch = grouped.collater([grouped[0], grouped[1]])
     assert len(grouped) == 60 and len(batch["text_input"]) == 4 and batch["video"].shape[0] == 2
-    with pytest.raises(ValueError, match="needs words"):
-        load_dataset("shapes_video_qa", questions_per_image=2)
+    classes = load_dataset("shapes_video_qa", **SMALL, questions_per_image=2)
+    batch = classes["train"].collater([classes["train"][0], classes["train"][1]])
+    assert len(classes["train"]) == 60 and batch["video"].shape[0] == 2 and batch["answers"].shape == (4,)
+    asked = {r["question"]: classes["train"].ans2label[r["answer"]] for r in classes["train"].records[4:8]}
+    assert [asked[q] for q in batch["text_input"][2:]] == batch["answers"][2:].tolist()
+    assert len(classes["val"]) == len(classes["val"].records)  # one by one
 
 
 def test_clip_questions_alone_tell_little() -> None:

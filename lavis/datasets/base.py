@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import io
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -329,6 +329,31 @@ def locate(source: Source, what: str) -> Path:
 def picture_of(record: Mapping[str, Any]) -> Any:
     """What tells a record's picture or clip from others: its id, else its path."""
     return record.get("image_id", record.get("image", record.get("video")))
+
+
+class Grouping(Dataset):
+    """A data set whose items are records or, where `grouped`, pictures with all of their records."""
+
+    def __init__(self, records: Sequence[Record], split: str, **kwargs: Any) -> None:
+        super().__init__(records, split, **kwargs)
+        self._items: Sequence[Sequence[int]] | None = self._pictures() if self.grouped else None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether items are pictures."""
+        raise NotImplementedError
+
+    def pictured(self, record: Record) -> Hashable:
+        """What records about the same picture, pictures or clip have in common."""
+        key: Hashable = picture_of(record)
+        return key
+
+    def _pictures(self) -> Sequence[Sequence[int]]:
+        """The positions of each picture's records."""
+        return group_by(map(self.pictured, self.records))
+
+    def __len__(self) -> int:
+        return len(self.records) if self._items is None else len(self._items)
 
 
 class Groups(Sequence[Sequence[int]]):

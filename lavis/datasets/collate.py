@@ -49,7 +49,8 @@ def collate(samples: Sequence[Mapping[str, Any] | None]) -> Sample:
                 f"cannot collate: sample {holder} of the batch has the key {key!r}, sample {lacker} has not"
                 f" (it has: {', '.join(sorted(kept[lacker]))}); every sample needs the same keys"
             )
-    classes = isinstance(kept[0].get("answers"), int | np.integer)
+    answers = kept[0].get("answers")
+    classes = isinstance(answers[0] if isinstance(answers, list) and answers else answers, int | np.integer)
     ragged = set() if classes else _RAGGED
     batch: Sample = {k: _join(k, [s[k] for s in kept]) for k in keys if k not in ragged}
     if "answers" in keys and not classes:

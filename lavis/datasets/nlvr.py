@@ -10,7 +10,7 @@ In training the pictures change places half of the time, and "left" and "right" 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from lavis.common.registry import suggest
-from lavis.datasets.base import Dataset, Record, draw, group_by, open_picture, picture_of
+from lavis.datasets.base import Grouping, Record, draw, open_picture
 from lavis.datasets.collate import Sample
 
 LABELS = {"False": 0, "True": 1}
@@ -52,28 +52,15 @@ class NLVROptions(SentenceOptions):
     flip: bool = True
 
 
-class SentenceDataset(Dataset):
+class SentenceDataset(Grouping):
     """One split of sentences that are right or wrong of pictures; a family says how those are shown."""
 
     Options: ClassVar[type] = SentenceOptions
     LABELS: ClassVar[Mapping[str, int]]
 
-    def __init__(self, records: Sequence[Record], split: str, **kwargs: Any) -> None:
-        super().__init__(records, split, **kwargs)
-        self._index_records()
-
-    def _index_records(self) -> None:
-        grouped = self.training and self.options.sentences_per_image is not None
-        self._items: Sequence[Sequence[int]] | None = (
-            group_by(map(self.pictured, self.records)) if grouped else None
-        )
-
-    def __len__(self) -> int:
-        return len(self.records) if self._items is None else len(self._items)
-
-    def pictured(self, record: Record) -> Hashable:
-        """What records about the same picture or pictures have in common."""
-        return picture_of(record)
+    @property
+    def grouped(self) -> bool:
+        return self.training and self.options.sentences_per_image is not None
 
     def show(self, record: Record, rng: np.random.Generator) -> tuple[Sample, Callable[[str], str]]:
         """The keys of a sample that hold the pictures, and what a sentence becomes where they are shown so."""

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lavis.datasets.base import Dataset, MissingMediaError, Plan, Record, locate
+from lavis.datasets.base import Dataset, Grouping, MissingMediaError, Plan, Record, draw, locate
 from lavis.datasets.captioning import CaptionDataset, as_list
 from lavis.datasets.clips import SUFFIXES
 from lavis.datasets.collate import Sample
@@ -112,7 +112,7 @@ class VideoVQADataset(VideoDataset, VQADataset):
 
 @dataclass(frozen=True)
 class VideoQAOptions(VQAOptions):
-    """Settings of published questions about clips, beside those of `VQAOptions`, which need `words`.
+    """Settings of published questions about clips, beside those of `VQAOptions`; classes are grouped in training only.
 
     Args:
         words: answers are words, for models that write or rank them, instead of classes.
@@ -120,13 +120,8 @@ class VideoQAOptions(VQAOptions):
 
     words: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.questions_per_image is not None and not self.words:
-            raise ValueError("questions_per_image needs words: true; classes are asked for one by one")
 
-
-class VideoQADataset(VideoDataset):
+class VideoQADataset(VideoDataset, Grouping):
     """Questions about clips with classes as answers.
 
     Args:
@@ -142,6 +137,10 @@ class VideoQADataset(VideoDataset):
         self.answer_list: list[str] = list(kwargs.pop("answer_list", ()))
         self.ans2label = {answer: label for label, answer in enumerate(self.answer_list)}
         super().__init__(records, split, **kwargs)
+
+    @property
+    def grouped(self) -> bool:
+        return self.training and self.options.questions_per_image is not None
 
     @classmethod
     def split_names(cls, plan: Plan) -> tuple[str, ...]:
@@ -179,16 +178,25 @@ class VideoQADataset(VideoDataset):
         return built
 
     def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
-        record = self.records[index]
-        answer = record_answers(record)[0]
+        if self._items is None:
+            record = self.records[index]
+            return self._clip(record, rng) | self._asked(record, rng) | {"instance_id": str(index)}
+        positions = self._items[index]
+        chosen = [positions[i] for i in draw(rng, len(positions), self.options.questions_per_image)]
+        sample = self._clip(self.records[chosen[0]], rng)
+        asked = [self._asked(self.records[p], rng) for p in chosen]
+        return sample | {key: [a[key] for a in asked] for key in asked[0]} | {"instance_id": str(index)}
+
+    def _clip(self, record: Record, rng: np.random.Generator) -> Sample:
         with self._advised():
-            video = self.image(record, rng)
+            return {"video": self.image(record, rng)}
+
+    def _asked(self, record: Record, rng: np.random.Generator) -> Sample:
+        answer = record_answers(record)[0]
         return {
-            "video": video,
             "text_input": self.text(record["question"], rng),
             "answers": self.ans2label.get(answer, len(self.answer_list)),
             "question_id": record["question_id"],
-            "instance_id": str(index),
         }
 
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lavis.datasets.base import Dataset, Plan, Record, draw, group_by, locate, picture_of
+from lavis.datasets.base import Grouping, Plan, Record, draw, locate
 from lavis.datasets.collate import Sample
 from lavis.datasets.tables import read_json, read_records
 
@@ -49,7 +49,7 @@ class VQAOptions:
             raise ValueError(f"questions_per_image is {self.questions_per_image}; it should be 1 or more")
 
 
-class VQADataset(Dataset):
+class VQADataset(Grouping):
     """One split of a question-answering data set; see the module's docstring."""
 
     Options: ClassVar[type] = VQAOptions
@@ -57,7 +57,6 @@ class VQADataset(Dataset):
     def __init__(self, records: Sequence[Record], split: str, **kwargs: Any) -> None:
         self.answer_list: list[str] = list(kwargs.pop("answer_list", ()))
         super().__init__(records, split, **kwargs)
-        self._index_records()
 
     answer_keys: ClassVar[tuple[str, ...]] = ANSWER_KEYS  # of a record
 
@@ -75,14 +74,9 @@ class VQADataset(Dataset):
             answer_list=() if training or len(paths) < 2 else read_answers(paths[1]),
         )
 
-    def _index_records(self) -> None:
-        grouped = self.options.questions_per_image is not None
-        self._items: Sequence[Sequence[int]] | None = (
-            group_by(map(picture_of, self.records)) if grouped else None
-        )
-
-    def __len__(self) -> int:
-        return len(self.records) if self._items is None else len(self._items)
+    @property
+    def grouped(self) -> bool:
+        return self.options.questions_per_image is not None
 
     def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
         if self._items is None:

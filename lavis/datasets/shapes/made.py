@@ -133,12 +133,9 @@ class DrawnWithCaptions(Drawn):
 class DrawnWithQuestions(Drawn):
     """A picture, or clip, has the option's `questions` records, side by side."""
 
-    _items: Any
-
-    def _index_records(self) -> None:
+    def _pictures(self) -> Sequence[Sequence[int]]:
         pictures, each = self.options.count(self.split), self.options.questions
-        grouped = self.options.questions_per_image is not None
-        self._items = [range(p * each, (p + 1) * each) for p in range(pictures)] if grouped else None
+        return [range(p * each, (p + 1) * each) for p in range(pictures)]
 
 
 class DrawnWithSentences(Drawn):
@@ -146,14 +143,12 @@ class DrawnWithSentences(Drawn):
 
     pictures_per_group: ClassVar[int]
     sentences_per_group: ClassVar[int]
-    _items: Any
 
-    def _index_records(self) -> None:
+    def _pictures(self) -> Sequence[Sequence[int]]:
         step, length = self.pictures_per_group, len(self.records)
         each = step * self.sentences_per_group
         firsts = (start + i for start in range(0, length, each) for i in range(step) if start + i < length)
-        grouped = self.training and self.options.sentences_per_image is not None
-        self._items = [range(f, min(f - f % each + each, length), step) for f in firsts] if grouped else None
+        return [range(f, min(f - f % each + each, length), step) for f in firsts]
 
 
 class DrawnDialogues(Drawn):

@@ -105,8 +105,6 @@ class ClipQAOptions(VQAOptions, ClipOptions):
     def __post_init__(self) -> None:
         VQAOptions.__post_init__(self)
         ClipOptions.__post_init__(self)
-        if self.questions_per_image is not None and not self.words:
-            raise ValueError("questions_per_image needs words: true; classes are asked for one by one")
         if not 1 <= self.questions <= 8:
             raise ValueError(f"questions is {self.questions}; it should be 1 to 8")
 
@@ -213,7 +211,7 @@ class ShapesVideoRetrieval(_Clips, DrawnWithCaptions, VideoRetrievalDataset):
 
 
 @registry.register_dataset("shapes_video_qa")
-class ShapesVideoQA(_Clips, VideoQADataset):
+class ShapesVideoQA(_Clips, DrawnWithQuestions, VideoQADataset):
     """Questions about clips; records also hold `clip`, `question_type` and `temporal`."""
 
     name = "shapes_video_qa"
