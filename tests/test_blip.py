@@ -259,3 +259,19 @@ def test_unknown_names_are_answered_with_the_nearest():
         load_model("blip_captions", "base_coco")
     with pytest.raises(ValueError, match="Did you mean 'base_coco'"):
         load_model("blip_caption", "base_cocoa")
+
+
+@pytest.mark.parametrize("name", ["blip_vqa", "albef_vqa"])
+def test_choosing_is_ranking_a_list_of_its_own_for_each_question(name):
+    model = random_model(name).eval()
+    picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    lists = [["red", "a blue star", "two"], ["no", "yes", "a striped heart above it"]]
+    samples = {"image": picture, "text_input": ["what is it", "is it red"]}
+    chosen = model.choose(samples, lists, return_scores=True)
+    for i, own in enumerate(lists):
+        one = {"image": picture[i : i + 1], "text_input": samples["text_input"][i : i + 1]}
+        ranked = model._rank_answers(*model.forward_encoder(one)[:2], own, 3)
+        assert ranked.texts == chosen.texts[i : i + 1]
+        assert chosen.scores[i] == pytest.approx(ranked.scores[0], abs=1e-5)
+    with pytest.raises(ValueError, match="1 lists of"):
+        model.choose(samples, lists[:1])

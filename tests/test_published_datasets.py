@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lavis.common.registry import registry
@@ -19,6 +20,7 @@ from lavis.datasets.builders import load_dataset, make_plan
 from lavis.datasets.checking import check
 from lavis.tasks.dialogue import DialogueTask
 from lavis.tasks.vqa import AOKVQATask, GQATask, VQATask
+from tests.small import random_model
 
 REFERENCE = Path(__file__).parent / "reference" / "dataset_configs.json"
 CONFIGS = json.loads(REFERENCE.read_text())
@@ -209,9 +211,25 @@ def test_aokvqa_and_okvqa(cache, tmp_path):
     task, records = AOKVQATask(), [{"question_id": record["question_id"], "answer": "fun"}]
     assert task.score(records, data["val"])["overall_percent"] == pytest.approx(200 / 3)
     assert task.score(records, data["test"]) == {}
+    for choice, percent in (("c", 100.0), ("a", 0.0)):
+        scores = task.score([{**records[0], "choice": choice}], data["val"])
+        assert scores["multiple_choice_percent"] == percent and scores["overall_percent"] == pytest.approx(
+            200 / 3
+        )
     task.save(records, tmp_path / "test_vqa_result.json")
     written = json.loads((tmp_path / "test_vqa_result_leaderboard.json").read_text())
     assert written == {record["question_id"]: {"direct_answer": "fun", "multiple_choice": ""}}
+    model = random_model("blip_vqa").eval()
+    task = AOKVQATask()
+    data["val"].set_processors(lambda picture: torch.rand(3, 64, 64), None)
+    task.before_evaluation(model, data["val"])
+    (found,) = task.predict(model, data["val"].collater([data["val"][0]]))
+    assert found["choice"] in record["choices"] and found["answer"] in ("fun", "joy")
+    task.save([found], tmp_path / "val.json")
+    written = json.loads((tmp_path / "val_leaderboard.json").read_text())
+    assert written == {
+        record["question_id"]: {"direct_answer": found["answer"], "multiple_choice": found["choice"]}
+    }
 
     write(
         cache,

@@ -77,3 +77,11 @@ class AOKVQA(VQADataset):
             return sample
         record: Mapping[str, Any] = self.records[index]
         return sample | {key: record.get(key) for key in ("choices", "correct_choice_idx", "direct_answers")}
+
+    def ground_truth(self) -> dict[Any, dict[str, Any]]:
+        """As the family's; `choice` is the right one of the choices."""
+        truth = super().ground_truth()
+        for record in self.records if truth else ():
+            if record.get("correct_choice_idx") is not None:
+                truth[record["question_id"]]["choice"] = record["choices"][record["correct_choice_idx"]]
+        return truth

@@ -212,11 +212,47 @@ class Answering(VisionTextModel):
         first = self.text_decoder(self._start(questions, device), memory=memory)[:, 0]  # (Q, V)
         chances = first.float().softmax(dim=-1).index_select(1, ids[:, 1])  # (Q, A) of the first token
         top = chances.topk(candidates, dim=1).indices  # (Q, K)
+        return self._best(
+            [[answers[i] for i in row] for row in top.tolist()], memory, ids[top], answer_mask[top]
+        )
+
+    @inference
+    def choose(
+        self, samples: Mapping[str, Any], choices: Sequence[Sequence[str]], *, return_scores: bool = False
+    ) -> list[str] | Texts:
+        """Answer questions that come with answers to choose from, as A-OKVQA's do.
+
+        Args:
+            samples: as for `predict_answers`. choices: K answers for each of the Q questions.
+            return_scores: give `Texts` instead of strings.
+
+        Returns:
+            the answer with the smallest smoothed loss, for each question.
+
+        Raises:
+            ValueError: there are not as many lists as questions, or they are not equally long.
+        """
+        states, mask, _ = self.forward_encoder(samples)
+        lengths = {len(c) for c in choices}
+        if len(choices) != len(states) or len(lengths) != 1 or 0 in lengths:
+            raise ValueError(
+                f"choices has {len(choices)} lists of {sorted(lengths)} answers for {len(states)} questions; each "
+                "question needs a list, all of them equally long"
+            )
+        ids, answer_mask = self._answers([a for given in choices for a in given], states.device)
+        shape = (len(states), -1, ids.shape[1])  # (Q, K, T)
+        memory = self.text_decoder.project_memory(states, mask)
+        out = self._best([list(c) for c in choices], memory, ids.view(shape), answer_mask.view(shape))
+        return out if return_scores else out.texts
+
+    def _best(
+        self, candidates: list[list[str]], memory: Memory, ids: torch.Tensor, mask: torch.Tensor
+    ) -> Texts:
+        """Of each question's K candidates, whose ids are (Q, K, T), the one with the smallest loss."""
         losses = generation.sequence_losses(
-            self.text_decoder, memory, ids[top].flatten(0, 1), answer_mask[top].flatten(0, 1), SMOOTHING
-        ).view(questions, candidates)
-        best = losses.argmin(dim=1)
-        chosen = top.gather(1, best[:, None]).squeeze(1)
-        lowest = losses.gather(1, best[:, None]).squeeze(1)
+            self.text_decoder, memory, ids.flatten(0, 1), mask.flatten(0, 1), SMOOTHING
+        ).view(len(candidates), -1)  # (Q, K)
+        lowest, best = losses.min(dim=1)
         share = (-losses).softmax(dim=1).gather(1, best[:, None]).squeeze(1)
-        return Texts([answers[i] for i in chosen.tolist()], (-lowest).tolist(), share.tolist())
+        chosen = [given[i] for given, i in zip(candidates, best.tolist(), strict=True)]
+        return Texts(chosen, (-lowest).tolist(), share.tolist())

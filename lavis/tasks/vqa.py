@@ -141,15 +141,33 @@ class LeaderboardTask(VQATask):
 
 @registry.register_task("aok_vqa")
 class AOKVQATask(LeaderboardTask):
-    """A-OKVQA's direct answers: right as far as three people gave them, compared as they are."""
+    """A-OKVQA. Direct answers are right as far as three people gave them, compared as they are; of questions that
+    come with choices, one is chosen, too (`choice` in the records)."""
+
+    def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        records = super().predict(model, samples)
+        choices = samples.get("choices")
+        if not choices or None in choices:
+            return records
+        each = len(choices) // len(records)
+        lists = [choices[i * each : (i + 1) * each] for i in range(len(records))]
+        chosen = model.choose(samples, lists)  # type: ignore[operator]
+        return [None if r is None else {**r, "choice": c} for r, c in zip(records, chosen, strict=True)]
 
     def accuracy(self, records: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
+        """`overall_percent` of direct answers, `multiple_choice_percent` of chosen ones."""
         from lavis.metrics.vqa import aokvqa_accuracy
 
-        return aokvqa_accuracy(records, truth)
+        metrics = aokvqa_accuracy(records, truth)
+        right = [(r["choice"], truth[r["question_id"]].get("choice")) for r in records if "choice" in r]
+        known = [chosen == wanted for chosen, wanted in right if wanted is not None]
+        return metrics | ({"multiple_choice_percent": 100 * sum(known) / len(known)} if known else {})
 
     def leaderboard(self, records: Sequence[Record]) -> Any:
-        return {str(r["question_id"]): {"direct_answer": r["answer"], "multiple_choice": ""} for r in records}
+        return {
+            str(r["question_id"]): {"direct_answer": r["answer"], "multiple_choice": r.get("choice", "")}
+            for r in records
+        }
 
 
 @registry.register_task("gqa")
