@@ -78,7 +78,7 @@ def test_as_many_ranks_as_you_like(case: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     alone = evaluate(settings(case, tmp_path / "1"))["test"]
     assert CASES[case][-1] in alone
-    (written,) = (tmp_path / "1/job/result").glob("test*.json")
+    written = min((tmp_path / "1/job/result").glob("test*.json"))
     records = json.loads(written.read_text())
     assert records
     for ranks in (2, 3):

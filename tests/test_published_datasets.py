@@ -405,6 +405,13 @@ def test_visdial(cache):
         {"image_id": 378466, "round_id": i + 1, "ranks": [1, 2, 3], "rank": 1 + i % 2} for i in range(10)
     ]
     assert "ndcg_percent" not in DialogueTask().score(records, data["val"])
+    found = check("visdial", splits=["val"])
+    assert [(a.state, s.problem) for a in found.annotations[1:] for s in found.splits] == [("missing", "")]
+    task = DialogueTask()
+    assert task.ranks
+    task.save(records, cache / "val.json")
+    sent = json.loads((cache / "val_leaderboard.json").read_text())
+    assert sent == [{key: r[key] for key in ("image_id", "round_id", "ranks")} for r in records]
     dense = [{"image_id": 378466, "round_id": 4, "gt_relevance": [0.0, 1.0, 0.5]}]
     write(cache, "visdial/visdial_1.0_val_dense_annotations.json", dense)
     metrics = DialogueTask().score(records, load_dataset("visdial")["val"])

@@ -231,7 +231,7 @@ def check(
         str | None, typer.Option("--vis-path", metavar="DIR", help="The folder of the pictures or clips.")
     ] = None,
     split: Split = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Decode every picture.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every picture, or clip to its end.")] = False,
     options: Annotated[
         list[str] | None,
         typer.Option("--option", "--options", metavar="KEY=VALUE...", help="The data set's own settings."),

@@ -17,6 +17,7 @@ from lavis.common import hub
 from lavis.common.registry import registry, suggest
 from lavis.datasets.base import Dataset, Plan, UnreadableMediaError, open_picture, under_cache_root
 from lavis.datasets.builders import make_plan
+from lavis.datasets.clips import Clip
 from lavis.datasets.sources import Source, how_to_get
 
 SHOWN = 5  # names of each kind in a report
@@ -165,7 +166,7 @@ def check(
         vis_path: the folder of the pictures or clips in place of the default one.
         splits: which splits; None: all.
         section: the data set's section as in a recipe (`type`, options …).
-        deep: decode every picture.
+        deep: decode every picture, or every frame of every clip.
         progress: wraps the iteration over pictures, given their number.
 
     Raises:
@@ -188,7 +189,10 @@ def check(
             raise ValueError(f"the data set {name!r} has no split {split!r}.{suggest(split, known)}")
     wanted = tuple(splits or known)
     annotations = [a for a in annotations if a.split in wanted]
-    lacking = {a.split for a in annotations if a.state == "missing"}
+    needed = {
+        str(under_cache_root(s.storage)) for some in plan.sources.values() for s in some if not s.optional
+    }
+    lacking = {a.split for a in annotations if a.state == "missing" and a.path in needed}
     kind = "clips" if cls.data_type == "videos" else "pictures"
     out = Check(name, kind, None, annotations, [])
     listings: dict[Path, set[str]] = {}
@@ -217,14 +221,14 @@ def check(
             p.relative_to(root).as_posix() for p in dataset.annotation_paths if p.is_relative_to(root)
         )
         out.folder = str(root)
-        if deep and kind == "pictures":
+        if deep:
             absent = set(missing)
             paths = [root / n for n in names if n not in absent]
-            state.broken_names = _broken(paths, progress)
+            state.broken_names = _broken(
+                paths, open_picture if kind == "pictures" else _decode_clip, progress
+            )
             state.broken = len(state.broken_names)
         out.splits.append(state)
-    if deep and kind == "clips":
-        out.note = "clips are not decoded by --deep"
     if set(wanted) == set(known) and not any(s.problem for s in out.splits) and listings:
         extra = sorted(n for root, files in listings.items() for n in files - named[root])
         out.extra, out.extra_names = len(extra), extra[:SHOWN]
@@ -237,14 +241,23 @@ def check(
     return out
 
 
+def _decode_clip(path: Path) -> None:
+    """Decode all frames of a clip, one after another."""
+    with Clip(path) as clip:
+        for _ in clip:
+            pass
+
+
 def _broken(
-    paths: Sequence[Path], progress: Callable[[Iterable[Any], int], Iterable[Any]] | None
+    paths: Sequence[Path],
+    decode: Callable[[Path], Any],
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
 ) -> list[str]:
-    """The pictures that cannot be decoded. Pillow decodes without Python's lock, so threads help."""
+    """The files that cannot be decoded. Pillow and PyAV decode without Python's lock, so threads help."""
 
     def problem(path: Path) -> str | None:
         try:
-            open_picture(path)
+            decode(path)
         except UnreadableMediaError:
             return str(path)
         return None
@@ -261,7 +274,8 @@ def complete_splits(cls: type[Dataset], plan: Plan, splits: Iterable[str]) -> di
     out: dict[str, bool] = {}
     listings: dict[Path, set[str]] = {}
     for split in splits:
-        if not all(under_cache_root(s.storage).is_file() for s in plan.sources.get(split, ())):
+        needed = [s for s in plan.sources.get(split, ()) if not s.optional]
+        if not all(under_cache_root(s.storage).is_file() for s in needed):
             continue
         try:
             dataset = cls.load(split, plan)

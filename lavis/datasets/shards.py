@@ -207,7 +207,7 @@ class ShardRecords(Sequence[Record]):
 
 
 def captions_of(text: str, is_json: bool, path: Path, place: int) -> list[str]:
-    """The captions in a sample's text; of a list only the first two, as in the original."""
+    """The captions in a sample's text; of one that is nothing but a list only the first two, as in the original."""
     if not is_json:
         return [text.strip()]
     try:
@@ -218,7 +218,7 @@ def captions_of(text: str, is_json: bool, path: Path, place: int) -> list[str]:
     found = [found] if isinstance(found, str) else found
     if not isinstance(found, list) or not found or not all(isinstance(c, str) for c in found):
         raise UnreadableMediaError(f"{path}, byte {place}: there is no caption in {text[:60]!r}", path)
-    return found[:2]
+    return found if isinstance(content, Mapping) else found[:2]
 
 
 @functools.lru_cache(maxsize=_MOST_OPEN)

@@ -16,12 +16,14 @@ class Source:
         storage: where it lies, relative to the cache root, or an absolute path.
         url: where it is published (or a local path), None when it can't be fetched.
         md5, sha256: checksums of the published file, in hex.
+        optional: whether its split can be read without it.
     """
 
     storage: str
     url: str | None = None
     md5: str | None = None
     sha256: str | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)

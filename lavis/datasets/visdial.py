@@ -69,7 +69,7 @@ class VisDial(DialogueDataset):
         "train": Source("visdial/visdial_1.0_train.json"),
         "val": (
             Source("visdial/visdial_1.0_val.json"),
-            Source("visdial/visdial_1.0_val_dense_annotations.json"),
+            Source("visdial/visdial_1.0_val_dense_annotations.json", optional=True),
         ),
         "test": Source("visdial/visdial_1.0_test.json"),
     }
