@@ -20,9 +20,7 @@ Split = Annotated[list[str] | None, typer.Option(help="Only this split. May be r
 
 def register(app: typer.Typer) -> None:
     app.command("download")(download)
-    data = typer.Typer(
-        no_args_is_help=True, rich_markup_mode=None, help="Look after the data on this machine."
-    )
+    data = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     data.command("check")(check)
     data.callback()(_data)
     app.add_typer(data, name="data")

@@ -360,7 +360,7 @@ class Alignment(VisionTextModel):
             (pictures, texts) and (texts, pictures): matching logit + similarity for the best, -100 elsewhere.
         """
         k_test = _k_test(task_cfg)
-        encoded, text_feats = self._encode_texts(list(data_loader.dataset.text))
+        texts, text_feats = self._encode_texts(list(data_loader.dataset.text))
         image_feats = torch.zeros(len(data_loader.dataset), text_feats.shape[1])
         for indices, media in share_of(data_loader, self.MEDIA):
             image_feats[indices] = self.image_feature(self.encode_image(media.to(self.device))).float().cpu()
@@ -373,45 +373,58 @@ class Alignment(VisionTextModel):
         for indices, media in share_of(data_loader, self.MEDIA):
             for index, embeds in zip(indices, self.encode_image(media.to(self.device)).split(1)):
                 which = wanted[index].nonzero().squeeze(1)
-                matched[index, which] = self._match_all(embeds, encoded, which.tolist())
+                matched[index, which] = self._match_all(embeds, texts, which)
         scores = sum_over_ranks(matched, self.device) + sims
         i2t = scores.masked_fill(~wanted_i2t, NOT_SCORED)
         t2i = scores.masked_fill(~wanted_t2i, NOT_SCORED).T
         return i2t.numpy(), t2i.contiguous().numpy()
 
-    def _encode_texts(self, texts: list[str], batch: int = 256) -> tuple[list[TextStates], torch.Tensor]:
-        """Each text's tokens and what fusing goes on from, at its true length, on the CPU; all features (texts, E)."""
+    def _encode_texts(self, texts: list[str], batch: int = 256) -> tuple[RaggedTexts, torch.Tensor]:
+        """All texts with what fusing goes on from, on the CPU; and all features (texts, E)."""
         longest = self.reranking_text_length
-        lengths = [len(self.tokenizer.encode(t, longest)) for t in texts]
-        order = sorted(range(len(texts)), key=lambda i: lengths[i])
-        size = 4 * sum(lengths) * self.config.text.width
-        begins = self.FUSES_STATES or size <= BEGUN_BYTES
-        encoded: list[Any] = [None] * len(texts)
-        feats: list[Any] = [None] * len(texts)
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            tokens = self.tokens([texts[i] for i in rows], max_length=longest)
+        lengths = torch.tensor([len(self.tokenizer.encode(t, longest)) for t in texts])
+        begins = self.FUSES_STATES or 4 * int(lengths.sum()) * self.config.text.width <= BEGUN_BYTES
+        ids, begun, feats = [], [], []
+        order = lengths.argsort(stable=True)
+        for rows in order.split(batch):
+            tokens = self.tokens([texts[i] for i in rows.tolist()], max_length=longest)
             states = self.encode_text(tokens)
-            feature = self.text_feature(states).cpu()
-            begun = self.begin(tokens, states).cpu() if begins else None
-            for row, i in enumerate(rows):
-                cut = slice(0, lengths[i])
-                kept = Tokens(tokens.ids[row, cut].cpu(), tokens.mask[row, cut].cpu())
-                encoded[i] = TextStates(kept, None if begun is None else begun[row, cut])
-                feats[i] = feature[row]
-        return encoded, torch.stack(feats)
+            feats.append(self.text_feature(states).cpu())
+            ids.append(tokens.ids[tokens.mask].cpu())
+            if begins:
+                begun.append(self.begin(tokens, states)[tokens.mask].cpu())
+        starts = torch.empty_like(lengths)
+        starts[order] = lengths[order].cumsum(0) - lengths[order]
+        ragged = RaggedTexts(torch.cat(ids), torch.cat(begun) if begins else None, starts, lengths)
+        return ragged, torch.cat(feats)[order.argsort()]
 
-    def _match_all(self, embeds: torch.Tensor, encoded: list[TextStates], which: list[int]) -> torch.Tensor:
+    def _match_all(self, embeds: torch.Tensor, texts: RaggedTexts, which: torch.Tensor) -> torch.Tensor:
         """Matching logits of one picture (1, N, D) with some of the texts, (len(which),)."""
         out = torch.zeros(len(which))
         memory = self.memorize(embeds)
-        order = sorted(range(len(which)), key=lambda j: len(encoded[which[j]].tokens.ids))
-        for start in range(0, len(order), RERANKING_ROWS):
-            rows = order[start : start + RERANKING_ROWS]
-            texts = _padded([encoded[which[j]] for j in rows], self.device)
-            logits = self.match_logits(texts, memory, only_first=True)
-            out[torch.tensor(rows)] = logits[:, 1].float().cpu()
+        for rows in texts.lengths[which].argsort().split(RERANKING_ROWS):
+            logits = self.match_logits(texts.take(which[rows], self.device), memory, only_first=True)
+            out[rows] = logits[:, 1].float().cpu()
         return out
+
+
+@dataclass(frozen=True)
+class RaggedTexts:
+    """Many texts one after another: ids (tokens,) and, where fusing goes on from them, states (tokens, D); where each
+    text starts, and its length."""
+
+    ids: torch.Tensor
+    states: torch.Tensor | None
+    starts: torch.Tensor
+    lengths: torch.Tensor
+
+    def take(self, which: torch.Tensor, device: torch.device) -> TextStates:
+        """Some of the texts as one batch (R, T); what the mask leaves out holds their last token."""
+        lengths = self.lengths[which, None]
+        place = torch.arange(int(lengths.max()))
+        at = self.starts[which, None] + place.minimum(lengths - 1)  # (R, T)
+        tokens = Tokens(self.ids[at].to(device), (place < lengths).to(device))
+        return TextStates(tokens, None if self.states is None else self.states[at].to(device))
 
 
 def interleaved(first: TextStates, second: TextStates) -> TextStates:
@@ -424,17 +437,6 @@ def interleaved(first: TextStates, second: TextStates) -> TextStates:
     if first.states is None or second.states is None:
         return TextStates(tokens)
     return TextStates(tokens, weave(first.states, second.states))
-
-
-def _padded(texts: list[TextStates], device: torch.device) -> TextStates:
-    """Texts of several lengths as one batch."""
-
-    def pad(rows: list[torch.Tensor]) -> torch.Tensor:
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-
-    tokens = Tokens(pad([t.tokens.ids for t in texts]), pad([t.tokens.mask for t in texts]))
-    states = [t.states for t in texts if t.states is not None]
-    return TextStates(tokens, pad(states) if states else None)
 
 
 def _k_test(task_cfg: Any) -> int:
