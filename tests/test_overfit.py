@@ -64,8 +64,10 @@ class Head:
 # ------------------------------------------------------------------------------------------ samples
 
 
-def first(records: Sequence[dict[str, Any]]) -> Records:
-    return list(records[:EIGHT])
+def one_each(records: Sequence[dict[str, Any]]) -> Records:
+    """Eight pictures (or pairs) with one sentence each; every sentence has each of its labels."""
+    found = {r["image_id"]: r for r in reversed(records)}
+    return [found[i] for i in sorted(found)][:EIGHT]
 
 
 def described(records: Sequence[dict[str, Any]]) -> Records:
@@ -284,10 +286,10 @@ HEADS = {
         model={"max_txt_len": 16, "queue_size": 0, **QUICK_TWINS},
     ),
     "blip_nlvr": Head(
-        "blip_nlvr", data="shapes_nlvr", choose=first, floor=zero, iterations=60, options={"flip": False}, **CLASSES,
+        "blip_nlvr", data="shapes_nlvr", choose=one_each, floor=zero, iterations=60, options={"flip": False}, **CLASSES,
     ),
     "blip_classification": Head(
-        "blip_classification", data="shapes_entailment", choose=first, floor=of_opinion, iterations=60,
+        "blip_classification", data="shapes_entailment", choose=one_each, floor=of_opinion, iterations=60,
         model=QUICK_TWINS, **CLASSES,
     ),
     "blip_vis_dialogue, ranking": Head(
@@ -325,11 +327,11 @@ HEADS = {
         model={"max_txt_len": 16, "queue_size": 0, "use_distill": False, "mlm_mask_prob": 0.5},
     ),
     "albef_nlvr": Head(
-        "albef_nlvr", data="shapes_nlvr", choose=first, floor=of_opinion, iterations=40, options={"flip": False},
+        "albef_nlvr", data="shapes_nlvr", choose=one_each, floor=of_opinion, iterations=40, options={"flip": False},
         model=QUICK_TWINS, **CLASSES,
     ),
     "albef_classification": Head(
-        "albef_classification", data="shapes_entailment", choose=first, floor=of_opinion, iterations=60,
+        "albef_classification", data="shapes_entailment", choose=one_each, floor=of_opinion, iterations=60,
         model=QUICK_TWINS, **CLASSES,
     ),
     "alpro_qa": Head(
