@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis.nn import generation
+from lavis.nn.language_model import TextDecoder
 from lavis.nn.linear import Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
-from lavis.nn.text import TextConfig, TextDecoder, TextTransformer
+from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.vit import DropPath, VisionTransformer, ViTConfig, interpolate_positions
 from tests.golden import REFERENCE
 

@@ -16,9 +16,11 @@ from PIL import Image
 from lavis.common.config import Config
 from lavis.common.registry import registry
 from lavis.datasets.builders import load_dataset
+from lavis.datasets.shapes import export_clips
 from lavis.datasets.shapes.layouts import export_pictures
 from lavis.runners import evaluate, train
 from tests.test_recipes import ORIGINALS
+from tests.test_video_datasets import PUBLISHED
 
 pytestmark = pytest.mark.slow
 
@@ -30,12 +32,6 @@ PICTURES = {
     "coco_vqa": "shapes_vqa",
     "nlvr": "shapes_nlvr",
     "snli_ve": "shapes_entailment",
-}
-CLIPS = {
-    "msrvtt_qa": "shapes_video_qa",
-    "msvd_qa": "shapes_video_qa",
-    "msrvtt_retrieval": "shapes_video_retrieval",
-    "didemo_retrieval": "shapes_video_retrieval",
 }
 # a narrow layer or two of each encoder, whatever the recipe's own keys for them are
 _THIN = {"width": 32, "heads": 2}
@@ -62,12 +58,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for dataset in load_dataset(shapes, **COUNTS).values():
             if dataset.split in ("train", "val", "test"):
                 export_pictures(dataset, name, root)
-    if any(name in section["datasets"] for section in ORIGINALS.values() for name in CLIPS):
-        clips = pytest.importorskip("lavis.datasets.shapes.clip_layouts")
-        pytest.importorskip("av")
-        for name, shapes in CLIPS.items():
-            for dataset in load_dataset(shapes, **COUNTS).values():
-                clips.export_clips(dataset, name, root)
+    for name in ("msrvtt_qa", "msvd_qa", "msrvtt_retrieval", "didemo_retrieval"):
+        for dataset in load_dataset(PUBLISHED[name], **COUNTS).values():
+            export_clips(dataset, name, root)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
     for name in (
         "coco/images/val2014/COCO_val2014_000000000042.jpg", "vg/images/VG_100K/2.jpg", "nocaps/images/val/0.jpg",

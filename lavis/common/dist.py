@@ -73,8 +73,8 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of gloo and of NCCL, and of the time limit
         raise RuntimeError(
-            f"rank {rank()} of {world_size()} can't reach the others: one of them has ended or hangs, which its own "
-            "output, or the system's log if it was killed for memory, explains; a training goes on with "
+            f"rank {rank()} of {world_size()} can't reach the others: most often one of them has ended or hangs, which "
+            "its own output, or the system's log if it was killed for memory, explains; a training goes on with "
             f"run.resume_ckpt_path=auto ({error})"
         ) from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import io
 import struct
+from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -355,6 +356,12 @@ class Grouping(Dataset):
     def __len__(self) -> int:
         return len(self.records) if self._items is None else len(self._items)
 
+    def _drawn(self, index: int, rng: np.random.Generator, number: int) -> list[int]:
+        """The positions of some records of a picture, in random order; see `draw`."""
+        assert self._items is not None
+        positions = self._items[index]
+        return [positions[i] for i in draw(rng, len(positions), number)]
+
 
 class Groups(Sequence[Sequence[int]]):
     """Groups of positions, in two arrays: a loader's workers share them, where lists would be copied.
@@ -363,9 +370,9 @@ class Groups(Sequence[Sequence[int]]):
         numbers: of each position, the number of its group, 0 … groups - 1.
     """
 
-    def __init__(self, numbers: np.ndarray) -> None:
+    def __init__(self, numbers: Sequence[int]) -> None:
         self._positions = np.argsort(numbers, kind="stable")
-        self._ends = np.cumsum(np.bincount(numbers)) if len(numbers) else np.zeros(0, dtype=np.int64)
+        self._ends = np.cumsum(np.bincount(np.asarray(numbers, dtype=np.int64)))
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -378,10 +385,15 @@ class Groups(Sequence[Sequence[int]]):
         return self._positions[start : self._ends[index]].tolist()
 
 
-def group_by(keys: Iterable[Any]) -> Groups:
+def numbered(keys: Iterable[Hashable]) -> array[int]:
+    """0, 1, … for different keys in the order of first appearance; an array, which workers share."""
+    number: dict[Hashable, int] = {}
+    return array("q", (number.setdefault(key, len(number)) for key in keys))
+
+
+def group_by(keys: Iterable[Hashable]) -> Groups:
     """Positions of equal keys, in the order of first appearance."""
-    number: dict[Any, int] = {}
-    return Groups(np.fromiter((number.setdefault(key, len(number)) for key in keys), dtype=np.int64))
+    return Groups(numbered(keys))
 
 
 def draw(rng: np.random.Generator, n: int, k: int) -> list[int]:

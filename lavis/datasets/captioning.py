@@ -7,14 +7,13 @@ have the same keys, `text_input` being the first reference.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from lavis.datasets.base import Dataset, Record, draw, group_by, picture_of
+from lavis.datasets.base import Dataset, Groups, Record, draw, numbered, picture_of
 from lavis.datasets.collate import Sample
 
 
@@ -52,12 +51,9 @@ class CaptionDataset(Dataset):
 
     def _index_records(self) -> None:
         """Number the pictures in order of appearance, and group records by picture where asked to."""
-        keys = map(picture_of, self.records)
-        number: dict[Any, int] = {}
-        # an array, as `PackedRecords` is one: workers share it
-        self._picture_number: Sequence[int] = array("q", (number.setdefault(k, len(number)) for k in keys))
+        self._picture_number: Sequence[int] = numbered(map(picture_of, self.records))
         grouped = self.training and self.options.captions_per_image > 1
-        self._items = group_by(self._picture_number) if grouped else None
+        self._items = Groups(self._picture_number) if grouped else None
 
     def __len__(self) -> int:
         return len(self.records) if self._items is None else len(self._items)

@@ -1,7 +1,7 @@
 """What of a data set is there: annotation files, records, and the pictures or clips that the records name.
 
 `check` reads and never fetches. Folders are listed once and files are not touched one by one, so a
-hundred thousand pictures take about a second; `deep` also decodes every picture.
+hundred thousand pictures take about a second; `deep` also decodes every picture or clip.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from lavis.common.registry import suggest
-from lavis.datasets.base import Grouping, Record, draw, open_picture
+from lavis.datasets.base import Grouping, Record, open_picture
 from lavis.datasets.collate import Sample
 
 LABELS = {"False": 0, "True": 1}
@@ -71,8 +71,7 @@ class SentenceDataset(Grouping):
             record = self.records[index]
             sample, told = self.show(record, rng)
             return sample | self._judged(record, told, rng, index) | {"instance_id": str(index)}
-        positions = self._items[index]
-        chosen = [positions[i] for i in draw(rng, len(positions), self.options.sentences_per_image)]
+        chosen = self._drawn(index, rng, self.options.sentences_per_image)
         sample, told = self.show(self.records[chosen[0]], rng)
         judged = [self._judged(self.records[p], told, rng, p) for p in chosen]
         lists = {key: [j[key] for j in judged] for key in ("text_input", "label")}

@@ -49,7 +49,7 @@ class PackedRecords(Sequence[Record]):
             with os.fdopen(handle, "wb") as f:
                 f.write(self.bytes.data)
             self._file = Path(name)
-            weakref.finalize(self, _remove, self._file)
+            weakref.finalize(self, _remove, self._file, os.getpid())
         return _restored, (self._file, self.ends)
 
     def __len__(self) -> int:
@@ -89,10 +89,11 @@ def _restored(content: np.ndarray | Path, ends: np.ndarray) -> PackedRecords:
     return records
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(
-        OSError
-    ):  # a system that keeps files which are read cleans its temporary folder itself
+def _remove(path: Path, process: int) -> None:
+    if os.getpid() != process:
+        return  # a forked worker let its copy go; others still read the file
+    # a system that keeps files which are being read cleans its temporary folder itself
+    with contextlib.suppress(OSError):
         path.unlink()
 
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lavis.datasets.base import Dataset, Grouping, MissingMediaError, Plan, Record, draw, locate
+from lavis.datasets.base import Dataset, Grouping, MissingMediaError, Plan, Record, locate
 from lavis.datasets.captioning import CaptionDataset, as_list
 from lavis.datasets.clips import SUFFIXES
 from lavis.datasets.collate import Sample
@@ -181,8 +181,7 @@ class VideoQADataset(VideoDataset, Grouping):
         if self._items is None:
             record = self.records[index]
             return self._clip(record, rng) | self._asked(record, rng) | {"instance_id": str(index)}
-        positions = self._items[index]
-        chosen = [positions[i] for i in draw(rng, len(positions), self.options.questions_per_image)]
+        chosen = self._drawn(index, rng, self.options.questions_per_image)
         sample = self._clip(self.records[chosen[0]], rng)
         asked = [self._asked(self.records[p], rng) for p in chosen]
         return sample | {key: [a[key] for a in asked] for key in asked[0]} | {"instance_id": str(index)}

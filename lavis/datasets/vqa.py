@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lavis.datasets.base import Grouping, Plan, Record, draw, locate
+from lavis.datasets.base import Grouping, Plan, Record, locate
 from lavis.datasets.collate import Sample
 from lavis.datasets.tables import read_json, read_records
 
@@ -84,7 +84,7 @@ class VQADataset(Grouping):
         positions = self._items[index]
         sample: Sample = {"image": self.image(self.records[positions[0]], rng)}
         if self.training:
-            chosen = [positions[i] for i in draw(rng, len(positions), self.options.questions_per_image)]
+            chosen = self._drawn(index, rng, self.options.questions_per_image)
             weighted = [self.weights(self.records[p]) for p in chosen]
             sample["text_input"] = [self.text(self.records[p]["question"], rng) for p in chosen]
             sample["answers"] = [list(w) for w in weighted]

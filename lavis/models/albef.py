@@ -26,8 +26,9 @@ from lavis.models.outputs import Features, LossOutput
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, for_shapes, untrained
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
+from lavis.nn.language_model import LanguageModel
 from lavis.nn.losses import IGNORE, mask_tokens, masked_language_modelling_loss
-from lavis.nn.text import LanguageModel, Memory, TextConfig, TextTransformer
+from lavis.nn.text import Memory, TextConfig, TextTransformer
 
 # --------------------------------------------------------------------------------- configuration
 

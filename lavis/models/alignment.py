@@ -32,9 +32,7 @@ TEMPERATURE = 0.07  # at the start; learned
 TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
 RERANKING_ROWS = 64  # texts that are matched with one picture at once
-BEGUN_BYTES = (
-    2**29
-)  # of states kept so that no text is begun anew for every picture, where that can be spared
+BEGUN_BYTES = 2**29  # of texts' states that are kept where they could be computed anew for every picture
 NOT_SCORED = -100.0  # of pairs that were not matched, as in the original
 
 
@@ -156,6 +154,10 @@ class Alignment(VisionTextModel):
         """What `fuse` reads of picture states (B, N, D); its `select(index)` picks and repeats items."""
         raise NotImplementedError
 
+    def begin(self, tokens: Tokens, states: torch.Tensor) -> torch.Tensor:
+        """States (R, T, D) that `fuse` can go on from, of texts whose `encode_text` gave `states`."""
+        return states
+
     def fuse(
         self, text: TextStates, memory: Any, *, twin: bool = False, only_first: bool = False
     ) -> torch.Tensor:
@@ -164,10 +166,6 @@ class Alignment(VisionTextModel):
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------ features
-    def begin(self, tokens: Tokens, states: torch.Tensor) -> torch.Tensor:
-        """States (R, T, D) that `fuse` can go on from, of texts whose `encode_text` gave `states`."""
-        return states
-
     def image_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
         """Projected class token, length 1: (B, E)."""
         return F.normalize(self.part("vision_proj", twin)(states[:, 0]), dim=-1)

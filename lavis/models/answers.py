@@ -18,8 +18,9 @@ from lavis.models.presets import SMOOTHING
 from lavis.models.tokenizer import Tokenizer
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import generation
+from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, distilled_language_modelling_loss, language_modelling_loss
-from lavis.nn.text import Memory, TextDecoder, TextTransformer
+from lavis.nn.text import Memory, TextTransformer
 
 
 def write_answers(

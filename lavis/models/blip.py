@@ -23,8 +23,9 @@ from lavis.models.presets import GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, 
 from lavis.models.tokenizer import ASSETS
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn import generation
+from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
-from lavis.nn.text import TextConfig, TextDecoder
+from lavis.nn.text import TextConfig
 from lavis.nn.vit import VIT_LARGE
 
 # --------------------------------------------------------------------------------- configuration

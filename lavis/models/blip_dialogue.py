@@ -34,9 +34,10 @@ from lavis.models.presets import (
 )
 from lavis.models.tokenizer import Tokens
 from lavis.nn import generation
+from lavis.nn.language_model import TextDecoder
 from lavis.nn.linear import Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
-from lavis.nn.text import TextDecoder, TextTransformer
+from lavis.nn.text import TextTransformer
 
 Ids = list[int]
 Turns = Sequence[tuple[str, str]]

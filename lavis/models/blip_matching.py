@@ -22,8 +22,9 @@ from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BL
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
 from lavis.models.tokenizer import Tokens
+from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
-from lavis.nn.text import Memory, TextConfig, TextDecoder, TextTransformer
+from lavis.nn.text import Memory, TextConfig, TextTransformer
 from lavis.nn.vit import VIT_LARGE
 
 

@@ -16,8 +16,9 @@ from lavis.models import checkpoints
 from lavis.models.base import BaseModel, locate
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn import momentum
+from lavis.nn.language_model import LanguageModel
 from lavis.nn.losses import distillation_weight
-from lavis.nn.text import LanguageModel, TextConfig, TextTransformer
+from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.timesformer import TimeSformer
 from lavis.nn.vit import VIT_BASE, VisionTransformer, ViTConfig, interpolate_positions
 

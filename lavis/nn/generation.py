@@ -1,6 +1,6 @@
 """Decoding: greedy, beam search, nucleus sampling, and ranking given texts by likelihood.
 
-Works with anything that has `step(ids) -> logits` and `select(index)` (`nn.text.Decoding`); knows no
+Works with anything that has `step(ids) -> logits` and `select(index)` (`nn.language_model.Decoding`); knows no
 tokenizer and no model family. R rows = B items x G hypotheses or samples, T tokens, V vocabulary.
 
 The rules are those that the official checkpoints were evaluated with (transformers 4.26): a finished
@@ -16,12 +16,13 @@ from typing import Protocol
 
 import torch
 
+from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
-from lavis.nn.text import Memory, TextDecoder
+from lavis.nn.text import Memory
 
 
 class Decoder(Protocol):
-    """Texts being decoded, see `nn.text.Decoding`."""
+    """Texts being decoded, see `nn.language_model.Decoding`."""
 
     def step(self, ids: torch.Tensor) -> torch.Tensor: ...
 

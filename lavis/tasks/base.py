@@ -136,14 +136,22 @@ class Task:
         """File name of the records of an evaluation."""
         return f"{split}_epoch{epoch}.json"
 
+    def leaderboard(self, records: Sequence[Record]) -> Any:
+        """The records as a leaderboard takes them; None where it takes them as they are, or there is none."""
+        return None
+
     def save(self, records: Sequence[Record], path: str | Path) -> Path:
-        """Write the records as a JSON list, atomically."""
+        """Write the records as a JSON list, atomically, and what a leaderboard takes in a file beside."""
         rows = [jsonable(r) for r in records]
         for row in rows:
             key = self.id_key
             if key in row and isinstance(row[key], str) and str(row[key]).isdecimal():
                 row[key] = int(row[key])  # evaluation servers expect numbers
-        return write_json(path, rows, indent=None)
+        saved = write_json(path, rows, indent=None)
+        submission = self.leaderboard(records)
+        if submission is not None:
+            write_json(saved.with_name(f"{saved.stem}_leaderboard.json"), submission, indent=None)
+        return saved
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({json.dumps(dataclasses.asdict(self.settings))})"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from lavis.common.files import write_json
 from lavis.common.registry import registry
 from lavis.tasks.base import Record, Task, as_list
 
@@ -96,13 +94,11 @@ class DialogueTask(Task):
             record.update(answer=answer, reference=reference)
         return records
 
-    def save(self, records: Sequence[Record], path: str | Path) -> Path:
-        """As every task; ranks also as VisDial's server takes them, in a file beside."""
-        saved = super().save(records, path)
-        if self.ranks:
-            rows = [{key: r[key] for key in ("image_id", "round_id", "ranks")} for r in records]
-            write_json(saved.with_name(f"{saved.stem}_leaderboard.json"), rows, indent=None)
-        return saved
+    def leaderboard(self, records: Sequence[Record]) -> Any:
+        """Ranks alone, as VisDial's server takes them."""
+        if not self.ranks:
+            return None
+        return [{key: r[key] for key in ("image_id", "round_id", "ranks")} for r in records]
 
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
         """Of ranks: r1, r5, r10 and mrr in percent, mean_rank, and ndcg in percent over the rounds that

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from lavis.common.files import write_json
 from lavis.common.registry import registry
 from lavis.tasks.base import Record, Task, as_list, by_text_id
 
@@ -126,21 +124,8 @@ class VQATask(Task):
         return metrics
 
 
-class LeaderboardTask(VQATask):
-    """One whose answers are also written as a leaderboard takes them, in a file beside the records."""
-
-    def leaderboard(self, records: Sequence[Record]) -> Any:
-        """The content of that file."""
-        raise NotImplementedError(f"{type(self).__name__} has no leaderboard")
-
-    def save(self, records: Sequence[Record], path: str | Path) -> Path:
-        saved = super().save(records, path)
-        write_json(saved.with_name(f"{saved.stem}_leaderboard.json"), self.leaderboard(records), indent=None)
-        return saved
-
-
 @registry.register_task("aok_vqa")
-class AOKVQATask(LeaderboardTask):
+class AOKVQATask(VQATask):
     """A-OKVQA. Direct answers are right as far as three people gave them, compared as they are; of questions that
     come with choices, one is chosen, too (`choice` in the records)."""
 
@@ -171,7 +156,7 @@ class AOKVQATask(LeaderboardTask):
 
 
 @registry.register_task("gqa")
-class GQATask(LeaderboardTask):
+class GQATask(VQATask):
     """GQA: equality with the one right answer, both normalised."""
 
     def leaderboard(self, records: Sequence[Record]) -> Any:

@@ -1,0 +1,107 @@
+"""The text transformer with a language-modelling head: masked words, and decoding over memories.
+
+R rows of text, T tokens, D width, V vocabulary. Parameter names are those of the official checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lavis.nn.cache import Cache
+from lavis.nn.linear import Linear
+from lavis.nn.text import Memory, TextConfig, TextTransformer
+
+
+class HeadTransform(nn.Module):
+    """Dense, GELU, LayerNorm before the vocabulary projection."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.width, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class Predictions(nn.Module):
+    """BERT's LM head. `bias` and `decoder.bias` are one parameter under the checkpoints' two names."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.transform = HeadTransform(config)
+        self.decoder = Linear(config.width, config.vocab_size)
+        self.bias = self.decoder.bias
+
+
+class Head(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.predictions = Predictions(config)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., D) -> (..., V)
+        return self.predictions.decoder(self.predictions.transform(x))
+
+
+class LanguageModel(nn.Module):
+    """A text transformer with an LM head whose matrix is the word embedding."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.bert = TextTransformer(config)
+        self.cls = Head(config)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the aliases one parameter again (after weights were assigned).
+
+        Where a file's aliases differ, the later entry wins, as when the original copies them in turn.
+        """
+        predictions = self.cls.predictions
+        self.bert.embeddings.word_embeddings.weight = predictions.decoder.weight
+        predictions.bias = predictions.decoder.bias
+
+    def reset_parameters(self) -> None:
+        self.bert.reset_parameters()
+        dense = self.cls.predictions.transform.dense
+        nn.init.normal_(dense.weight, std=self.bert.config.init_std)
+        nn.init.zeros_(dense.bias)
+        nn.init.zeros_(self.cls.predictions.decoder.bias)
+
+
+class TextDecoder(LanguageModel):
+    """Causal text transformer with its LM head."""
+
+    def project_memory(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> Memory:
+        return self.bert.project_memory(states, mask)
+
+    def forward(
+        self, ids: torch.Tensor, *, mask: torch.Tensor | None = None, memory: Memory | None = None
+    ) -> torch.Tensor:
+        """Logits (R, T, V) of the token after each place."""
+        return self.cls(self.bert(ids, mask=mask, memory=memory, causal=True))
+
+    def begin(self, memory: Memory | None, rows: int, max_length: int) -> Decoding:
+        """Start decoding `rows` texts of at most `max_length` tokens, prompt included."""
+        return Decoding(self, memory, rows, max_length)
+
+
+class Decoding:
+    """Texts being decoded: the decoder, its memory and its cache. What `generation` drives."""
+
+    def __init__(self, decoder: TextDecoder, memory: Memory | None, rows: int, max_length: int) -> None:
+        self.decoder = decoder
+        self.memory = None if memory is None else memory.contiguous()
+        like = decoder.bert.embeddings.word_embeddings.weight
+        self.cache = Cache(decoder.bert.config, rows, max_length, like.detach())
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """Read tokens (R, t), give float32 logits (R, V) of the token that follows."""
+        states = self.decoder.bert(ids, memory=self.memory, causal=True, cache=self.cache)
+        return self.decoder.cls(states[:, -1]).float()
+
+    def select(self, index: torch.Tensor) -> None:
+        """Row r goes on from the old row index[r]; the rows of an item must stay together."""
+        self.cache.select(index)
