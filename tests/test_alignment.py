@@ -233,6 +233,40 @@ def test_scores_equal_the_plain_way(k_test):
         np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_pictures_that_are_matched_side_by_side_get_the_same_scores(precision):
+    model = random_model("blip_retrieval")
+    gallery = Gallery(images(7, seed=5), [f"a {word} thing" for word in ("red", "green", "blue", "odd")])
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
+                found.append(model.compute_sim_matrix(gallery, {"k_test": 3}))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for one, several in zip(*found):
+        np.testing.assert_allclose(one, several, rtol=0, atol=1e-5)
+
+
+def test_what_goes_wrong_beside_other_pictures_is_raised(monkeypatch):
+    model, before = random_model("blip_retrieval"), torch.get_num_threads()
+
+    def broken(*inputs):
+        raise ValueError("this picture")
+
+    monkeypatch.setattr(model, "_match_all", broken)
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ValueError, match="this picture"):
+            model.compute_sim_matrix(Gallery(images(3), TEXTS), {"k_test": 2})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ["blip_retrieval", "albef_retrieval", "alpro_retrieval", "clip"])
 @pytest.mark.parametrize("whole", [False, True], ids=["autocast", "weights"])
 def test_scores_in_bfloat16_are_near(name, whole):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis.nn import generation
+from lavis.nn.attention import attend, attention_weights, merge_heads
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.linear import Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
@@ -83,6 +84,24 @@ def test_cached_equals_uncached(rows, pieces, seed):
             last = decoding.step(ids[:, done : done + piece])
             done += piece
             torch.testing.assert_close(last, whole[:, done - 1], rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(1, 60), st.integers(1, 10), st.integers(1, 2), st.booleans(), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_attention_equals_its_formula_for_any_number_of_keys(keys, items, groups, causal, seed):
+    rng = torch.Generator().manual_seed(seed)
+    length = keys if groups == 1 else 3
+    q = torch.randn(items * groups, length, 8, generator=rng)
+    k, v = torch.randn(2, items, 2, keys, 4, generator=rng)
+    mask = torch.rand(items, 1, 1, keys, generator=rng) < 0.7
+    mask[..., 0] = True
+    if causal and groups == 1:
+        mask = mask & torch.ones(length, keys, dtype=torch.bool).tril()
+    with torch.no_grad():
+        found = attend(q, k, v, heads=2, mask=mask)
+        weights = attention_weights(q, k, heads=2, mask=mask)
+        wanted = merge_heads(weights @ v.repeat_interleave(groups, dim=0))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_selecting_rows_goes_on_from_them():

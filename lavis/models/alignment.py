@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.models.base import inference
-from lavis.models.gallery import products, share_of, sum_over_ranks
+from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
 from lavis.models.outputs import Features, IntermediateOutput, Similarity
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
@@ -368,10 +368,15 @@ class Alignment(VisionTextModel):
         wanted_t2i.scatter_(0, sims.topk(min(k_test, sims.shape[0]), dim=0).indices, True)
         wanted = wanted_i2t | wanted_t2i
         matched = torch.zeros_like(sims)
-        for indices, media in share_of(data_loader, self.MEDIA):
-            for index, embeds in zip(indices, self.encode_image(media.to(self.device)).split(1)):
-                which = wanted[index].nonzero().squeeze(1)
-                matched[index, which] = self._match_all(embeds, texts, which)
+
+        def match(index: int, embeds: torch.Tensor) -> torch.Tensor:
+            return self._match_all(embeds, texts, wanted[index].nonzero().squeeze(1))
+
+        with side_by_side(self.device) as run:
+            for indices, media in share_of(data_loader, self.MEDIA):
+                pictures = self.encode_image(media.to(self.device)).split(1)
+                for index, found in zip(indices, run(match, indices, pictures)):
+                    matched[index, wanted[index]] = found
         scores = sum_over_ranks(matched, self.device) + sims
         i2t = scores.masked_fill(~wanted_i2t, NOT_SCORED)
         t2i = scores.masked_fill(~wanted_t2i, NOT_SCORED).T

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -43,3 +46,30 @@ def products(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     computed."""
     with torch.autocast("cpu", enabled=False):
         return images.float().cpu() @ texts.float().cpu().T
+
+
+@contextmanager
+def side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` for independent pieces of inference; on a CPU each has one thread, and all threads have a piece.
+
+    Products as small as those of a picture with its texts leave most of a second thread idle when they share it.
+    Autograd is off in the pieces, and autocast is as it is here.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield map
+        return
+    precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+    def alone(work: Callable[..., Any], *inputs: Any) -> Any:
+        with torch.no_grad(), torch.autocast("cpu", dtype=precision, enabled=precision is not None):
+            return work(*inputs)
+
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield lambda work, *inputs: pool.map(alone, repeat(work), *inputs)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(
+            threads
+        )  # threads that begin later take the number that was set last, wherever that was

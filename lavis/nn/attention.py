@@ -48,6 +48,7 @@ def attend(
     if rows % items:
         raise ValueError(f"{rows} rows of queries cannot be shared out evenly among {items} memories")
     grouped = split_heads(q.reshape(items, (rows // items) * length, width), heads)  # (B, H, G·T, Dh)
+    k, v, mask = _in_whole_vectors(k, v, mask)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
         # The CPU's bfloat16 backward is 8 times as slow as its float32 one (docs/log.md).
         with torch.autocast("cpu", enabled=False):
@@ -57,6 +58,24 @@ def attend(
     else:
         out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, dropout_p=dropout)
     return merge_heads(out).reshape(rows, length, width)
+
+
+def _in_whole_vectors(
+    k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Keys, values and mask with padding that nobody looks at, where it saves time: of short texts on a CPU.
+
+    PyTorch's kernel takes keys 16 at a time and the rest one by one: 64 texts of 11 tokens took it 2.7 times as long
+    as those of 16 (docs/log.md).
+    """
+    lacking = -k.shape[2] % 16
+    if (
+        not lacking or mask is None or k.shape[2] > 48 or k.shape[0] < 8
+        or k.device.type != "cpu" or k.dtype != torch.float32 or torch.is_grad_enabled()
+    ):  # fmt: skip
+        return k, v, mask
+    pad = (0, 0, 0, lacking)
+    return F.pad(k, pad), F.pad(v, pad), F.pad(mask, (0, lacking))
 
 
 def attention_weights(
