@@ -1,0 +1,114 @@
+"""Any checkpoint that `load_model` can read, written as a folder of this library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lavis.common.files import existing_folder, replace_folder
+from lavis.models import BaseModel, load_model
+
+_HALF_LIMIT = float(torch.finfo(torch.float16).max)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written.
+
+    Attributes:
+        arch, model_type: the model. tensors: how many entries its state has. bytes: of model.safetensors.
+        half: whether matrices are stored as float16, and the largest difference that this made.
+        licence: of the preset's weights, as far as it is stated.
+    """
+
+    arch: str
+    model_type: str | None
+    tensors: int
+    bytes: int
+    half: bool
+    largest_difference: float
+    licence: str
+
+
+def convert(
+    source: str,
+    to: str | Path,
+    name: str | None = None,
+    model_type: str | None = None,
+    half: bool = False,
+    for_training: bool = False,
+) -> Converted:
+    """Write config.json, model.safetensors and the vocabulary of a model, and compare them with what was read.
+
+    Args:
+        source: a file, folder, URL or Hugging Face id; see `load_model`.
+        to: the folder to write; it must not exist, or be empty.
+        name, model_type: of the model; not needed for a folder of this library.
+        half: store matrices as float16 (they are read as float32); vectors and single numbers stay as they are.
+        for_training: keep momentum twins and queues, where the source has them.
+
+    Raises:
+        ValueError: weights that do not fit the model or float16; the folder is in use.
+        OSError: the source is not there.
+    """
+    folder = Path(to).expanduser()
+    if folder.is_file() or (existing_folder(folder) is not None and any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already; choose another folder, or delete it")
+    if name is None:
+        model = load_model(source, is_eval=not for_training)
+    else:
+        model = load_model(name, model_type, is_eval=not for_training, checkpoint=source)
+    before = _state(model)
+    if half:
+        _halve(model)
+    replace_folder(folder, model.save_pretrained)
+    del model
+    again = load_model(str(folder), is_eval=not for_training)
+    largest = _compare(before, _state(again), half, folder)
+    preset = again.preset(again.model_type) if again.model_type else None
+    return Converted(
+        arch=again.registered_name,
+        model_type=again.model_type,
+        tensors=len(before),
+        bytes=(folder / "model.safetensors").stat().st_size,
+        half=half,
+        largest_difference=largest,
+        licence=preset.licence if preset else "not stated",
+    )
+
+
+def _state(model: BaseModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def _halve(model: BaseModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or parameter.dtype != torch.float32:
+            continue
+        if not parameter.isfinite().all() or float(parameter.abs().max()) > _HALF_LIMIT:
+            raise ValueError(f"{name} has values beyond float16's range; convert without half")
+        parameter.data = parameter.data.half()
+
+
+def _compare(
+    before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], half: bool, folder: Path
+) -> float:
+    """The largest difference.
+
+    Raises:
+        ValueError: there is one that there should not be.
+    """
+    largest = 0.0
+    wrong = sorted(before.keys() ^ after.keys())
+    for name in before.keys() & after.keys():
+        old, new = before[name], after[name]
+        wanted = old.half().float() if half and old.ndim >= 2 and old.dtype == torch.float32 else old
+        if not torch.equal(wanted, new) and not torch.equal(old, new):
+            wrong.append(name)
+        elif half and old.is_floating_point() and old.numel():
+            largest = max(largest, float((old.float() - new.float()).abs().max()))
+    if wrong:
+        raise ValueError(f"{folder} does not give back what was read: {', '.join(sorted(wrong)[:4])} differ")
+    return largest

@@ -1,0 +1,113 @@
+"""A conversation about a picture: questions one after another, with the answers so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lavis.inference.loading import Loaded
+from lavis.models.answers import Answering
+from lavis.models.blip_dialogue import BlipDialogue
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer.
+
+    Attributes:
+        score: of a written answer the log-probability per token; of a chosen one its probability among the candidates.
+    """
+
+    question: str
+    answer: str
+    score: float
+
+
+class Conversation:
+    """Questions about one picture.
+
+    A dialogue model (`blip_vis_dialogue`) reads the rounds before each question. A visual question answering model
+    answers each question by itself.
+
+    Args:
+        loaded: the model.
+        picture: a Pillow picture, or what `loaded.vis` made of one.
+        caption: what a dialogue model reads beside the picture; needed by it, unused by others.
+        candidates: answers to choose from; None: the model writes them.
+
+    Attributes:
+        turns: what was asked and answered so far.
+        reads_history: whether the model heeds it.
+
+    Raises:
+        ValueError: another kind of model; no caption or no candidates where they are needed.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        picture: Any,
+        caption: str | None = None,
+        candidates: Sequence[str] | None = None,
+    ) -> None:
+        model = loaded.model
+        if loaded.sees != "image" or not isinstance(model, Answering | BlipDialogue):
+            raise ValueError(
+                f"{loaded.spec} does not talk about pictures; choose a model that does, such as blip_vqa/vqav2, or a "
+                "blip_vis_dialogue of your own"
+            )
+        self.reads_history = isinstance(model, BlipDialogue)
+        if isinstance(model, BlipDialogue):
+            if not (caption or "").strip():
+                raise ValueError(f"{loaded.spec} reads a caption beside the picture; give one")
+            if model.config.answering == "rank" and not candidates:
+                raise ValueError(f"{loaded.spec} chooses among answers; give some")
+        self.loaded, self.caption = loaded, caption
+        self.candidates = None if candidates is None else list(candidates)
+        tensor = picture if isinstance(picture, torch.Tensor) else loaded.vis(picture)
+        self._image = tensor[None].to(model.device)
+        self.turns: list[Turn] = []
+
+    def ask(self, question: str) -> Turn:
+        """Answer a question and remember both.
+
+        Raises:
+            ValueError: the question is empty.
+        """
+        cleaned = self.loaded.txt(question)
+        if not cleaned.strip():
+            raise ValueError("the question is empty")
+        model = self.loaded.model
+        with self.loaded.autocast():
+            if isinstance(model, BlipDialogue):
+                answer, score = self._in_dialogue(model, cleaned)
+            else:
+                answer, score = self._alone(model, cleaned)
+        self.turns.append(Turn(question, answer.strip(), score))
+        return self.turns[-1]
+
+    def _alone(self, model: Any, question: str) -> tuple[str, float]:
+        found = model.predict_answers(
+            {"image": self._image, "text_input": [question]},
+            inference_method="rank" if self.candidates else "generate",
+            answer_list=self.candidates,
+            return_scores=True,
+        )
+        return found.texts[0], found.scores[0]
+
+    def _in_dialogue(self, model: BlipDialogue, question: str) -> tuple[str, float]:
+        samples = {
+            "image": self._image,
+            "caption": [self.loaded.txt(self.caption or "")],
+            "text_input": [question],
+            "dialog": [[(self.loaded.txt(t.question), t.answer) for t in self.turns]],
+        }
+        if self.candidates is None:
+            found: Any = model.generate(samples, return_scores=True)
+            return found.texts[0], found.scores[0]
+        scores = model.predict({**samples, "answer_options": [self.candidates]})[0]
+        best = int(scores.argmax())
+        return self.candidates[best], float(scores.softmax(dim=0)[best])

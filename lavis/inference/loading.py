@@ -1,0 +1,117 @@
+"""Which model is meant, and that model with all that it needs: processors, device, precision."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavis.common import device as devices
+from lavis.common.registry import registry, suggest
+from lavis.models import BaseModel, load_model_and_preprocess
+
+_VALUES = 1024  # of a tensor that a fingerprint looks at
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for use.
+
+    Attributes:
+        spec: what it was asked for by: <name>/<type>, a folder, or a Hugging Face id.
+        model: in evaluation mode, on its device.
+        vis: a picture (or, of models of clips, a file, frames or pictures) to the model's tensor.
+        txt: clean-up of a text, as the model's training texts were cleaned.
+        precision: "fp32", "bf16" or "fp16", of the arithmetic.
+        checkpoint: the weights that were asked for in place of the model's own.
+    """
+
+    spec: str
+    model: BaseModel
+    vis: Callable[[Any], torch.Tensor]
+    txt: Callable[[str], str]
+    precision: str = "fp32"
+    checkpoint: str | None = None
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """A fresh context in which the model computes in its precision."""
+        return devices.autocast(self.model.device, self.precision)
+
+    @property
+    def sees(self) -> str:
+        """ "image" or "video": the key of the model's samples."""
+        return str(getattr(self.model, "MEDIA", "image"))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the model has its random starting weights, so that its results mean nothing."""
+        if self.checkpoint is not None or Path(self.spec).is_dir() or self.model.model_type is None:
+            return False
+        preset = self.model.preset(self.model.model_type)
+        return preset.weights is None and preset.pretrained is None
+
+    def fingerprint(self) -> str:
+        """Tells this model's weights from others: names, shapes and up to 1024 values of every tensor (hexadecimal).
+
+        Features of models with different fingerprints don't go together.
+        """
+        digest = hashlib.sha256(self.model.registered_name.encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            values = tensor.detach().flatten()
+            some = values[:: max(1, len(values) // _VALUES)][:_VALUES].double().cpu().numpy()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(some.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+
+def split_model(spec: str) -> tuple[str, str | None]:
+    """`arch/type`, `arch`, a folder or a Hugging Face id as the first two arguments of `load_model`.
+
+    Raises:
+        ValueError: no such model; near names are suggested.
+        OSError: an id that is not in the cache and can't be downloaded.
+    """
+    if Path(spec).expanduser().is_dir():
+        return str(Path(spec).expanduser()), None
+    arch, slash, model_type = spec.partition("/")
+    known = registry.list_models()
+    if arch in known:
+        return arch, model_type or None
+    near = suggest(arch, known)
+    if slash and near.startswith(" Known:"):  # nothing near: it may be on the Hugging Face hub
+        from lavis.common import hub
+
+        folder = hub.fetch(spec)
+        if folder.is_dir():
+            return str(folder), None
+    raise ValueError(
+        f"there is no model {spec!r}; give <name>/<type> (see `lavis models`) or a checkpoint's folder.{near}"
+    )
+
+
+def load(spec: str, checkpoint: str | None = None, device: str = "auto", precision: str = "auto") -> Loaded:
+    """Load a model for use, not for training.
+
+    Args:
+        spec: "<name>/<type>", the folder of a checkpoint, or a Hugging Face id.
+        checkpoint: weights to use instead of the model's own: a file, folder, URL or Hugging Face id.
+        device, precision: see `lavis.common.device`.
+
+    Raises:
+        ValueError: no such model, weights that do not fit, an unknown device or precision.
+        OSError: weights that are not there or can't be downloaded.
+    """
+    where = devices.pick_device(device)
+    chosen = devices.pick_precision(where, precision)
+    name, model_type = split_model(spec)
+    model, pictures, texts = load_model_and_preprocess(
+        name, model_type, is_eval=True, device=where, checkpoint=checkpoint
+    )
+    if where.type == "cpu" and chosen == "fp32":
+        model.pack_weights()
+    return Loaded(spec, model, pictures["eval"], texts["eval"], chosen, checkpoint)
