@@ -30,20 +30,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self.command == "GET":
                 self.server.asked[path] += 1
             seen = self.server.asked[path]
-            self.server.running += 1
-            self.server.most_running = max(self.server.most_running, self.server.running)
             self.server.agents.add(self.headers.get("User-Agent", ""))
-        try:
-            answer = self.server.files.get(path)
-            if answer is None:
-                self.answer(404, b"not here")
-            elif isinstance(answer, bytes):
-                self.file(answer)
-            else:
-                answer(self, seen)
-        finally:
-            with self.server.guard:
-                self.server.running -= 1
+        answer = self.server.files.get(path)
+        if answer is None:
+            self.answer(404, b"not here")
+        elif isinstance(answer, bytes):
+            self.file(answer)
+        else:
+            answer(self, seen)
 
     def answer(self, status: int, body: bytes, sent: int | None = None, **headers: str) -> None:
         """An answer whose body may break off after `sent` bytes."""
@@ -83,7 +77,6 @@ class Served(http.server.ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.agents: set[str] = set()
         self.guard = threading.Lock()
-        self.running = self.most_running = 0
         self.stop = threading.Event()
 
     def url(self, path: str) -> str:

@@ -70,7 +70,11 @@ def download(
         typer.Option("--shards", help="Lists of pictures: into WebDataset shards, not a folder of files."),
     ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Lists of pictures: also those that were refused before.")
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Lists of pictures: also those that failed before; shards are opened again for them.",
+        ),
     ] = False,
     columns: Annotated[
         str | None,

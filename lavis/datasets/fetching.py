@@ -42,6 +42,7 @@ _REFUSED_BY = ("noai", "noimageai")
 _PLACEHOLDERS = ("photo_unavailable",)  # in the address that Flickr sends one to
 _ORIENTATION = 0x0112  # the EXIF tag
 REFUSED_BEFORE = "refused in an earlier run"
+FAILURES = "failures.jsonl"
 
 
 @dataclass(frozen=True)
@@ -218,14 +219,15 @@ class Files:
 
 
 class Packed:
-    """Keeps pictures in shards."""
+    """Keeps pictures in shards; `retry_failed` opens complete ones again for what failed."""
 
-    def __init__(self, folder: Path, identity: str) -> None:
+    def __init__(self, folder: Path, identity: str, retry_failed: bool = False) -> None:
         self.folder, self.jpeg = folder, True
-        self.shards = Shards(folder, identity)
+        failed = {f["place"]: f for f in _lines(folder / FAILURES)} if retry_failed else {}
+        self.shards = Shards(folder, identity, again=failed)
 
     def claim(self, job: Job, tally: Tally) -> bool:
-        """Whether this picture is to be fetched: its shard isn't complete."""
+        """Whether this picture is to be fetched: its shard isn't complete, or is opened again for it."""
         if self.shards.has(job.place):
             tally.there += 1
             return False
@@ -264,8 +266,8 @@ def fetch_pictures(
     """
     if hub.is_offline():
         raise OSError("LAVIS_OFFLINE or HF_HUB_OFFLINE forbids the network")
-    tally = Tally(failures=str(keeper.folder / "failures.jsonl"))
-    failures = keeper.folder / "failures.jsonl"
+    failures = keeper.folder / FAILURES
+    tally = Tally(failures=str(failures))
     refused = set() if settings.retry_failed else {f["url"] for f in _lines(failures) if not f["temporary"]}
     results: queue.SimpleQueue[_Settled | BaseException | None] = queue.SimpleQueue()
     drawn = threading.Event()
@@ -372,7 +374,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                     row = json.loads(line)
                 except ValueError:
                     continue
-                if isinstance(row, dict) and {"url", "name", "temporary"} <= row.keys():
+                if isinstance(row, dict) and {"url", "name", "place", "temporary"} <= row.keys():
                     yield row
 
 
@@ -383,6 +385,9 @@ def _tidy(failures: Path, keeper: Files | Packed) -> None:
     last = {row["url"]: row for row in _lines(failures)}
     if isinstance(keeper, Files):
         last = {url: row for url, row in last.items() if row["name"] not in keeper.there}
+    else:
+        there = {int(record["key"]) for record in keeper.shards.records()}
+        last = {url: row for url, row in last.items() if row["place"] not in there}
     write_rows(failures, iter(last.values()))
 
 

@@ -113,7 +113,7 @@ def _run(
     annotation: Path,
     total: int | None = None,
 ) -> Tally:
-    keeper = Packed(folder, identity) if shards else Files(folder)
+    keeper = Packed(folder, identity, settings.retry_failed) if shards else Files(folder)
     tally = fetch_pictures(jobs(), keeper, settings, total)
     if isinstance(keeper, Packed):
         write_rows(annotation, keeper.shards.records())
