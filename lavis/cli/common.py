@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-DEVICE = typer.Option(help="auto, cpu, cuda, cuda:<number> or mps.")
-PRECISION = typer.Option(help="auto, fp32, bf16 or fp16.")
+if TYPE_CHECKING:
+    from lavis.inference import Loaded
+
+
+def one_of(*names: str) -> Callable[[str], list[str]]:
+    """What shell completion offers for an option."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+DEVICE = typer.Option(
+    help="auto, cpu, cuda, cuda:<number> or mps.", autocompletion=one_of("auto", "cpu", "cuda", "mps")
+)
+PRECISION = typer.Option(
+    help="auto, fp32, bf16 or fp16.", autocompletion=one_of("auto", "fp32", "bf16", "fp16")
+)
 PICTURES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"])
 
 
@@ -28,40 +41,40 @@ def split_model(spec: str) -> tuple[str, str | None]:
     Raises:
         ValueError: no such model; near names are suggested.
     """
-    from lavis.common.registry import registry, suggest
+    from lavis.inference import split_model
 
-    if Path(spec).expanduser().is_dir():
-        return str(Path(spec).expanduser()), None
-    arch, slash, model_type = spec.partition("/")
-    known = registry.list_models()
-    if arch in known:
-        return arch, model_type or None
-    near = suggest(arch, known)
-    if slash and near.startswith(" Known:"):  # nothing near: it may be on the Hugging Face hub
-        from lavis.common import hub
-
-        folder = hub.fetch(spec)
-        if folder.is_dir():
-            return str(folder), None
-    raise ValueError(
-        f"there is no model {spec!r}; give <name>/<type> (see `lavis models`) or a checkpoint's folder.{near}"
-    )
+    return split_model(spec)
 
 
-def load(spec: str, checkpoint: str | None, device: str, precision: str) -> tuple[Any, Any, Any, Any]:
-    """(model in evaluation mode, picture processor, text processor, autocast context)."""
-    from lavis.common import device as devices
-    from lavis.models import load_model_and_preprocess
+def load(spec: str, checkpoint: str | None, device: str, precision: str) -> Loaded:
+    """The model of the options, ready for use; says so if its weights are random."""
+    from lavis.inference import load
 
-    where = devices.pick_device(device)
-    chosen = devices.pick_precision(where, precision)
-    name, model_type = split_model(spec)
-    model, pictures, texts = load_model_and_preprocess(
-        name, model_type, is_eval=True, device=where, checkpoint=checkpoint
-    )
-    if where.type == "cpu" and chosen == "fp32":
-        model.pack_weights()
-    return model, pictures["eval"], texts["eval"], devices.autocast(where, chosen)
+    loaded = load(spec, checkpoint, device, precision)
+    if loaded.is_random:
+        note(
+            f"{spec} has random starting weights, so its results mean nothing; give --checkpoint or another --model"
+        )
+    return loaded
+
+
+def note_default(
+    model: str, checkpoint: str | None, default: str, knows: str, better: str, size: str = ""
+) -> None:
+    """Say what the small packaged model is, where it is used because no other was named."""
+    if model == default and checkpoint is None:
+        size = f"{size}, " if size else ""
+        note(
+            f"using the small packaged model {default}, which only knows {knows}; "
+            f"for photographs add --model {better} ({size}downloaded once)"
+        )
+
+
+def read_paths(null: bool = False) -> list[str]:
+    """Paths from standard input, one per line, or separated by NUL."""
+    data = sys.stdin.buffer.read()
+    parts = data.split(b"\0") if null else data.splitlines()
+    return [os.fsdecode(part) for part in parts if part.strip()]
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -71,14 +84,23 @@ def _matching(pattern: Path) -> list[Path]:
     return sorted(p for p in Path(*parts[:first]).glob("/".join(parts[first:])) if p.is_file())
 
 
-def find_pictures(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
+def find_pictures(paths: Sequence[str], null: bool = False) -> tuple[list[Path], list[str]]:
     """Pictures of files, folders (searched to any depth) and patterns, in order, each once.
+
+    Args:
+        paths: "-" stands for the paths that standard input has, see `read_paths`.
 
     Returns:
         The pictures, and one message per path that gave none.
     """
     found: dict[Path, None] = {}
     problems = []
+    if "-" in paths:
+        listed = read_paths(null)
+        at = list(paths).index("-")
+        paths = [*paths[:at], *listed, *(p for p in paths[at + 1 :] if p != "-")]
+        if not listed:
+            problems.append("-: standard input has no paths")
     for text in paths:
         path = Path(text).expanduser()
         if path.is_dir():
@@ -101,30 +123,65 @@ def find_pictures(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def read_answers(text: str | None) -> list[str] | None:
-    """`a,b,c`, or a file with one answer per line or a JSON list.
+    """The value of --answers, see `read_names`."""
+    return None if text is None else read_names(text, "--answers", "answer")
+
+
+def read_names(text: str, option: str, what: str) -> list[str]:
+    """`a,b,c`, or a file with one name per line or a JSON list; each once.
+
+    Args:
+        text: the option's value. option, what: how messages call it, and one of the names.
 
     Raises:
-        ValueError: there is no answer in it.
+        ValueError: there is no name in it.
         FileNotFoundError: it looks like a file and there is none.
     """
-    if text is None:
-        return None
     path = Path(text).expanduser()
     if path.is_file():
         content = path.read_text(encoding="utf-8-sig")
         answers = json.loads(content) if path.suffix == ".json" else content.splitlines()
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
-            raise ValueError(f'{path}: expected a JSON list of answers, such as ["yes", "no"]')
+            raise ValueError(f'{path}: expected a JSON list of {what}s, such as ["yes", "no"]')
     elif path.suffix in (".json", ".txt") and "," not in text:
-        raise FileNotFoundError(f"--answers: there is no file {text}")
+        raise FileNotFoundError(f"{option}: there is no file {text}")
     else:
         answers = text.split(",")
     answers = [a.strip() for a in answers if a.strip()]
     if not answers:
         raise ValueError(
-            f"--answers {text!r}: there is no answer in it; give a,b,c or a file with one per line"
+            f"{option} {text!r}: there is no {what} in it; give a,b,c or a file with one per line"
         )
     return list(dict.fromkeys(answers))
+
+
+def split_last(
+    arguments: Sequence[str], given: Sequence[str] | None, command: str, what: str
+) -> tuple[list[str], list[str]]:
+    """PATH... and the text that follows them, unless texts were given by an option.
+
+    Args:
+        arguments: of the command. given: the option's values. command: "ask". what: "question", also the option's name.
+
+    Returns:
+        paths, and texts.
+
+    Raises:
+        ValueError: there is no text, or a file in its place.
+    """
+    paths, texts = list(arguments), list(given or [])
+    if texts:
+        return paths, texts
+    example = "what is this?" if what == "question" else "a red circle"
+    if len(paths) < 2:
+        raise ValueError(
+            f"{command} needs at least one picture and a {what}: "
+            f'lavis {command} photo.jpg "{example}", or lavis {command} photo.jpg --{what} "{example}"'
+        )
+    texts = [paths.pop()]
+    if Path(texts[0]).is_file():
+        raise ValueError(f"the last argument, {texts[0]!r}, is a file; put the {what} last or give --{what}")
+    return paths, texts
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

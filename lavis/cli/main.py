@@ -10,22 +10,67 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lavis import __version__
-from lavis.cli import benchmark, common, data, info, predict, runs
+from lavis.cli import (
+    benchmark,
+    common,
+    compare,
+    completion,
+    converting,
+    data,
+    explaining,
+    finding,
+    info,
+    predict,
+    runs,
+    talking,
+    vectors,
+)
+
+# The order and headings of `lavis --help`; a command that is in none of them comes last.
+GROUPS = {
+    "Use a model on pictures": ("caption", "ask", "dialogue", "match", "classify", "explain"),
+    "Vectors and search": ("features", "index", "search"),
+    "Train and evaluate": ("train", "evaluate", "benchmark"),
+    "Data sets": ("datasets", "card", "download", "data"),
+    "Models": ("models", "convert"),
+    "In a browser": ("demo", "browse"),
+}
+
+
+class _Grouped(typer.core.TyperGroup):
+    """Lists its commands under headings."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        placed = {name for names in GROUPS.values() for name in names}
+        others = tuple(name for name in self.list_commands(ctx) if name not in placed)
+        limit = formatter.width - 6 - max(map(len, self.list_commands(ctx)))
+        for heading, names in {**GROUPS, "More": others}.items():
+            found = [(name, self.get_command(ctx, name)) for name in names]
+            rows = [
+                (name, c.get_short_help_str(limit)) for name, c in found if c is not None and not c.hidden
+            ]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
 
 app = typer.Typer(
     name="lavis",
+    cls=_Grouped,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _module in (predict, runs, benchmark, data, info):
+for _module in (
+    predict, compare, finding, vectors, explaining, talking, converting, runs, benchmark, data, info, completion,
+):  # fmt: skip
     _module.register(app)
 
 # typer brings its own copy of click in newer versions; its exceptions are found by what it re-exports
@@ -53,12 +98,14 @@ def _globals(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Language-vision models: caption and ask about pictures, train, evaluate.
+    """Language-vision models: caption, search, classify and ask about pictures, train, evaluate.
 
     \b
     Examples:
       lavis caption photos/
       lavis ask photo.jpg "what colour is the car?"
+      lavis index photos/ --to photos.index
+      lavis search photos.index "a dog on a beach" --html found.html
       lavis train blip/caption_shapes --options run.max_iters=500
       lavis train --task captioning --data train.jsonl --images photos/
       lavis models
@@ -120,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _normalized(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in args
     command = typer.main.get_command(app)
+    if completion.is_asked():
+        return completion.answer(command)
     try:
         # not command.main(): it has exit codes of its own for interrupts and broken pipes
         with command.make_context("lavis", args) as context:

@@ -87,7 +87,7 @@ def _halve(model: BaseModel) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or parameter.dtype != torch.float32:
             continue
-        if not parameter.isfinite().all() or float(parameter.abs().max()) > _HALF_LIMIT:
+        if not parameter.isfinite().all() or float(parameter.detach().abs().max()) > _HALF_LIMIT:
             raise ValueError(f"{name} has values beyond float16's range; convert without half")
         parameter.data = parameter.data.half()
 

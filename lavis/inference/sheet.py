@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _GROUND, _INK, _FRAME = (255, 255, 255), (32, 33, 36), (218, 220, 224)
 _GAP, _LINE, _FONT_SIZE = 12, 17, 13
+_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int | None = None, side: int =
     rows = math.ceil(len(tiles) / columns)
     sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _GROUND)
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = _font()
     for i, tile in enumerate(tiles):
         left, top = _GAP + i % columns * width, _GAP + i // columns * height
         picture = _fitted(tile.picture, side)
@@ -52,6 +53,16 @@ def contact_sheet(tiles: Sequence[Tile], columns: int | None = None, side: int =
                 (left, top + side + 3 + number * _LINE), _shortened(line, pen, font, side), _INK, font=font
             )
     return sheet
+
+
+def _font() -> Font:
+    """A font of the system with many scripts, else Pillow's own, which has Latin letters without accents."""
+    for name in _FONTS:
+        try:
+            return ImageFont.truetype(name, _FONT_SIZE)
+        except OSError:
+            continue
+    return ImageFont.load_default(_FONT_SIZE)
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:

@@ -1,0 +1,181 @@
+"""`lavis match` and `lavis classify`: how well texts fit pictures, and which of some labels fits best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lavis.cli import common, options
+from lavis.cli.options import CLASSIFIER, MATCHER
+from lavis.cli.pictures import Pictures, Row
+
+_BETTER = "blip_retrieval/coco"
+
+
+def register(app: typer.Typer) -> None:
+    app.command("match")(match)
+    app.command("classify")(classify)
+
+
+def match(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH... [TEXT]",
+            help="Pictures, folders or patterns (- reads paths from standard input), and the text unless --text is "
+            "given.",
+        ),
+    ],
+    text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text. May be repeated.")] = None,
+    model: options.Model = MATCHER,
+    checkpoint: options.Checkpoint = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    out: options.Out = None,
+    pretty: options.Pretty = False,
+    null: options.Null = False,
+) -> None:
+    """How well texts fit pictures.
+
+    Prints one JSON object per picture and text: {"image", "text", "match", "cosine"}. match is the probability
+    that the text fits, from the model's matching head (null for a model without one, such as CLIP); cosine compares
+    the vectors of both, from -1 to 1.
+
+    \b
+    Examples:
+      lavis match photo.jpg "a dog on a beach" --model blip_retrieval/coco
+      lavis match photos/ -t "a dog" -t "a cat" --out matches.jsonl
+      lavis match drawing.png "a red circle" --pretty
+    """
+    paths, texts = common.split_last(arguments, text, "match", "text")
+    pictures = Pictures.of(paths, null)
+    common.note_default(model, checkpoint, MATCHER, options.SHAPES, _BETTER)
+    from lavis.inference import Encoder
+
+    encoder = Encoder(common.load(model, checkpoint, device, precision))
+
+    def predict(images: list[Any], paths: list[Path]) -> Iterator[Row]:
+        chances, cosines = encoder.match_all(images, texts)
+        for i, path in enumerate(paths):
+            for k, each in enumerate(texts):
+                chance = None if chances is None else round(float(chances[i, k]), 6)
+                yield {
+                    "image": str(path), "text": each, "match": chance, "cosine": round(float(cosines[i, k]), 6),
+                }  # fmt: skip
+
+    pictures.run(predict, encoder.prepare, batch_size, out, _plain_match if pretty else None)
+
+
+def _plain_match(row: Row) -> str:
+    chance = "" if row["match"] is None else f"{row['match']:.3f} fits, "
+    return f"{row['image']}  {row['text']}\n  {chance}cosine {row['cosine']:.3f}"
+
+
+def classify(
+    paths: options.Paths,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Names to choose from: a,b,c or a file with one per line or a JSON list, or imagenet (1000)."
+        ),
+    ],
+    templates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--templates",
+            "--template",
+            help='Texts around a name, such as "a photo of a {}" (may be repeated), a file with one per line, or '
+            'imagenet (80, of CLIP). Default: "a picture of a {}".',
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many labels to give.")] = 5,
+    head: Annotated[
+        str,
+        typer.Option(
+            help="itc compares vectors; itm asks the matching head about each label, slower.",
+            autocompletion=common.one_of("itc", "itm"),
+        ),
+    ] = "itc",
+    model: options.Model = CLASSIFIER,
+    checkpoint: options.Checkpoint = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    out: options.Out = None,
+    pretty: options.Pretty = False,
+    null: options.Null = False,
+) -> None:
+    """Choose among labels that the model was never trained on (zero-shot).
+
+    Prints one JSON object per picture: {"image", "label", "probability", "labels", "probabilities"}, the latter two
+    of the best --top-k. Probabilities are among the given labels, so one is always likely.
+
+    \b
+    Examples:
+      lavis classify photos/ --labels cat,dog,horse --model clip/ViT-B-32
+      lavis classify photo.jpg --labels names.txt --template "a photo of a {}" --top-k 3
+      lavis classify photos/ --labels imagenet --templates imagenet --model clip/ViT-L-14
+      lavis classify drawing.png --labels "red circle,blue star" --pretty
+    """
+    names = _labels(labels)
+    fillable = _templates(templates or [])
+    pictures = Pictures.of(paths, null)
+    common.note_default(model, checkpoint, CLASSIFIER, options.SHAPES, "clip/ViT-B-32")
+    from lavis.inference import Encoder, ZeroShot
+
+    encoder = Encoder(common.load(model, checkpoint, device, precision))
+    chooser = ZeroShot(encoder, names, fillable, head)
+
+    def predict(images: list[Any], paths: list[Path]) -> Iterator[Row]:
+        chances, order = chooser(images).sort(dim=1, descending=True, stable=True)
+        for path, best, places in zip(paths, chances.tolist(), order.tolist(), strict=True):
+            kept = [names[place] for place in places[:top_k]]
+            shares = [round(share, 6) for share in best[:top_k]]
+            row: Row = {"image": str(path), "label": kept[0], "probability": shares[0]}
+            yield row | ({"labels": kept, "probabilities": shares} if top_k > 1 else {})
+
+    pictures.run(predict, encoder.prepare, batch_size, out, _plain_labels if pretty else None)
+
+
+def _labels(text: str) -> list[str]:
+    if text == "imagenet":
+        from lavis.models.zero_shot import imagenet_classnames
+
+        return list(dict.fromkeys(imagenet_classnames()))
+    return common.read_names(text, "--labels", "label")
+
+
+def _templates(given: list[str]) -> list[Any]:
+    """Texts with {} of the option's values: such texts, files of them, "imagenet"."""
+    from lavis.inference.zero_shot import TEMPLATES
+    from lavis.models.zero_shot import imagenet_templates
+
+    out: list[Any] = []
+    for value in given:
+        if value == "imagenet":
+            out += imagenet_templates()
+        elif "{}" in value:
+            out.append(value)
+        else:
+            path = Path(value).expanduser()
+            if not path.is_file():
+                raise ValueError(
+                    f"--templates {value!r} is neither a text with {{}}, where the name goes, nor a file of such texts"
+                )
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            out += [line for line in lines if line]
+            wrong = next((line for line in lines if line and "{}" not in line), None)
+            if wrong is not None:
+                raise ValueError(f"{path}: the template {wrong!r} has no {{}}, where the name goes")
+    return out or list(TEMPLATES)
+
+
+def _plain_labels(row: Row) -> str:
+    names, shares = row.get("labels", [row["label"]]), row.get("probabilities", [row["probability"]])
+    return "\n".join(
+        [row["image"], *(f"  {100 * s:5.1f} %  {n}" for n, s in zip(names, shares, strict=True))]
+    )

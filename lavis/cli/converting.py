@@ -1,0 +1,70 @@
+"""`lavis convert`: any checkpoint that can be read, as a folder of this library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lavis.cli import common
+
+
+def register(app: typer.Typer) -> None:
+    app.command("convert")(convert)
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="An official .pth, OpenAI's archive, OpenCLIP's state dict, a folder of transformers or of this "
+            "library, a URL, or a Hugging Face id.",
+        ),
+    ],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The folder to write; it must not exist yet.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="<name>/<type> that the weights are of; not needed for a folder of this library."
+        ),
+    ] = None,
+    half: Annotated[
+        bool,
+        typer.Option("--half", help="Store matrices as 16-bit floats: half the size, read as 32-bit ones."),
+    ] = False,
+    for_training: Annotated[
+        bool, typer.Option("--for-training", help="Keep momentum copies and queues, where there are any.")
+    ] = False,
+) -> None:
+    """Convert a checkpoint to config.json and model.safetensors.
+
+    What was written is read again and compared with the source, tensor by tensor. Prints a summary as JSON.
+
+    \b
+    Examples:
+      lavis convert model_base_capfilt_large.pth --model blip_feature_extractor/base --to blip_base
+      lavis convert ViT-B-32.pt --model clip/ViT-B-32 --to clip_b32 --half
+      lavis convert openai/clip-vit-base-patch32 --model clip/ViT-B-32 --to clip_b32
+    """
+    if to is None:
+        raise ValueError("where should the model go? Name a folder: --to my_model")
+    from lavis.inference.convert import convert as run
+
+    name, model_type = (None, None) if model is None else common.split_model(model)
+    if name is None and not (Path(source).expanduser() / "config.json").is_file():
+        raise ValueError(
+            f"which model are the weights {source} of? Name it: --model <name>/<type> (see `lavis models`)"
+        )
+    done = run(source, to, name, model_type, half, for_training)
+    summary = {
+        "out": str(to), "model": done.arch + (f"/{done.model_type}" if done.model_type else ""),
+        "tensors": done.tensors, "bytes": done.bytes, "half": done.half,
+        "largest_difference": done.largest_difference, "licence": done.licence,
+    }  # fmt: skip
+    print(json.dumps(summary, ensure_ascii=False))
+    common.note(f"licence of this preset's weights: {done.licence}")

@@ -1,0 +1,102 @@
+"""`lavis explain`: where in a picture each word has its evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lavis.cli import common, options
+from lavis.cli.finding import save_png
+from lavis.cli.options import CAPTIONER, MATCHER
+
+
+def register(app: typer.Typer) -> None:
+    app.command("explain")(explain)
+
+
+def explain(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture.")],
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TEXT]",
+            help="The text to explain, or a question for a model that answers; none: a captioner's own caption.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The PNG file to write: a heat map per word.")
+    ] = None,
+    word: Annotated[
+        list[str] | None, typer.Option("--word", "-w", help="Only this word's map. May be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the maps as well, as numbers.")] = False,
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="The layer to look at (default: one that shows places well).")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="A model with a matching head, a captioner, or one that answers questions (default: "
+            f"{MATCHER}, without a text {CAPTIONER}).",
+        ),
+    ] = None,
+    checkpoint: options.Checkpoint = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+) -> None:
+    """Show where in a picture each word of a text has its evidence (Grad-CAM).
+
+    Prints one JSON object: {"image", "text", "score", "words"}, with --json also "maps", a square of numbers per word.
+    A map is stretched to the full range of colours, so it shows where a word looks, not how sure the model is.
+
+    \b
+    Examples:
+      lavis explain photo.jpg "a dog on a beach" --out dog.png --model blip_retrieval/coco
+      lavis explain photo.jpg --out caption.png --model blip_caption/base_coco
+      lavis explain photo.jpg "what is the dog chasing?" --model blip_vqa/vqav2 --out why.png
+      lavis explain drawing.png "a red circle above a blue star" --word star --out star.png
+    """
+    if out is None and not as_json:
+        raise ValueError("where should the maps go? Name a file, --out maps.png, or print them with --json")
+    spec = model or (CAPTIONER if text is None else MATCHER)
+    from lavis.datasets.base import open_picture
+
+    shown = open_picture(picture.expanduser(), upright=True)
+    better = "blip_caption/base_coco" if text is None else "blip_retrieval/coco"
+    common.note_default(spec, checkpoint, CAPTIONER if text is None else MATCHER, options.SHAPES, better)
+    from lavis import inference
+    from lavis.inference.explain import explanation_sheet
+
+    loaded = common.load(spec, checkpoint, device, precision)
+    found = inference.explain(loaded, shown, text, layer)
+    places = None if not word else _places(found.words, word)
+    row: dict[str, Any] = {
+        "image": str(picture), "text": found.text, "score": round(found.score, 6),
+        "words": found.words if places is None else [found.words[i] for i in places],
+    }  # fmt: skip
+    if text is not None and found.text != text:
+        row["question" if hasattr(loaded.model, "predict_answers") else "given"] = text
+    if as_json:
+        maps = found.maps if places is None else found.maps[places]
+        row["maps"] = maps.round(8).tolist()
+    if out is not None:
+        save_png(explanation_sheet(shown, found, places), out)
+        row["out"] = str(out)
+    print(json.dumps(row, ensure_ascii=False))
+
+
+def _places(words: list[str], wanted: list[str]) -> list[int]:
+    """Where the wanted words stand, each as often as it occurs."""
+    places = []
+    for name in wanted:
+        found = [
+            i for i, word in enumerate(words) if word.strip("?,.!").lower() == name.strip("?,.!").lower()
+        ]
+        if not found:
+            raise ValueError(f"--word {name}: the text has no such word; it has {', '.join(words)}")
+        places += found
+    return places

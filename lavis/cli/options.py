@@ -1,0 +1,38 @@
+"""Options that mean the same in every command that uses a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lavis.cli import common
+
+# the small packaged models that commands use by themselves
+CAPTIONER = "blip_caption/tiny_shapes"
+ANSWERER = "blip_vqa/tiny_easy_vqa"
+MATCHER = "blip_retrieval/tiny_shapes"
+CLASSIFIER = "albef_retrieval/tiny_shapes"  # surer than MATCHER about texts that name one thing
+EXTRACTOR = "blip_feature_extractor/tiny_shapes"
+SHAPES = "drawings of coloured shapes"  # what all but ANSWERER know
+
+PathList = typer.Argument(
+    metavar="PATH...", help="Pictures, folders or patterns; - reads paths from standard input."
+)
+Paths = Annotated[list[str], PathList]
+Null = Annotated[bool, typer.Option("--null", "-0", help="The paths that - reads are separated by NUL.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", help="<name>/<type> as in `lavis models`, or the folder of a checkpoint."),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(help="Weights to use instead of the model's own: a file, folder, URL or Hugging Face id."),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")]
+Device = Annotated[str, common.DEVICE]
+Precision = Annotated[str, common.PRECISION]
+Scores = Annotated[bool, typer.Option("--scores", help="Add score and logprob to each result.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
+Pretty = Annotated[bool, typer.Option("--pretty", help="Plain text for people instead of JSON lines.")]

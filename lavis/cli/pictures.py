@@ -1,0 +1,134 @@
+"""Pictures in, rows out: what commands that go through pictures share.
+
+A picture that cannot be read is reported, the others go on, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import typer
+
+from lavis.cli import common
+
+Row = dict[str, Any]
+Predict = Callable[[list[Any], list[Path]], Iterable[Row]]
+
+
+@dataclass
+class Pictures:
+    """The pictures of a call, and how many could not be used."""
+
+    paths: list[Path]
+    failed: int
+
+    @classmethod
+    def of(cls, paths: Sequence[str], null: bool = False) -> Pictures:
+        """See `common.find_pictures`; what is wrong with a path is said.
+
+        Raises:
+            FileNotFoundError: there is no picture at all.
+        """
+        found, problems = common.find_pictures(paths, null)
+        if not found:
+            raise FileNotFoundError("; ".join(problems) or "no pictures were given")
+        for problem in problems:
+            common.note(problem)
+        return cls(found, len(problems))
+
+    def run(
+        self,
+        predict: Predict,
+        prepare: Callable[[Any], Any],
+        batch_size: int,
+        out: Path | None,
+        plain: Callable[[Row], str] | None = None,
+    ) -> None:
+        """Predict for all, print results as they come, and set the exit code.
+
+        Args:
+            predict: prepared pictures and their paths to rows.
+            prepare: what is done with each picture in a thread.
+            out: a file to write to; None: standard output.
+            plain: a row for people; None: JSON lines.
+        """
+        from lavis.inference.features import to_line
+        from lavis.inference.reading import read_batches
+
+        done = 0
+        with writing(out) as target, progress(len(self.paths), "picture", out is None) as bar:
+            for batch in read_batches(self.paths, prepare, batch_size):
+                for path, picture in batch:
+                    if isinstance(picture, Exception):
+                        self.report(path, str(picture))
+                good = [(path, p) for path, p in batch if not isinstance(p, Exception)]
+                if good:
+                    for row in predict([p for _, p in good], [path for path, _ in good]):
+                        print(plain(row) if plain else to_line(row), file=target)
+                    target.flush()
+                    done += len(good)
+                bar(len(batch))
+        self.finish(done)
+
+    def report(self, path: Path | str, reason: str) -> None:
+        """One line for a picture that could not be used."""
+        self.failed += 1
+        common.note(reason if str(path) in reason else f"{path}: {reason}")
+
+    def finish(self, done: int) -> None:
+        """Set the exit code.
+
+        Raises:
+            OSError: nothing could be used.
+            typer.Exit: some could not.
+        """
+        if done == 0:
+            raise OSError(f"none of the {len(self.paths)} pictures could be read")
+        if self.failed:
+            common.note(f"{self.failed} of {self.failed + done} inputs could not be used; see above")
+            raise typer.Exit(1)
+
+
+@contextmanager
+def writing(out: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file whose folder is made."""
+    if out is None:
+        yield sys.stdout
+        return
+    out = out.expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8") as f:
+        yield f
+
+
+@contextmanager
+def progress(total: int, unit: str, prints: bool = False) -> Iterator[Callable[[int], Any]]:
+    """A bar on standard error, to be told of every step.
+
+    None is shown where that is no terminal, or where results are printed to the same terminal (`prints`).
+    """
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty() or (prints and sys.stdout.isatty())
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=total, unit=unit, disable=quiet))
+        yield bar.update
+
+
+@contextmanager
+def counter(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, to be told (done, all)."""
+    from tqdm import tqdm
+
+    with tqdm(total=None, unit=unit, disable=not sys.stderr.isatty()) as bar:
+
+        def tell(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield tell

@@ -1,0 +1,93 @@
+"""`lavis dialogue`: questions about a picture, one after another."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lavis.cli import common, options
+from lavis.cli.options import ANSWERER
+
+_ENDS = ("quit", "exit")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("dialogue")(dialogue)
+
+
+def dialogue(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture.")],
+    caption: Annotated[
+        str | None,
+        typer.Option(help="What the picture shows; needed by dialogue models (blip_vis_dialogue)."),
+    ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option(help="Choose among these: a,b,c or a file with one per line or a JSON list."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
+    model: options.Model = ANSWERER,
+    checkpoint: options.Checkpoint = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+) -> None:
+    """Ask about a picture, one question after another.
+
+    Questions are typed, or read from standard input, one per line; an empty line is skipped, "quit" or the end of
+    input ends. A dialogue model heeds the rounds before; a question answering model takes each question by itself. With
+    --json: {"image", "round", "question", "answer", "score"}.
+
+    \b
+    Examples:
+      lavis dialogue photo.jpg --model blip_vqa/vqav2
+      lavis dialogue photo.jpg --model my_dialogue --caption "a street at night" --answers answers.txt
+      lavis dialogue photo.jpg --json < questions.txt
+    """
+    from lavis.datasets.base import open_picture
+
+    shown = open_picture(picture.expanduser(), upright=True)
+    choices = common.read_answers(answers)
+    common.note_default(
+        model, checkpoint, ANSWERER, "easy-VQA's drawings of one shape", "blip_vqa/vqav2", "1.4 GB"
+    )
+    from lavis.inference.dialogue import Conversation
+
+    talk = Conversation(common.load(model, checkpoint, device, precision), shown, caption, choices)
+    failed = 0
+    for question in _questions():
+        try:
+            turn = talk.ask(question)
+        except ValueError as e:
+            common.note(f"{question!r}: {e}")
+            failed += 1
+            continue
+        if as_json:
+            row = {
+                "image": str(picture), "round": len(talk.turns), "question": turn.question,
+                "answer": turn.answer, "score": round(turn.score, 6),
+            }  # fmt: skip
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+        else:
+            print(turn.answer, flush=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _questions() -> Iterator[str]:
+    """What is typed, or standard input's lines, without the empty ones, until the end."""
+    typed = sys.stdin.isatty()
+    if typed:
+        common.note('ask about the picture; "quit" ends')
+    while True:
+        if typed:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip().lower() in _ENDS:
+            return
+        if line.strip():
+            yield line.strip()

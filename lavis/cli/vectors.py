@@ -1,0 +1,150 @@
+"""`lavis features`: vectors of pictures or texts, in files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lavis.cli import common, options
+from lavis.cli.options import EXTRACTOR
+from lavis.cli.pictures import Pictures, counter
+
+if TYPE_CHECKING:
+    from lavis.inference.features import Item
+
+_MODES, _FORMATS = ("image", "text", "multimodal"), ("npy", "safetensors", "parquet")
+
+
+def register(app: typer.Typer) -> None:
+    app.command("features")(features)
+
+
+def features(
+    paths: Annotated[list[str] | None, options.PathList] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder to write.")] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="image, text (lines of --texts), or multimodal (texts that have read their pictures).",
+            autocompletion=common.one_of(*_MODES),
+        ),
+    ] = "image",
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of mode text: a file with one text per line. Of multimodal: a table (JSONL, CSV, TSV) with the "
+            "columns image and text; PATH is then the folder that its pictures lie in."
+        ),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="npy, safetensors or parquet (needs openlavis[parquet]).",
+            autocompletion=common.one_of(*_FORMATS),
+        ),
+    ] = "npy",
+    half: Annotated[bool, typer.Option("--half", help="Store 16-bit floats.")] = False,
+    shard_size: Annotated[int, typer.Option(min=1, help="Inputs per file.")] = 1024,
+    model: options.Model = EXTRACTOR,
+    checkpoint: options.Checkpoint = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    null: options.Null = False,
+) -> None:
+    """Write vectors of pictures or texts to files, in shards.
+
+    Vectors of images and texts have length 1 and lie in one space, so their products are cosines. Beside each
+    shard-00000.npy is shard-00000.jsonl, which names its rows; features.json describes the whole. Run again after an
+    interruption, what is complete is checked and kept. Under torchrun the processes share the shards; the result is the
+    same. Prints a summary as JSON.
+
+    \b
+    Examples:
+      lavis features photos/ --out vectors --model clip/ViT-B-32
+      lavis features --mode text --texts captions.txt --out text_vectors
+      lavis features photos/ --mode multimodal --texts pairs.csv --out fused
+      find photos -name "*.jpg" | lavis features - --out vectors --format parquet
+      torchrun --nproc_per_node=4 -m lavis features photos/ --out vectors --device cuda
+    """
+    if out is None:
+        raise ValueError("where should the vectors go? Name a folder: --out vectors")
+    for name, value, choices in (("--mode", mode, _MODES), ("--format", format, _FORMATS)):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; it must be {', '.join(choices)}")
+    items, pictures = _inputs(list(paths or []), mode, texts, null)
+    common.note_default(model, checkpoint, EXTRACTOR, options.SHAPES, "blip_feature_extractor/base")
+    from lavis.common import dist
+    from lavis.inference import Encoder
+    from lavis.inference.features import extract
+
+    dist.init_from_env()
+    encoder = Encoder(common.load(model, checkpoint, device, precision))
+    with counter("text" if mode == "text" else "picture") as tell:
+        done = extract(
+            encoder, items, out, mode, format, shard_size, batch_size, half, tell if dist.is_main() else None
+        )
+    for path, reason in done.failed:
+        pictures.report(path, reason)
+    if dist.is_main():
+        if done.kept:
+            common.note(f"{done.kept} of {done.rows} rows were there already and were kept")
+        summary = {"out": str(out), "rows": done.rows, "failed": len(done.failed), "width": _width(out)}
+        print(json.dumps(summary, ensure_ascii=False))
+    pictures.finish(done.rows)
+
+
+def _width(folder: Path) -> int:
+    from lavis.datasets.tables import read_json
+    from lavis.inference.features import SUMMARY
+
+    return int(read_json(folder.expanduser() / SUMMARY)["width"])
+
+
+def _inputs(paths: list[str], mode: str, texts: Path | None, null: bool) -> tuple[list[Item], Pictures]:
+    from lavis.inference.features import Item
+
+    if mode != "image" and texts is None:
+        raise ValueError(f"--mode {mode} needs --texts FILE")
+    if mode == "image":
+        if texts is not None:
+            raise ValueError("--texts is for --mode text or --mode multimodal")
+        if not paths:
+            raise ValueError(
+                "which pictures? Give files, folders or patterns, or - to read paths from standard input"
+            )
+        pictures = Pictures.of(paths, null)
+        return [Item(image=path) for path in pictures.paths], pictures
+    assert texts is not None
+    if mode == "text":
+        if paths:
+            raise ValueError(f"--mode text takes its texts from {texts}; leave {paths[0]!r} out")
+        if not texts.expanduser().is_file():
+            raise FileNotFoundError(f"--texts: there is no file {texts}")
+        lines = texts.expanduser().read_text(encoding="utf-8-sig").splitlines()
+        found = [Item(text=line) for line in lines if line.strip()]
+    else:
+        found = _pairs(texts, paths)
+    if not found:
+        raise ValueError(f"{texts} has no texts")
+    return found, Pictures([], 0)
+
+
+def _pairs(table: Path, paths: Sequence[str]) -> list[Item]:
+    from lavis.datasets.tables import read_table
+    from lavis.inference.features import Item
+
+    if len(paths) > 1 or (paths and not Path(paths[0]).expanduser().is_dir()):
+        raise ValueError("--mode multimodal takes one PATH, the folder that the table's pictures lie in")
+    root = Path(paths[0]).expanduser() if paths else table.expanduser().parent
+    found = []
+    for line, row in read_table(table):
+        if not isinstance(row.get("image"), str) or not isinstance(row.get("text"), str):
+            raise ValueError(f"{table}, line {line}: the columns image and text are needed")
+        found.append(Item(image=root / row["image"], text=row["text"]))
+    return found

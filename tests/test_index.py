@@ -1,0 +1,238 @@
+"""The index on disk: updates, interruptions, compaction, searching in blocks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lavis.datasets.builders import load_dataset
+from lavis.inference import Encoder, Index, load
+from lavis.inference import index as module
+
+COUNT = 120
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(load("blip_retrieval/tiny_shapes", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[str]]:
+    """Drawings as files, and a caption of each."""
+    folder = tmp_path_factory.mktemp("gallery") / "ünder 图"
+    folder.mkdir()
+    data = load_dataset("shapes_retrieval")["test"]
+    paths, captions = [], []
+    for i in range(COUNT):
+        record = data.records[i]
+        paths.append(folder / f"{i:03d}.png")
+        data.picture(record).save(paths[-1])
+        captions.append(record["caption"][0])
+    return paths, captions
+
+
+@pytest.fixture
+def copies(tmp_path: Path, gallery: tuple[list[Path], list[str]]) -> list[Path]:
+    """Twenty of the files, to be changed."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    return [Path(shutil.copy(p, folder)) for p in gallery[0][:20]]
+
+
+def _vectors(index: Index) -> dict[Path, np.ndarray]:
+    """Every picture's vector, found by asking for it."""
+    rows = np.fromfile(index._place() / module.FEATURES, dtype="<f4").reshape(-1, index.width)
+    with sqlite3.connect(index._place() / module.ENTRIES) as db:
+        return {Path(os.fsdecode(p)): rows[r] for r, p in db.execute("SELECT row, path FROM entries")}
+
+
+def _same(first: Index, second: Index) -> None:
+    one, two = _vectors(first), _vectors(second)
+    assert one.keys() == two.keys() == set(first.paths())
+    for path in one:
+        np.testing.assert_allclose(one[path], two[path], rtol=1e-4, atol=1e-5)
+
+
+def test_texts_find_their_drawings(
+    tmp_path: Path, encoder: Encoder, gallery: tuple[list[Path], list[str]]
+) -> None:
+    """Of 120; chance is 0.8 %."""
+    paths, captions = gallery
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    progress: list[tuple[int, int]] = []
+    done = index.update(paths, encoder, lambda n, all: progress.append((n, all)))
+    assert (done.added, done.changed, done.removed, done.unchanged) == (COUNT, 0, 0, 0) and not done.failed
+    assert progress[-1] == (COUNT, COUNT) and len(index) == COUNT and list(index.paths()) == paths
+    index = Index.open(tmp_path / "index")
+    some = range(0, COUNT, 3)
+    first = [index.search(encoder, captions[i], k=5) for i in some]
+    found = np.array([[hit.path == paths[i] for hit in hits] for i, hits in zip(some, first, strict=True)])
+    assert found[:, 0].mean() > 0.8 and found.any(axis=1).mean() > 0.95
+    assert all(hits[0].score >= hits[-1].score and hits[0].match is None for hits in first)
+    # by picture: itself first, with a cosine of 1
+    with Image.open(paths[7]) as picture:
+        best = index.search(encoder, picture=picture.convert("RGB"), k=3)
+        assert best[0].path == paths[7] and best[0].score == pytest.approx(1, abs=1e-4)
+        # of both, the weights decide
+        for weights, wanted in (((1, 0), 30), ((0, 1), 7)):
+            hits = index.search(encoder, captions[30], picture.convert("RGB"), weights=weights)
+            assert hits[0].path == paths[wanted]
+        both = {hit.path for hit in index.search(encoder, captions[30], picture.convert("RGB"), k=6)}
+        assert {paths[7], paths[30]} <= both
+    # the matching head orders the nearest, and the wanted one fits
+    hits = index.search(encoder, captions[40], k=4, rerank=10)
+    assert hits[0].path == paths[40] and hits[0].match is not None and hits[0].match > 0.5
+    assert len(hits) == 4 and all(h.match is not None and h.match < hits[0].match for h in hits[1:])
+
+
+def test_an_updated_index_is_one_made_from_scratch(
+    tmp_path: Path, encoder: Encoder, copies: list[Path], gallery: tuple[list[Path], list[str]]
+) -> None:
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    assert index.update(copies[:15], encoder).added == 15
+    copies[3].unlink()
+    shutil.copy(gallery[0][50], copies[5])
+    copies[6].write_bytes(b"broken")
+    os.utime(copies[8], ns=(1, 1))  # the same picture, another time
+    left = [p for p in copies if p != copies[3]]
+    done = index.update(left, encoder, batch_size=3)
+    assert (done.added, done.changed, done.removed, done.unchanged) == (5, 2, 1, 11)
+    assert [p for p, _ in done.failed] == [copies[6]] and str(copies[6]) in done.failed[0][1]
+    fresh = Index.create(tmp_path / "fresh", encoder.loaded.spec)
+    fresh.update(left, encoder)
+    _same(index, fresh)
+    assert len(index) == 18
+    for text in gallery[1][:5]:
+        one, two = index.search(encoder, text, k=18), fresh.search(encoder, text, k=18)
+        assert [h.path for h in one] == [h.path for h in two]
+    again = index.update(left, encoder)
+    assert (again.added, again.changed, again.removed, again.unchanged) == (0, 0, 0, 18)
+    failed = index.update([*left, tmp_path / "gone.png"], encoder).failed
+    assert {path for path, _ in failed} == {copies[6], tmp_path / "gone.png"}
+
+
+@pytest.mark.parametrize("torn", [0, 100])
+def test_an_interrupted_update_loses_one_batch_at_most(
+    tmp_path: Path, encoder: Encoder, copies: list[Path], torn: int
+) -> None:
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+
+    def stop(done: int, total: int) -> None:
+        if done >= 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index.update(copies, encoder, stop, batch_size=4)
+    with (index._place() / module.FEATURES).open("ab") as f:
+        f.write(b"x" * torn)  # what a kill in the middle of writing leaves
+    index = Index.open(tmp_path / "index")
+    assert len(index) == 12 and len(index.search(encoder, "a circle", k=50)) == 12
+    done = index.update(copies, encoder)
+    assert (done.added, done.unchanged) == (8, 12)
+    fresh = Index.create(tmp_path / "fresh", encoder.loaded.spec)
+    fresh.update(copies, encoder)
+    _same(index, fresh)
+
+
+def test_a_row_without_an_entry_is_never_found(tmp_path: Path, encoder: Encoder, copies: list[Path]) -> None:
+    """A kill between the two leaves whole rows that nothing names."""
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.update(copies[:4], encoder)
+    with (index._place() / module.FEATURES).open("ab") as f:
+        f.write(encoder.texts(["a circle"]).numpy().tobytes())  # would be the best
+    assert len(index.search(encoder, "a circle", k=10)) == 4
+    index.update(copies[:6], encoder)
+    hits = index.search(encoder, "a circle", k=10)
+    assert {h.path for h in hits} == set(copies[:6]) and hits[0].score < 0.99
+
+
+def test_many_stale_rows_are_thrown_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder, copies: list[Path]
+) -> None:
+    monkeypatch.setattr(module, "STALE_ROWS", 4)
+    monkeypatch.setattr(module, "BLOCK", 3)
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.update(copies, encoder)
+    reader = Index.open(tmp_path / "index")
+    before = (index._place() / module.FEATURES).stat().st_size
+    index.update(copies[10:16], encoder)
+    after = (index._place() / module.FEATURES).stat().st_size
+    assert after == before * 6 // 20
+    assert [p.name for p in sorted((tmp_path / "index").glob("generation-*"))] == ["generation-2"]
+    fresh = Index.create(tmp_path / "fresh", encoder.loaded.spec)
+    fresh.update(copies[10:16], encoder)
+    _same(Index.open(tmp_path / "index"), fresh)
+    assert len(reader.search(encoder, "a circle")) == 6  # one that was open finds the new generation
+    # left behind by a kill before the new generation counted
+    (tmp_path / "index" / "generation-3").mkdir()
+    (tmp_path / "index" / "generation-3" / "features.f32").write_bytes(b"half")
+    index.update(copies[10:17], encoder)
+    assert len(index) == 7 and not (tmp_path / "index" / "generation-3").exists()
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_blocks_give_the_plain_product(tmp_path: Path, encoder: Encoder, block: int) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((500, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors[400] = vectors[20]  # equal ones: the earlier row comes first
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.width = 64
+    index._describe()
+    paths = [tmp_path / f"{i}.png" for i in range(500)]
+    with index._entries() as db:
+        db.execute("CREATE TEMP TABLE listed (path BLOB UNIQUE, size INTEGER, changed INTEGER)")
+        db.executemany("INSERT INTO listed VALUES (?, 0, 0)", [(os.fsencode(p),) for p in paths])
+        for start in range(0, 500, 90):
+            index._append(db, paths[start : start + 90], vectors[start : start + 90])
+        db.execute("DELETE FROM entries WHERE row % 5 = 1")
+    live = [i for i in range(500) if i % 5 != 1]
+    for query in (vectors[20], rng.standard_normal(64).astype(np.float32)):
+        products = vectors[live] @ query
+        order = np.lexsort((live, -products))[:30]
+        hits = index.nearest(query, 30, block=block)
+        assert [h.path for h in hits] == [paths[live[i]] for i in order]
+        np.testing.assert_allclose([h.score for h in hits], products[order], rtol=1e-5, atol=1e-6)
+    assert [h.path.stem for h in index.nearest(vectors[20], 2, block=block)] == ["20", "400"]
+    assert len(index.nearest(vectors[0], 1000, block=block)) == 400
+
+
+def test_what_is_wrong_is_said(tmp_path: Path, encoder: Encoder, copies: list[Path]) -> None:
+    with pytest.raises(FileNotFoundError, match="is no index"):
+        Index.open(tmp_path)
+    with pytest.raises(ValueError, match="it is not empty"):
+        Index.create(copies[0].parent, "x")
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    assert index.search(encoder, "a circle") == [] and len(index) == 0
+    index.update(copies[:3], encoder)
+    with pytest.raises(ValueError, match="there is an index already"):
+        Index.create(tmp_path / "index", "x")
+    other = Encoder(load("albef_retrieval/tiny_shapes", device="cpu"))
+    for use in (lambda: index.update(copies, other), lambda: index.search(other, "a circle")):
+        with pytest.raises(ValueError, match="holds features of blip_retrieval/tiny_shapes; albef_retrieval"):
+            use()
+    with pytest.raises(ValueError, match="nothing to look for"):
+        index.search(encoder)
+    with pytest.raises(ValueError, match="k is 0"):
+        index.search(encoder, "a", k=0)
+    with pytest.raises(ValueError, match="compares pictures with a text"):
+        index.search(encoder, picture=Image.new("RGB", (9, 9)), rerank=3)
+    copies[1].unlink()
+    hits = index.search(encoder, "a circle", rerank=3)
+    assert hits[-1].path == copies[1] and hits[-1].match is None and hits[0].match is not None
+    with index._alone(), pytest.raises(OSError, match="being updated by another process"):
+        Index.open(tmp_path / "index").update(copies, encoder)
+    assert len(index) == 3
+    (index._place() / module.FEATURES).write_bytes(b"")
+    with pytest.raises(OSError, match=r"is damaged: features\.f32 has 0 rows"):
+        index.search(encoder, "a circle")
+    (tmp_path / "index" / "index.json").write_text('{"format": 2}')
+    with pytest.raises(ValueError, match="does not describe an index"):
+        Index.open(tmp_path / "index")
