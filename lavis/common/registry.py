@@ -24,6 +24,7 @@ _ROOMS = {
     "processor": "lavis.processors",
     "runner": "lavis.runners",
     "lr_scheduler": "lavis.common.optims",
+    "page": "lavis.app.demo.pages",  # of the web demo
 }
 PLUGIN_GROUP = "lavis.plugins"
 
@@ -80,6 +81,9 @@ class Registry:
 
     def register_lr_scheduler(self, name: str) -> Callable[[T], T]:
         return self._add("lr_scheduler", name)
+
+    def register_page(self, name: str) -> Callable[[T], T]:
+        return self._add("page", name)
 
     def register_path(self, name: str, path: str) -> None:
         """Remember a path under a name; a second value replaces the first."""
@@ -141,6 +145,9 @@ class Registry:
     def get_lr_scheduler_class(self, name: str) -> Any:
         return self._get("lr_scheduler", name)
 
+    def get_page_class(self, name: str) -> Any:
+        return self._get("page", name)
+
     def names(self, kind: str) -> list[str]:
         """All registered names of a kind, sorted."""
         return sorted(self._load(kind))
@@ -162,6 +169,9 @@ class Registry:
 
     def list_lr_schedulers(self) -> list[str]:
         return self.names("lr_scheduler")
+
+    def list_pages(self) -> list[str]:
+        return self.names("page")
 
     def get_path(self, name: str) -> str | None:
         return self._paths.get(name)

@@ -102,6 +102,13 @@ class Clip(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return self._index.count
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the coded frames, in pixels, from the file's header: nothing is decoded."""
+        with self._decodable("its header can't be read"):
+            codec = self._open()[1].codec_context
+        return codec.width, codec.height
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]

@@ -1,0 +1,250 @@
+"""Pages as Gradio components: picker, inputs, button, results, examples; the same for every page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lavis import __version__
+from lavis.app.demo.calls import Caller
+from lavis.app.demo.fields import (
+    ChoiceInput,
+    ClipInput,
+    Field,
+    LinesInput,
+    NumberInput,
+    PictureInput,
+    TextInput,
+)
+from lavis.app.demo.models import AWAY, PACKAGED, Choice
+from lavis.app.demo.page import Page
+
+STYLE = Path(__file__).parent / "style.css"
+# Gradio's examples are buttons with a picture and no words; a screen reader needs a name.
+NAMES = """
+new MutationObserver(() => document.querySelectorAll("button.gallery-item:not([aria-label])").forEach(
+  button => button.setAttribute("aria-label", "Example " + (1 + [...button.parentNode.children].indexOf(button)))
+)).observe(document, {childList: true, subtree: true});
+"""
+AT_ONCE = 16  # calls of a page that are taken from the queue; see `calls` for what they wait for
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A page with its address, the models that it offers, and what answers its calls."""
+
+    name: str
+    page: Page
+    offered: Sequence[Choice]
+    caller: Caller
+
+
+def build(pages: Sequence[Ready]) -> gr.Blocks:
+    """The app: a start page at /, each page at /<name>."""
+    with gr.Blocks(title="LAVIS", analytics_enabled=False, delete_cache=(600, 3600)) as app:
+        gr.Navbar(visible=False)
+        _html(_head(pages, ""))
+        _html(_start(pages))
+        _html(_foot())
+    for ready in pages:
+        with app.route(ready.page.title, f"/{ready.name}", show_in_navbar=False):
+            _page(pages, ready)
+    return app
+
+
+def _page(pages: Sequence[Ready], ready: Ready) -> None:
+    page = ready.page
+    gr.Navbar(visible=False)
+    _html(_head(pages, ready.name))
+    _html(f'<div class="lv-about"><h1>{escape(page.title)}</h1><p>{escape(page.about)}</p></div>')
+    given: list[Any] = []
+    shown: dict[str, Any] = {}
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=5, min_width=290):
+            if page.models:
+                given.append(_picker(ready))
+            for field in page.inputs:
+                if not field.more:
+                    shown[field.name] = _component(field, page)
+                    _examples(field, page, shown[field.name])
+            folded = [field for field in page.inputs if field.more]
+            if folded:
+                with gr.Accordion("More settings", open=False):
+                    shown |= {field.name: _component(field, page) for field in folded}
+            given += [shown[field.name] for field in page.inputs]
+            button = gr.Button(page.button, variant="primary")
+        with gr.Column(scale=6, min_width=290, elem_classes="lv-results"):
+            said = _html("")
+            results = [_html(output.placeholder()) for output in page.outputs]
+    _html(_foot())
+    triggers = [button.click]
+    triggers += [shown[field.name].submit for field in page.inputs if isinstance(field, TextInput)]
+    gr.on(
+        triggers,
+        ready.caller,
+        inputs=given,
+        outputs=[said, *results],
+        preprocess=False,  # `fields` check what comes, and open no file but uploads
+        concurrency_limit=AT_ONCE,
+        api_name=ready.name,
+        scroll_to_output=True,
+    )
+
+
+def _picker(ready: Ready) -> gr.Dropdown:
+    by_spec = {choice.spec: choice for choice in ready.offered}
+    first = ready.offered[0].spec
+    picker = gr.Dropdown(
+        [(choice.label, choice.spec) for choice in ready.offered],
+        value=first,
+        label="Model",
+        filterable=False,
+    )
+    note = _html(_model_note(by_spec[first], ready.offered))
+    picker.change(
+        lambda spec: _model_note(by_spec[spec], ready.offered) if spec in by_spec else "",
+        picker,
+        note,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    return picker
+
+
+def _model_note(choice: Choice, offered: Sequence[Choice]) -> str:
+    """What a model is; of a packaged one what it can't do, and where to find one that can."""
+    about = choice.note.removeprefix("in the package; ")
+    note = f"<p>{escape(about[:1].upper() + about[1:])}.</p>" if about else ""
+    if choice.where == AWAY:
+        note += (
+            '<p class="lv-small">Its weights are not on this machine. <code>lavis demo --download</code> fetches '
+            "them when the model is first used.</p>"
+        )
+    if choice.where == PACKAGED:
+        real = next((c.spec for c in offered if c.where != PACKAGED), None)
+        better = f" For those choose a model such as <code>{escape(real)}</code>." if real else ""
+        note += (
+            '<p class="lv-small">This is a small model for demonstration, and what it says of photographs means '
+            f"nothing.{better}</p>"
+        )
+    return f'<div class="lv-model">{note}</div>'
+
+
+def _component(field: Field, page: Page) -> Any:
+    about: dict[str, Any] = {"label": field.label, "info": field.info or None}
+    if isinstance(field, PictureInput):
+        value = str(page.examples[0]) if field.required and page.examples else None
+        return gr.Image(
+            value,
+            type="filepath",
+            image_mode=None,
+            sources=["upload", "clipboard"],
+            label=field.label,
+            height=260,
+        )
+    if isinstance(field, ClipInput):
+        return gr.Video(
+            str(page.examples[0]) if page.examples else None,
+            sources=["upload"],
+            label=field.label,
+            height=260,
+        )
+    if isinstance(field, LinesInput):
+        return gr.Textbox(field.value, lines=4, max_lines=8, placeholder=field.placeholder, **about)
+    if isinstance(field, TextInput):
+        return gr.Textbox(field.value, max_lines=1, placeholder=field.placeholder, **about)
+    if isinstance(field, ChoiceInput):
+        return gr.Radio(list(field.choices), value=field.choices[0], **about)
+    if isinstance(field, NumberInput):
+        return gr.Slider(field.minimum, field.maximum, value=field.value, step=field.step, **about)
+    raise TypeError(f"{type(page).__name__}: there is no component for {type(field).__name__}")
+
+
+def _examples(field: Field, page: Page, component: Any) -> None:
+    """The page's examples, below the first input that they are for."""
+    first = next((f for f in page.inputs if isinstance(f, PictureInput | ClipInput)), None)
+    if field is first and page.examples:
+        gr.Examples(
+            [[str(path)] for path in page.examples], [component], label="Examples", examples_per_page=12
+        )
+
+
+def _html(content: str) -> gr.HTML:
+    return gr.HTML(content, padding=False)
+
+
+def _head(pages: Sequence[Ready], current: str) -> str:
+    links = "".join(
+        f'<li><a href="/{ready.name}"{" aria-current=page" if ready.name == current else ""}>'
+        f"{escape(ready.page.title)}</a></li>"
+        for ready in pages
+    )
+    return (
+        '<header class="lv-head"><a class="lv-name" href="/">LAVIS</a><span>language and vision</span></header>'
+        f'<nav class="lv-nav" aria-label="Pages"><ul>{links}</ul></nav>'
+    )
+
+
+def _start(pages: Sequence[Ready]) -> str:
+    cards = "".join(
+        f'<li><a href="/{ready.name}"><h2>{escape(ready.page.title)}</h2><p>{escape(ready.page.about)}</p></a></li>'
+        for ready in pages
+    )
+    return (
+        '<div class="lv-about"><h1>What should a model do with a picture?</h1><p>Everything runs on this machine. '
+        "The models that come with the package are small and know drawings of coloured shapes; published ones can be "
+        f'chosen on each page.</p></div><ul class="lv-cards">{cards}</ul>'
+    )
+
+
+def _foot() -> str:
+    return (
+        f'<footer class="lv-foot">openlavis {__version__}. Uploads stay on this machine and are deleted when the demo '
+        "ends.</footer>"
+    )
+
+
+def head() -> str:
+    """What is added to the head of each page; styles go here, because Gradio rewrites those it is given."""
+    return f"<style>{STYLE.read_text(encoding='utf-8')}</style><script>{NAMES}</script>"
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's base theme in one blue, with the system's fonts (none is fetched) and readable greys."""
+    blue = gr.themes.Color(
+        c50="#eef5fa", c100="#d7e8f3", c200="#b0d2e8", c300="#7cbbe4", c400="#4d9acb", c500="#2f7db0", c600="#1f5f8b",
+        c700="#194d71", c800="#143c58", c900="#0f2d42", c950="#0a1e2c", name="lavis",
+    )  # fmt: skip
+    base = gr.themes.Base(
+        primary_hue=blue,
+        secondary_hue=blue,
+        neutral_hue="slate",
+        radius_size="md",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
+    )
+    return base.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_300",
+        button_primary_background_fill_hover_dark="*primary_200",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="*primary_950",
+        slider_color="*primary_600",
+        slider_color_dark="*primary_300",
+        checkbox_background_color_selected="*primary_600",
+        checkbox_background_color_selected_dark="*primary_500",
+    )

@@ -1,0 +1,102 @@
+"""What a page is, and all that a file with a page needs to import.
+
+A page says which models it can use, names its inputs and outputs, and has a function from one to the other. It knows
+neither the browser nor Gradio, so it is tested by calling `run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lavis.app.demo.fields import (
+    ChoiceInput,
+    ClipInput,
+    Field,
+    LinesInput,
+    NumberInput,
+    PictureInput,
+    TextInput,
+)
+from lavis.app.demo.results import Bars, Layers, Pictures, Result, Row, Shown
+
+__all__ = [
+    "EXAMPLES", "Bars", "ChoiceInput", "ClipInput", "Field", "Layers", "LinesInput", "NumberInput", "Page",
+    "PictureInput", "Pictures", "Result", "Row", "Settings", "Shown", "TextInput", "percent",
+]  # fmt: skip
+
+EXAMPLES = Path(__file__).parent / "examples"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What pages are told about the server.
+
+    Attributes:
+        work: a folder for what a page has to write; it is removed when the server ends.
+        gallery: the folder of pictures to search in; None: the drawings in the package.
+    """
+
+    work: Path
+    gallery: Path | None = None
+
+
+class Page:
+    """One page of the demo. Subclasses are registered with `registry.register_page(name)`.
+
+    Attributes:
+        title: of the page, two or three words.
+        about: what it does, a sentence or two.
+        button: what is on the button.
+        models: registered names of models that it can use ("blip_caption": every type with weights of its own; or
+            "name/type"), the preferred ones first. Empty: it needs none.
+        inputs, outputs: in the order in which they are shown.
+        examples: files for the first input that takes a picture or a clip.
+        order: of pages, smallest first.
+        batched: names of inputs that may differ between calls which are computed together; all other inputs are
+            equal in a batch. Not empty: `run` gets a list for each of these and returns a list of results.
+        largest_batch: calls computed together, at most.
+    """
+
+    title: ClassVar[str]
+    about: str = ""
+    button: ClassVar[str] = "Run"
+    models: Sequence[str] = ()
+    inputs: ClassVar[Sequence[Field]] = ()
+    outputs: ClassVar[Sequence[Result]] = ()
+    examples: ClassVar[Sequence[Path]] = ()
+    order: ClassVar[int] = 100
+    batched: ClassVar[Sequence[str]] = ()
+    largest_batch: ClassVar[int] = 8
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def run(self, loaded: Any, *args: Any, **inputs: Any) -> Any:
+        """Inputs to outputs.
+
+        Args:
+            loaded: the chosen model (`lavis.inference.Loaded`), used by nobody else meanwhile; None if there are no
+                `models`.
+            inputs: by the names of `inputs`, checked.
+
+        Returns:
+            the value of the output, or a tuple of as many as there are outputs; see `results`. With `batched`, a list
+            of these, one a call.
+
+        Raises:
+            ValueError, OSError, ImportError: what the visitor should read, as one sentence.
+        """
+        raise NotImplementedError
+
+
+def percent(share: float) -> str:
+    """0.123 as "12.3 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def values_of(page: type[Page] | Page, result: Any) -> Sequence[Any]:
+    """The values of a page's outputs, for what its `run` returned."""
+    return result if len(page.outputs) != 1 else (result,)

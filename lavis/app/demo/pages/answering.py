@@ -1,0 +1,62 @@
+"""Questions about a picture (paper, section 4.2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lavis.app.demo.page import EXAMPLES, Bars, LinesInput, Page, PictureInput, Row, TextInput, percent
+from lavis.common.registry import registry
+
+MODELS = ("blip_vqa", "albef_vqa")
+
+
+@registry.register_page("answering")
+class Answering(Page):
+    title = "Question answering"
+    about = (
+        "Answers a question about a picture: in its own words, or with one of the answers that you list. "
+        "Beside the answer stands how sure the model is of it."
+    )
+    button = "Ask"
+    models = MODELS
+    inputs = (
+        PictureInput("picture", "Picture"),
+        TextInput("question", "Question", value="what color is the shape?"),
+        LinesInput(
+            "answers", "Answers to choose from", "One a line; leave it empty to let the model write.",
+            placeholder="red\ngreen\nblue", minimum=0,
+        ),
+    )  # fmt: skip
+    outputs = (Bars("answer", "Answer"),)
+    examples = tuple(EXAMPLES / f"single_{i}.png" for i in (1, 2, 0, 3))
+    order = 20
+    batched = ("picture", "question")
+
+    def run(
+        self, loaded: Any, picture: list[Any], question: list[str], answers: tuple[str, ...] = ()
+    ) -> list[list[Row]]:
+        """The answer to each question of a batch, about its picture."""
+        import torch
+
+        image = torch.stack([loaded.vis(p) for p in picture]).to(loaded.model.device)
+        return answer(loaded, {"image": image}, question, answers)
+
+
+def answer(
+    loaded: Any, media: dict[str, Any], questions: list[str], answers: tuple[str, ...]
+) -> list[list[Row]]:
+    """One row a question: the answer and its probability (among the listed ones, or of all that could be written)."""
+    samples = {**media, "text_input": [loaded.txt(q) for q in questions]}
+    with loaded.autocast():
+        found = loaded.model.predict_answers(
+            samples,
+            inference_method="rank" if answers else "generate",
+            answer_list=list(answers) or None,
+            return_scores=True,
+        )
+    shares = found.scores if answers else [math.exp(value) for value in found.logprobs]
+    return [
+        [Row(text.strip() or "(no answer)", share, percent(share))]
+        for text, share in zip(found.texts, shares, strict=True)
+    ]

@@ -1,0 +1,42 @@
+"""Where in a picture each word is seen (paper, section 4.2: text localisation)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lavis.app.demo.page import EXAMPLES, Layers, Page, PictureInput, TextInput
+from lavis.common.registry import registry
+
+
+@registry.register_page("localization")
+class Localization(Page):
+    title = "Text localisation"
+    about = (
+        "Shows where in the picture each word of a text has its evidence (Grad-CAM of the matching model's "
+        "cross-attention): red is much, blue none. Choose a word to see its map."
+    )
+    button = "Locate"
+    models = ("blip_image_text_matching/tiny_shapes", "albef_retrieval/tiny_shapes",
+              "blip_image_text_matching", "blip_retrieval", "albef_retrieval")  # fmt: skip
+    inputs = (
+        PictureInput("picture", "Picture"),
+        TextInput("text", "Text", value="a purple ring above a red triangle and a green square"),
+    )
+    outputs = (Layers("maps", "Words in the picture"),)
+    examples = tuple(EXAMPLES / f"drawing_{i:02d}.png" for i in range(6))
+    order = 40
+
+    def run(self, loaded: Any, picture: Any, text: str) -> list[tuple[str, Any]]:
+        """The picture under each word's map, the mean of all first."""
+        from lavis.inference import explain, overlay
+
+        found = explain(loaded, picture, text)
+        shown = enlarged(picture)
+        maps = [("all words", found.whole), *zip(found.words, found.maps, strict=True)]
+        return [(word, overlay(shown, heat)) for word, heat in maps]
+
+
+def enlarged(picture: Any, side: int = 384) -> Any:
+    """A small picture with its longer side at `side` pixels, so that a map over it is smooth."""
+    factor = side / max(picture.size)
+    return picture if factor <= 1 else picture.resize([round(factor * n) for n in picture.size])

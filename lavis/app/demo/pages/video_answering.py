@@ -1,0 +1,32 @@
+"""Questions about a clip (BLIP on videos)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lavis.app.demo.page import EXAMPLES, Bars, ClipInput, LinesInput, Page, Row, TextInput
+from lavis.app.demo.pages.answering import answer
+from lavis.common.registry import registry
+
+
+@registry.register_page("video_answering")
+class VideoAnswering(Page):
+    title = "Video questions"
+    about = "Answers a question about a short clip, of which evenly spread frames are read."
+    button = "Ask"
+    models = ("blip_video_qa",)
+    inputs = (
+        ClipInput("clip", "Clip"),
+        TextInput("question", "Question", value="what color is the shape?"),
+        LinesInput(
+            "answers", "Answers to choose from", "One a line; leave it empty to let the model write.", minimum=0
+        ),
+    )  # fmt: skip
+    outputs = (Bars("answer", "Answer"),)
+    examples = tuple(EXAMPLES / f"clip_{i}.webm" for i in range(3))
+    order = 80
+
+    def run(self, loaded: Any, clip: Any, question: str, answers: tuple[str, ...] = ()) -> list[Row]:
+        """The answer and its probability."""
+        media = {"video": loaded.vis(clip)[None].to(loaded.model.device)}
+        return answer(loaded, media, [question], answers)[0]

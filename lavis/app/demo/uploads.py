@@ -1,0 +1,121 @@
+"""Files that visitors send: which are opened, and how large they may be.
+
+Only files below the server's upload folder are opened, whatever path a request names. What a file is is read from its
+first bytes, not from its name, and how much memory it takes from its header, before anything is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+CLIP_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
+
+_CLIP_PIXELS = 4096 * 2304  # of a frame
+_CLIP_FRAMES = 20_000  # 11 minutes at 30 a second
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is taken from visitors.
+
+    Attributes:
+        folder: where the server puts uploads (and the examples it shows).
+        megabytes: of a file.
+        megapixels: of a picture, decoded.
+    """
+
+    folder: Path
+    megabytes: float = 10
+    megapixels: float = 40
+
+
+def uploaded(value: Any, limits: Limits, label: str) -> Path:
+    """The path of an uploaded file, as a request names it: {"path": ...}.
+
+    Raises:
+        ValueError: it names no file of the upload folder, or one that is too large.
+    """
+    named = value.get("path") if isinstance(value, Mapping) else None
+    path = Path(named).resolve() if isinstance(named, str) and "\0" not in named else None
+    if path is None or not path.is_relative_to(limits.folder.resolve()) or not path.is_file():
+        raise ValueError(f"{label}: this is no file that was uploaded here; choose it again")
+    size = path.stat().st_size / 1e6
+    if size > limits.megabytes:
+        raise ValueError(f"{label}: the file has {size:.1f} MB, at most {limits.megabytes:g} are taken")
+    return path
+
+
+def open_picture(value: Any, limits: Limits, label: str) -> Image.Image:
+    """Decode an uploaded picture to RGB, upright; of an animation the first frame.
+
+    Raises:
+        ValueError: it is none, damaged, or too large.
+    """
+    path = uploaded(value, limits, label)
+    try:
+        with Image.open(path, formats=PICTURES) as picture:
+            megapixels = picture.width * picture.height / 1e6
+            if megapixels <= limits.megapixels:
+                return ImageOps.exif_transpose(picture).convert("RGB")
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"{label}: this is no picture that can be read; use one of {', '.join(PICTURES)}"
+        ) from None
+    except Image.DecompressionBombError:
+        raise ValueError(_too_many_pixels(label, "hundreds of", limits)) from None
+    except (OSError, ValueError, SyntaxError, EOFError) as e:  # what Pillow's decoders raise
+        raise ValueError(f"{label}: the picture is damaged ({e})") from e
+    raise ValueError(_too_many_pixels(label, f"{megapixels:.0f}", limits))
+
+
+def _too_many_pixels(label: str, megapixels: str, limits: Limits) -> str:
+    return f"{label}: the picture has {megapixels} megapixels, at most {limits.megapixels:g} are taken; make it smaller"
+
+
+def checked_clip(value: Any, limits: Limits, label: str) -> Path:
+    """The path of an uploaded clip that can be decoded.
+
+    Playlists and other formats that make FFmpeg open further files are not taken.
+
+    Raises:
+        ValueError: it is none, damaged, or too large.
+        ImportError: PyAV is not installed.
+    """
+    from lavis.datasets.base import UnreadableMediaError
+    from lavis.datasets.clips import Clip
+
+    path = uploaded(value, limits, label)
+    with path.open("rb") as file:
+        if not _is_clip(file.read(12)):
+            raise ValueError(f"{label}: this is no clip that can be read; use MP4, MOV, WebM, MKV or AVI")
+    try:
+        with Clip(path) as clip:
+            width, height = clip.size
+            if width * height > _CLIP_PIXELS:
+                raise ValueError(
+                    f"{label}: frames of {width} x {height} pixels are too large; at most 4096 x 2304 are taken"
+                )
+            if len(clip) > _CLIP_FRAMES:
+                raise ValueError(
+                    f"{label}: {len(clip)} frames are too many; at most {_CLIP_FRAMES} are taken"
+                )
+    except UnreadableMediaError as e:
+        reason = str(e).removeprefix(f"the clip {path} cannot be read: ").split(";")[0]
+        raise ValueError(f"{label}: the clip cannot be read: {reason}") from e
+    return path
+
+
+def _is_clip(head: bytes) -> bool:
+    """Whether a file begins as MP4 and QuickTime, Matroska and WebM, or AVI do."""
+    return (
+        head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
+        or head[:4] == b"\x1a\x45\xdf\xa3"
+        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+    )
