@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -71,9 +72,12 @@ def test_commands_and_options_in_the_pages_exist(generated):
         for words, command in commands().items()
     }
     everywhere = {"--import", "--debug", "--version", "--help", "-h"}
-    for page in PAGES:
-        text = (DOCS / page).read_text(encoding="utf-8")
-        lines = [line for b in blocks(DOCS / page) if b.language == "bash" for line in b.code.splitlines()]
+    notebooks = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
+    for page in [*(DOCS / p for p in PAGES), *notebooks]:
+        text = page.read_text(encoding="utf-8")
+        if page in notebooks:
+            text = "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+        lines = [line for b in blocks(page) if b.language == "bash" for line in b.code.splitlines()]
         lines += re.findall(r"`((?:lavis|torchrun)\s[^`]+)`", text)
         for line in lines:
             found = re.search(r"(?:^|\s)lavis ((?:--import \S+ )*)([a-z]+)( [a-z]+)?", " ".join(line.split()))
@@ -140,6 +144,7 @@ def test_sizes_in_the_zoo_are_those_of_the_models(generated):
 
 def test_every_data_set_has_a_card(generated):
     from _generate.cards import page_of
+    from _generate.markdown import described
 
     from lavis.common.registry import registry
 
@@ -150,8 +155,10 @@ def test_every_data_set_has_a_card(generated):
         assert f"[`{name}`]({page}.md)" in index
         card = generated[f"reference/datasets/{page}"]
         assert f"`{name}`" in card and "**Description.**" in card
+        meanings = described(cls.Options, sys.modules[cls.__module__].__doc__ or "")
         for field in dataclasses.fields(cls.Options):
             assert f"\n`{field.name}`\n: " in card, (name, field.name)
+            assert meanings.get(field.name), f"no docstring explains the option {field.name} of {name}"
 
 
 def test_every_key_of_a_run_is_explained(generated):

@@ -134,7 +134,7 @@ def _card(module: str, names: list[str]) -> str:
             which = "" if len(seen) == 1 else " of " + ", ".join(f"`{n}`" for n in of)
             parts.append(
                 f"\n## Options{which}\n\nIn a recipe's section `datasets: {{{of[0]}: {{…}}}}`, or as arguments of "
-                f"`load_dataset`.\n\n{keys(options)}"
+                f"`load_dataset`.\n\n{keys(options, doc)}"
             )
     types = [(n, datasets()[n].types()) for n in names]  # type: ignore[attr-defined]
     for name, kinds in types:

@@ -73,14 +73,14 @@ def default_of(field: dataclasses.Field[Any]) -> str:
     return ""
 
 
-def described(cls: type) -> dict[str, str]:
-    """What the docstrings of a dataclass and its bases say of each field.
+def described(cls: type, more: str = "") -> dict[str, str]:
+    """What the docstrings of a dataclass and its bases (and a further text) say of each field.
 
     In them a description is "name: text" or "name, other: text", one after the other on a line or each on its own.
     A field without a description of its own gets that in which it is named.
     """
     names = [f.name for f in dataclasses.fields(cls)]
-    found: dict[str, str] = {}
+    found = _described(inspect.cleandoc(more), names)
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("lavis.") and base.__doc__:
             found.update(_described(inspect.cleandoc(base.__doc__), names))
@@ -94,7 +94,8 @@ def described(cls: type) -> dict[str, str]:
 
 def _described(doc: str, names: Sequence[str]) -> dict[str, str]:
     one = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    start = re.compile(rf"(?:(?<=^)|(?<=[.;:)\n] )|(?<=\n)|(?<=  ))((?:{one})(?:, (?:{one}))*): ", re.M)
+    one = rf"(?:`(?:{one})`|\b(?:{one}))"
+    start = re.compile(rf"(?:(?<=^)|(?<=[.;:)\n] )|(?<=\n)|(?<=\* ))({one}(?:, {one})*):\s", re.M)
     text = re.sub(r"[ \t]+", " ", doc)
     text = re.sub(r"\n (?=\S)", "\n", text)
     hits = list(start.finditer(text))
@@ -102,15 +103,16 @@ def _described(doc: str, names: Sequence[str]) -> dict[str, str]:
     for hit, following in zip(hits, [*hits[1:], None]):
         said = text[hit.end() : following.start() if following else len(text)]
         said = " ".join(said.split("\n\n")[0].split()).rstrip(".; ")
-        for name in hit[1].split(", "):
+        said = said.split("**")[0].strip()
+        for name in hit[1].replace("`", "").split(", "):
             out[name] = said
     return out
 
 
-def keys(cls: type, prefix: str = "") -> str:
-    """A definition list of a dataclass's fields: type, default, meaning."""
+def keys(cls: type, more: str = "") -> str:
+    """A definition list of a dataclass's fields: type, default, meaning; `more`: see `described`."""
     hints = typing.get_type_hints(cls)
-    meanings = described(cls)
+    meanings = described(cls, more)
     out = []
     for f in dataclasses.fields(cls):
         default = default_of(f)
@@ -119,7 +121,7 @@ def keys(cls: type, prefix: str = "") -> str:
         said = meanings.get(f.name, "")
         out.append(
             term(
-                f"`{prefix}{f.name}`",
+                f"`{f.name}`",
                 facts + (f". {escaped(said)[:1].upper()}{escaped(said)[1:]}." if said else "."),
             )
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from importlib import import_module
 from typing import Any
 
 from _generate.markdown import escaped, first_sentence, keys, table
@@ -64,6 +66,9 @@ def pages() -> dict[str, str]:
     from lavis.runners.settings import RunConfig
 
     parts = [INTRODUCTION, "(run-keys)=\n## Keys of `run`\n\n", keys(RunConfig)]
+    for module in ("lavis.common.optims", "lavis.common.device"):
+        text = inspect.cleandoc(import_module(module).__doc__ or "")
+        parts.append(f"\nFrom {{py:mod}}`{module}`:\n\n```text\n{text}\n```\n")
     for name in registry.list_tasks():
         task = registry.get_task_class(name)
         parts.append(f"\n## Keys of `run` for `task: {name}`\n\n{escaped(first_sentence(task.__doc__))}\n\n")
