@@ -17,11 +17,13 @@ import typer
 from lavis import __version__
 from lavis.cli import (
     benchmark,
+    browse,
     common,
     compare,
     completion,
     converting,
     data,
+    demo,
     explaining,
     finding,
     info,
@@ -69,7 +71,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for _module in (
-    predict, compare, finding, vectors, explaining, talking, converting, runs, benchmark, data, info, completion,
+    predict, compare, finding, vectors, explaining, talking, converting, runs, benchmark, data, info, completion, demo,
+    browse,
 ):  # fmt: skip
     _module.register(app)
 

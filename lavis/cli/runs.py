@@ -124,6 +124,13 @@ def evaluate(
     batch_size: BatchSize = None,
     device: Device = None,
     precision: Precision = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Also write a page per split: metrics with intervals, curves, right and wrong cases.",
+        ),
+    ] = False,
 ) -> None:
     """Evaluate a model on the test splits of a recipe, or on data of your own. Prints the metrics as JSON.
 
@@ -135,12 +142,15 @@ def evaluate(
       lavis evaluate blip/caption_shapes --model output/20260101_120000/checkpoint_best
       lavis evaluate my_recipe.yaml --options run.test_splits=[test] run.batch_size_eval=64
       lavis evaluate --task captioning --data test.jsonl --images photos/ --model blip_caption/base_coco
+      lavis evaluate blip/caption_shapes --report
     """
     keys: dict[str, Any] = {
         "run.output_dir": out, "run.device": device, "run.precision": precision,
         "run.batch_size_eval": batch_size,
     }  # fmt: skip
     keys = {k: v for k, v in keys.items() if v is not None} | {"run.evaluate": True}
+    if report:
+        keys["run.report"] = True
     notes: list[str] = []
     content = None
     if data is None:
@@ -325,8 +335,12 @@ def _train(config: Any, notes: Sequence[str]) -> None:
 def _evaluate(config: Any, notes: Sequence[str]) -> None:
     from lavis.common import dist
 
-    metrics = _built(config, notes).evaluate()
+    runner = _built(config, notes)
+    metrics = runner.evaluate()
     if dist.is_main():
+        if config.run.report:
+            for split in metrics:
+                common.note(f"report: {runner.output_dir / f'report_{split}.html'}")
         print(json.dumps(metrics, indent=2, ensure_ascii=False))
 
 

@@ -186,7 +186,8 @@ class OwnDataset(_Own):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}; name the pictures' folder with images")
         skip = error_policy(plan.on_error, split in cls.train_splits) == "skip"
-        own_table.find_missing(records, folder, path, skip)
+        if plan.on_error != "show":  # the browser shows what is missing
+            own_table.find_missing(records, folder, path, skip)
         if task in ("captioning", "retrieval") and split != "train":
             records = own_table.merge_by_picture(records)
         own_table.number(records, task, path)

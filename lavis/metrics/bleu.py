@@ -6,11 +6,13 @@ references, with the length of the closest one (of two equally close, the shorte
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lavis.metrics.bootstrap import Statistic
 from lavis.metrics.ngrams import Captions, encode, ngrams
 
 Floats = NDArray[np.float64]
@@ -41,21 +43,12 @@ def _fold(correct: Floats, guess: Floats, length: Floats, closest: Floats) -> Fl
     return bleu * np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
 
 
-def bleu(
+def bleu_counts(
     predictions: Sequence[str], references: Sequence[Sequence[str]], longest: int = 4
-) -> tuple[Floats, Floats]:
-    """BLEU-1 … BLEU-`longest`.
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """What BLEU is made of: matches (longest, P), n-grams (longest, P), lengths (P,), closest lengths (P,).
 
-    Args:
-        predictions: P tokenized captions (`lavis.metrics.ptb.tokenize`).
-        references: P sequences of one or more tokenized captions.
-        longest: longest n-gram.
-
-    Returns:
-        (longest,) scores of the whole, from summed counts, and (longest, P) scores of each item. Fractions.
-
-    Raises:
-        ValueError: the numbers of items differ, there is none, or an item has no reference.
+    Args, Raises: as `bleu`.
     """
     captions = encode(predictions, references)
     p = captions.predictions
@@ -75,6 +68,40 @@ def bleu(
         allowed = np.where(keys[place] == key[ours], most[place], 0)
         matched = np.minimum(grams.count[ours], allowed)
         correct[n] = np.bincount(grams.caption[ours], weights=matched, minlength=p)
-    closest = _closest_lengths(captions)
+    return correct, guess, length, _closest_lengths(captions)
+
+
+def bleu(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], longest: int = 4
+) -> tuple[Floats, Floats]:
+    """BLEU-1 … BLEU-`longest`.
+
+    Args:
+        predictions: P tokenized captions (`lavis.metrics.ptb.tokenize`).
+        references: P sequences of one or more tokenized captions.
+        longest: longest n-gram.
+
+    Returns:
+        (longest,) scores of the whole, from summed counts, and (longest, P) scores of each item. Fractions.
+
+    Raises:
+        ValueError: the numbers of items differ, there is none, or an item has no reference.
+    """
+    correct, guess, length, closest = bleu_counts(predictions, references, longest)
     total = _fold(correct.sum(1), guess.sum(1), length.sum(), closest.sum())
     return total, _fold(correct, guess, length, closest)
+
+
+def bleu_statistics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], longest: int = 4
+) -> list[Statistic]:
+    """BLEU-1 … BLEU-`longest` as functions of sums over items, for resampling; arguments as `bleu`."""
+    correct, guess, length, closest = bleu_counts(predictions, references, longest)
+    parts = np.concatenate([correct, guess, [length], [closest]]).T  # (P, 2n + 2)
+
+    def fold(n: int, sums: Floats) -> Floats:
+        columns = np.moveaxis(sums, -1, 0)
+        scores = _fold(columns[:longest], columns[longest : 2 * longest], columns[-2], columns[-1])
+        return np.asarray(scores[n])
+
+    return [Statistic(parts, functools.partial(fold, n)) for n in range(longest)]

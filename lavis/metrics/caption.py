@@ -7,7 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lavis.metrics.bleu import bleu
+from lavis.metrics.bleu import bleu, bleu_statistics
+from lavis.metrics.bootstrap import Statistic, mean_of
 from lavis.metrics.cider import cider
 from lavis.metrics.ptb import tokenize
 from lavis.metrics.rouge import rouge_l
@@ -93,3 +94,16 @@ def caption_scores_each(
     """
     ids, scores = _all(predictions, references, tokenized)
     return {i: {name: float(each[k]) for name, (_, each) in scores.items()} for k, i in enumerate(ids)}
+
+
+def caption_statistics(
+    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], tokenized: bool = False
+) -> dict[str, Statistic]:
+    """The same scores as functions of sums over captions, in the order of `references`, for resampling.
+
+    Arguments and errors as in `caption_scores`. CIDEr is here the mean of captions whose weights of words are those
+    of the whole set, so a resample doesn't weigh words anew.
+    """
+    _, ours, theirs = aligned(predictions, references, tokenized)
+    out = {f"Bleu_{n + 1}": s for n, s in enumerate(bleu_statistics(ours, theirs))}
+    return out | {"ROUGE_L": mean_of(rouge_l(ours, theirs)[1]), "CIDEr": mean_of(cider(ours, theirs)[1])}

@@ -46,12 +46,14 @@ class Evaluator:
         iteration: int,
         out: RunFolder,
         before_batch: Callable[[], None] | None = None,
+        report: Callable[..., Any] | None = None,
     ) -> dict[str, dict[str, float]]:
         """Evaluate; called by every rank.
 
         Args:
             splits: names. epoch, iteration: label the results. out: where they go.
             before_batch: called before every batch; what it raises ends the evaluation.
+            report: called by rank 0 with split, data set, records, metrics and seconds (`evaluation_report.Reporter`).
 
         Returns:
             {split: metrics}, the same on every rank.
@@ -63,7 +65,7 @@ class Evaluator:
             devices_used = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices_used):
                 torch.manual_seed(self.run.seed)
-                return {s: self._split(s, epoch, iteration, out, before_batch) for s in splits}
+                return {s: self._split(s, epoch, iteration, out, before_batch, report) for s in splits}
         finally:
             self.model.train(training)
 
@@ -74,6 +76,7 @@ class Evaluator:
         iteration: int,
         out: RunFolder,
         before_batch: Callable[[], None] | None,
+        report: Callable[..., Any] | None,
     ) -> dict[str, float]:
         run = self.run
         dataset = self.dataset(split)
@@ -92,6 +95,8 @@ class Evaluator:
             metrics = {k: float(v) for k, v in self.task.score(records, dataset).items()}
             if not metrics:
                 logger.info("%s: nothing to score; the predictions are in %s", split, predictions)
+            if report is not None:
+                report(split, dataset, records, metrics, seconds)
             if data.skipped:
                 data.skipped.write()
                 logger.warning(

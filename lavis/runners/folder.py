@@ -213,10 +213,16 @@ def write_description(
     folder: Path, config: Any, datasets: Mapping[str, Mapping[str, Any]], device: torch.device, precision: str
 ) -> None:
     """Write config.yaml, from which the run can be repeated, and versions.json."""
+    config.save(folder / "config.yaml")
+    hashes = {n: {s: data_hash(d) for s, d in splits.items()} for n, splits in datasets.items()}
+    write_json(folder / "versions.json", {**versions(device, precision), "data_sha256": hashes})
+
+
+def versions(device: torch.device, precision: str) -> dict[str, Any]:
+    """Versions and the machine, as far as they can change a number."""
     import numpy
 
-    config.save(folder / "config.yaml")
-    versions = {
+    return {
         "lavis": lavis.__version__,
         "torch": torch.__version__,
         "numpy": numpy.__version__,
@@ -225,6 +231,4 @@ def write_description(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "precision": precision,
         "processes": dist.world_size(),
-        "data_sha256": {n: {s: data_hash(d) for s, d in splits.items()} for n, splits in datasets.items()},
     }
-    write_json(folder / "versions.json", versions)

@@ -1,12 +1,12 @@
 """A page about a captioning run: metrics before and after, the loss curve, pictures with their captions.
 
-Two files: `report.html`, self-contained, and `report.png`. Needs matplotlib (extra `report`).
+Two files: `report.html`, self-contained, and `report.png`. Needs matplotlib (extra `report`). A page about one
+evaluation of any task: `lavis.runners.evaluation_report`.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,32 @@ from typing import Any
 from PIL import Image
 
 from lavis.common.files import write_bytes, write_text
+from lavis.common.markup import Markup, tag
+from lavis.common.page import STYLE, document, line_chart, table
 
 INK, MUTED, BLUE, GREEN, RED = "#1f2933", "#6b7785", "#2563a8", "#1b7f4d", "#b3372b"
+SIDE = 224  # pixels, the longer side of pictures in a page
+
+PAGE_STYLE = (
+    STYLE
+    + """
+body { max-width: 64rem; padding: 2rem 1.2rem 4rem; }
+p.lead { color: var(--muted); margin: 0; max-width: 46rem; }
+.wide { margin-bottom: .8rem; }
+.wide td:has(svg) { vertical-align: middle; }
+@media (max-width: 34rem) { th, td { padding-right: .8rem; } .wide td:has(svg), .wide svg.bar { display: none; } }
+ul.cases { list-style: none; padding: 0; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); }
+ul.cases li { background: var(--card); border-radius: 10px; padding: .9rem; display: flex; gap: .9rem; }
+ul.cases li.many { flex-direction: column; }
+ul.cases .pictures { display: flex; gap: .4rem; flex: none; flex-wrap: wrap; align-content: flex-start; }
+ul.cases img { width: 112px; height: 112px; object-fit: contain; border-radius: 6px; }
+ul.cases .many .pictures img { width: 96px; height: 96px; }
+ul.cases .none { width: 112px; height: 112px; border: 1px dashed var(--line); border-radius: 6px; padding: .4rem;
+  color: var(--muted); font-size: .75rem; overflow: hidden; }
+ul.cases dl { font-size: .92rem; min-width: 0; }
+"""
+)
 
 
 @dataclass(frozen=True)
@@ -66,17 +90,22 @@ def write_report(
     matplotlib.use("Agg")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    curve = [(r["step"], r["loss"]) for r in history if r.get("event") == "step" and "loss" in r]
+    curve = loss_curve(history)
     picture, page = folder / "report.png", folder / "report.html"
     write_bytes(picture, _figure(title, metrics, curve, cases))
-    write_text(page, _page(title, introduction, metrics, _curve(curve), cases))
+    write_text(page, _page(title, introduction, metrics, curve, cases))
     return page, picture
+
+
+def loss_curve(history: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """(step, loss) of the log lines of steps."""
+    return [(r["step"], r["loss"]) for r in history if r.get("event") == "step" and r.get("loss") is not None]
 
 
 # ------------------------------------------------------------------------------------- picture
 
 
-def _draw_curve(axes: Any, curve: Sequence[tuple[int, float]]) -> None:
+def _draw_curve(axes: Any, curve: Sequence[tuple[float, float]]) -> None:
     axes.plot([s for s, _ in curve], [v for _, v in curve], color=BLUE, linewidth=1.8)
     axes.set_xlabel("iterations", color=MUTED)
     axes.set_ylabel("training loss (nats per token, smoothed labels)", color=MUTED)
@@ -88,20 +117,10 @@ def _draw_curve(axes: Any, curve: Sequence[tuple[int, float]]) -> None:
         axes.spines[side].set_color("#c6cdd4")
 
 
-def _curve(curve: Sequence[tuple[int, float]]) -> bytes:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 3.2), dpi=130, layout="constrained")
-    _draw_curve(figure.subplots(), curve)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
-
-
 def _figure(
     title: str,
     metrics: Mapping[str, tuple[float, float]],
-    curve: Sequence[tuple[int, float]],
+    curve: Sequence[tuple[float, float]],
     cases: Sequence[Case],
 ) -> bytes:
     """Curve and metrics on top, pictures with captions below, three in a row."""
@@ -163,76 +182,69 @@ def _figure(
 
 # ---------------------------------------------------------------------------------------- page
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1f2933; --muted: #5d6976; --line: #d9dfe5; --paper: #ffffff;
-  --card: #f6f8fa; --good: #1b7f4d; --bad: #b3372b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --muted: #9aa7b4; --line: #38434e; --paper: #14191e;
-  --card: #1d242b; --good: #58c28c; --bad: #ef8a7e; } }
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.2rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .8rem; }
-p.lead { color: var(--muted); margin: 0; max-width: 44rem; }
-table { border-collapse: collapse; min-width: min(26rem, 100%); }
-th, td { text-align: left; padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-img.curve { width: 100%; max-width: 46rem; border-radius: 8px; background: #fff; }
-ul.cases { list-style: none; padding: 0; display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(17.5rem, 1fr)); }
-ul.cases li { background: var(--card); border-radius: 10px; padding: .9rem; display: flex; gap: .9rem; }
-ul.cases img { width: 112px; height: 112px; border-radius: 6px; image-rendering: auto; flex: none; }
-dl { margin: 0; font-size: .92rem; } dt { color: var(--muted); font-size: .78rem; } dd { margin: 0 0 .45rem; }
-.good { color: var(--good); } .bad { color: var(--bad); }
-"""
 
-
-def _data_url(content: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def _thumbnail(image: Image.Image) -> str:
+def data_url(image: Image.Image, side: int = SIDE) -> str:
+    """A picture for a self-contained page, made smaller if it is larger than `side` pixels; small ones stay exact."""
+    small = image.convert("RGB")
+    exact = max(small.size) <= side // 2
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.convert("RGB").resize((224, 224), Image.Resampling.LANCZOS).save(out, "PNG")
-    return _data_url(out.getvalue())
+    if exact:
+        small.save(out, "PNG")
+    else:
+        small.save(out, "JPEG", quality=82)
+    kind = "png" if exact else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _caption(label: str, text: str, right: bool | None) -> str:
-    mark = {True: ' <span class="good">true</span>', False: ' <span class="bad">not true</span>', None: ""}[
-        right
+def report_page(title: str, body: Any) -> str:
+    """A page that needs nothing else and may load nothing else."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = [
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("style", Markup(PAGE_STYLE)),
     ]
-    return f"<dt>{label}{mark}</dt><dd>{html.escape(text) or '(empty)'}</dd>"
+    return document(title, head, body)
+
+
+def _caption(label: str, text: str, right: bool | None) -> Markup:
+    mark = None if right is None else tag("span", " true" if right else " not true", class_=_kind(right))
+    return tag("dt", label, mark) + tag("dd", text or "(empty)")
+
+
+def _kind(right: bool) -> str:
+    return "good" if right else "bad"
 
 
 def _page(
     title: str,
     introduction: str,
     metrics: Mapping[str, tuple[float, float]],
-    curve: bytes,
+    curve: Sequence[tuple[float, float]],
     cases: Sequence[Case],
 ) -> str:
-    rows = "\n".join(
-        f'<tr><td>{html.escape(name)}</td><td class="n">{before:.3g}</td><td class="n">{after:.3g}</td></tr>'
-        for name, (before, after) in metrics.items()
-    )
-    items = "\n".join(
-        f'<li><img src="{_thumbnail(c.image)}" alt="{html.escape(c.reference, quote=True)}"><dl>'
-        + _caption("before", c.before, c.before_right)
-        + _caption("after", c.after, c.after_right)
-        + _caption("reference", c.reference, None)
-        + "</dl></li>"
+    items = [
+        tag(
+            "li",
+            tag("img", src=data_url(c.image), alt=c.reference),
+            tag(
+                "dl",
+                _caption("before", c.before, c.before_right),
+                _caption("after", c.after, c.after_right),
+                _caption("reference", c.reference, None),
+            ),
+        )
         for c in cases
-    )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title><style>{_STYLE}</style></head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p class="lead">{html.escape(introduction)}</p>
-<h2>Held-out pictures, before and after</h2>
-<table><thead><tr><th>metric</th><th class="n">before</th><th class="n">after</th></tr></thead>
-<tbody>{rows}</tbody></table>
-<h2>Training loss</h2>
-<img class="curve" src="{_data_url(curve)}" alt="training loss over iterations">
-<h2>Captions</h2>
-<ul class="cases">{items}</ul>
-</body></html>
-"""
+    ]
+    rows = [(name, f"{before:.3g}", f"{after:.3g}") for name, (before, after) in metrics.items()]
+    body = [
+        tag("h1", title),
+        tag("p", introduction, class_="lead"),
+        tag("h2", "Held-out pictures, before and after"),
+        tag("div", table(["metric", "before", "after"], rows, numeric=(1, 2)), class_="wide"),
+        tag("h2", "Training loss"),
+        line_chart(curve, "iterations", "loss (nats per token, smoothed labels)"),
+        tag("h2", "Captions"),
+        tag("ul", items, class_="cases"),
+    ]
+    return report_page(title, body)

@@ -232,7 +232,20 @@ class Runner:
         if self._progress is None and self._resume_from is not None:  # without training first
             checkpoint.load_weights(self.model, self._resume_from)
         iteration = 0 if self._progress is None else self._progress.iteration
-        return self._evaluator(splits, epoch, iteration, self._folder)
+        return self._evaluator(splits, epoch, iteration, self._folder, report=self._reporter(epoch))
+
+    def _reporter(self, epoch: int | str) -> Any:
+        """What writes a report of each split, where `run.report` asks for it."""
+        if not self.run.report:
+            return None
+        from lavis.runners.evaluation_report import Reporter
+
+        # a model that was not trained here goes by the name of its weights
+        label = (
+            str(epoch) if self._progress is not None else str(self.config.model.get("weights") or "default")
+        )
+        versions = folder.versions(self.device, self.precision)
+        return Reporter(self.config, self.task, self.output_dir, label, versions)
 
 
 RunnerBase = RunnerIter = RunnerIters = Runner  # the paper's names; there is one loop

@@ -37,7 +37,8 @@ class RunConfig:
         train_dataset_ratios: {data set: ratio}, how often each gives a batch; null concatenates them.
         compile: torch.compile the model. find_unused_parameters: for models that leave some out of a step
             when trained on several processes.
-        tensorboard: also write events. max_minutes: training time after which the run ends cleanly.
+        tensorboard: also write events. report: also write report_<split>.html about each test split.
+        max_minutes: training time after which the run ends cleanly.
         patience: validations without a new best after which training ends.
     """
 
@@ -81,6 +82,7 @@ class RunConfig:
     compile: bool = False
     find_unused_parameters: bool = False
     tensorboard: bool = False
+    report: bool = False
     max_minutes: float | None = None
     patience: int | None = None
 

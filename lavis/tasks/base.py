@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +19,32 @@ from torch import nn
 from lavis.common import config as configs
 from lavis.common import dist as _dist
 from lavis.common.files import write_json
+from lavis.datasets.base import picture_of
+from lavis.metrics.bootstrap import Contributions
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prediction beside the truth, in words: what a report and the browser show.
+
+    Attributes:
+        place: the position of its record in `dataset.records`.
+        prediction: what the model said. truth: what would be right; empty where that isn't public.
+        verdict: 1 right, 0 wrong, between partly right; None where nobody can tell.
+        about: what was asked, where a record has several predictions (a round of a dialogue).
+        found: of retrieved pictures the position of the first one's record.
+        score: what cases are ordered by where there are no verdicts, larger is better.
+    """
+
+    place: int
+    prediction: str
+    truth: tuple[str, ...] = ()
+    verdict: float | None = None
+    about: str = ""
+    found: int | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +155,27 @@ class Task:
         """Metrics of the records; an empty dict where the data set has no ground truth."""
         return {}
 
+    def cases(self, rows: Sequence[Record], dataset: Any) -> list[Case]:
+        """Predictions beside the truth; [] for tasks that don't say.
+
+        Args:
+            rows: records as they are saved, see `rows`; also as read from a file, where ids may have become numbers.
+            dataset: the evaluated split. Rows about samples that it doesn't have are left out.
+        """
+        return []
+
+    def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
+        """What each record contributes to the metrics of `score`, for confidence intervals; None: not known.
+
+        Metrics may be left out; those that are there give the numbers of `score` over all records.
+        """
+        return None
+
     # ------------------------------------------------------------------ results
+    def rows(self, records: Sequence[Record]) -> list[Record]:
+        """The records as they are saved, plain values."""
+        return [jsonable(r) for r in records]
+
     def result_name(self, split: str, epoch: int | str) -> str:
         """File name of the records of an evaluation."""
         return f"{split}_epoch{epoch}.json"
@@ -142,7 +186,7 @@ class Task:
 
     def save(self, records: Sequence[Record], path: str | Path) -> Path:
         """Write the records as a JSON list, atomically, and what a leaderboard takes in a file beside."""
-        rows = [jsonable(r) for r in records]
+        rows = self.rows(records)
         for row in rows:
             key = self.id_key
             if key in row and isinstance(row[key], str) and str(row[key]).isdecimal():
@@ -170,6 +214,21 @@ def jsonable(value: Any) -> Any:
 def as_list(values: Any) -> list[Any]:
     """A batch's ids, a tensor or a sequence, as a list."""
     return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def places_of(ids: Iterable[Any]) -> dict[str, int]:
+    """The place of each id as text; of several equal ones the first."""
+    out: dict[str, int] = {}
+    for place, name in enumerate(ids):
+        out.setdefault(str(name), place)
+    return out
+
+
+def units_of(cases: Sequence[Case], dataset: Any) -> list[Any]:
+    """What belongs together when cases are resampled: the picture or clip of each."""
+    records = dataset.records
+    pictured = getattr(dataset, "pictured", picture_of)
+    return [pictured(records[case.place]) for case in cases]
 
 
 def by_text_id(values: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lavis.common.registry import registry
-from lavis.tasks.base import Record, Task, as_list, by_text_id
+from lavis.metrics.bootstrap import Contributions, added, means_of
+from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,7 @@ class CaptionTask(Task):
         if not self.settings.report_metric or not records:
             return {}
         metrics: dict[str, float] = {}
-        references = by_text_id(dataset.references()) if hasattr(dataset, "references") else {}
-        references = {k: [str(t) for t in v] for k, v in references.items() if v}
+        references = _references(dataset)
         if references:
             from lavis.metrics.caption import caption_scores
 
@@ -119,3 +119,52 @@ class CaptionTask(Task):
         if hasattr(dataset, "extra_metrics"):
             metrics.update(dataset.extra_metrics({r["image_id"]: r["caption"] for r in records}))
         return metrics
+
+    def cases(self, rows: Sequence[Record], dataset: Any) -> list[Case]:
+        """Verdicts where the data set can tell whether a caption is true (`truth_percent` of its `extra_metrics`),
+        else the caption's CIDEr as score."""
+        places = places_of(map(dataset.image_id, range(len(dataset.records))))
+        rows = [r for r in rows if str(r["image_id"]) in places]
+        references = _references(dataset)
+        verdicts = [m.get("truth_percent") for m in _extra_metrics(rows, dataset)]
+        scores: dict[Any, dict[str, float]] = {}
+        if all(v is None for v in verdicts) and rows:
+            from lavis.metrics.caption import caption_scores_each
+
+            known = {str(r["image_id"]): r["caption"] for r in rows if str(r["image_id"]) in references}
+            if known:
+                scores = caption_scores_each(known, {k: references[k] for k in known})  # type: ignore[arg-type]
+        return [
+            Case(
+                place=places[str(r["image_id"])],
+                prediction=r["caption"],
+                truth=tuple(references.get(str(r["image_id"]), ())),
+                verdict=None if v is None else v / 100,
+                score=scores.get(str(r["image_id"]), {}).get("CIDEr"),
+            )
+            for r, v in zip(rows, verdicts, strict=True)
+        ]
+
+    def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
+        """BLEU from summed counts, the others as means over pictures."""
+        metrics = means_of(_extra_metrics(records, dataset))
+        references = _references(dataset)
+        if references:
+            from lavis.metrics.caption import caption_statistics
+
+            predictions: dict[Any, str] = {str(r["image_id"]): r["caption"] for r in records}
+            metrics |= caption_statistics(predictions, {k: references[k] for k in predictions})
+            metrics["agg_metrics"] = added(metrics["CIDEr"], metrics["Bleu_4"])
+        return Contributions(metrics, [str(r["image_id"]) for r in records])
+
+
+def _references(dataset: Any) -> dict[str, list[str]]:
+    found = by_text_id(dataset.references()) if hasattr(dataset, "references") else {}
+    return {k: [str(t) for t in v] for k, v in found.items() if v}
+
+
+def _extra_metrics(rows: Sequence[Record], dataset: Any) -> list[dict[str, float]]:
+    """The data set's own metrics of each caption by itself."""
+    if not hasattr(dataset, "extra_metrics"):
+        return [{} for _ in rows]
+    return [dataset.extra_metrics({r["image_id"]: r["caption"]}) for r in rows]

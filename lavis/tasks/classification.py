@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from lavis.common.registry import registry
-from lavis.tasks.base import Record, Task, as_list
+from lavis.metrics.bootstrap import Contributions, mean_of
+from lavis.tasks.base import Case, Record, Task, as_list, units_of
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,40 @@ class ClassificationTask(Task):
             return {}
         right = sum(r["prediction"] == r["target"] for r in known) / len(known)
         return {"accuracy_percent": 100.0 * right, "agg_metrics": right}
+
+    def cases(self, rows: Sequence[Record], dataset: Any) -> list[Case]:
+        """Classes by their names, with the model's confidence."""
+        names = class_names(dataset)
+
+        def name(number: int) -> str:
+            return names[number] if 0 <= number < len(names) else f"class {number}"
+
+        out = []
+        for r in rows:
+            if not 0 <= int(r["instance_id"]) < len(dataset.records):
+                continue
+            sure = f" ({100 * r['confidence']:.0f} %)" if r.get("confidence") is not None else ""
+            known = r.get("target") is not None
+            out.append(
+                Case(
+                    place=int(r["instance_id"]),
+                    prediction=name(int(r["prediction"])) + sure,
+                    truth=(name(int(r["target"])),) if known else (),
+                    verdict=float(r["prediction"] == r["target"]) if known else None,
+                )
+            )
+        return out
+
+    def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
+        cases = [c for c in self.cases(self.rows(records), dataset) if c.verdict is not None]
+        right = np.array([c.verdict for c in cases], dtype=np.float64)
+        metrics = {"accuracy_percent": mean_of(100 * right), "agg_metrics": mean_of(right)}
+        return Contributions(metrics, units_of(cases, dataset))
+
+
+def class_names(dataset: Any) -> list[str]:
+    """The names of a data set's classes by their numbers; [] where it has none."""
+    labels = getattr(dataset, "LABELS", None)
+    if labels:
+        return sorted(labels, key=labels.__getitem__)
+    return list(getattr(dataset, "classnames", None) or getattr(dataset, "answer_list", None) or ())

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lavis.common.registry import registry
-from lavis.tasks.base import Record, Task, as_list
+from lavis.metrics.bootstrap import Contributions, means_of
+from lavis.tasks.base import Case, Record, Task, as_list, places_of, units_of
 
 
 @dataclass(frozen=True)
@@ -124,5 +125,55 @@ class DialogueTask(Task):
 
         answers: dict[Any, str] = {str(i): r["answer"] for i, r in enumerate(known)}
         references: dict[Any, Sequence[str]] = {str(i): [r["reference"]] for i, r in enumerate(known)}
-        right = sum(r["answer"].strip().lower() == r["reference"].strip().lower() for r in known)
+        right = sum(map(_equal, known))
         return {"exact_percent": 100.0 * right / len(known), **caption_scores(answers, references)}
+
+    def cases(self, rows: Sequence[Record], dataset: Any) -> list[Case]:
+        """One per round. Right is the right candidate in the first place, or a written answer that equals the
+        reference."""
+        places = places_of(r.get("image_id", i) for i, r in enumerate(dataset.records))
+        return [_case(r, places[str(r["image_id"])], dataset) for r in rows if str(r["image_id"]) in places]
+
+    def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
+        from lavis.metrics.caption import caption_statistics
+        from lavis.metrics.dialogue import ndcg, rank_scores
+
+        units = units_of(self.cases(self.rows(records), dataset), dataset)
+        if self.ranks:
+            judged = dataset.relevance() if hasattr(dataset, "relevance") else {}
+            each = []
+            for r in records:
+                one = rank_scores(np.array([r["rank"]])) if "rank" in r else {}
+                worth = judged.get((r["image_id"], r["round_id"]))
+                if worth is not None and any(worth):
+                    one["ndcg_percent"] = 100 * ndcg(-np.array([r["ranks"]]), np.array([worth]))
+                each.append(one)
+            return Contributions(means_of(each), units)
+        known = [i for i, r in enumerate(records) if r["reference"] is not None]
+        if not known:
+            return None
+        answers: dict[Any, str] = {str(i): records[i]["answer"] for i in known}
+        references: dict[Any, Sequence[str]] = {str(i): [records[i]["reference"]] for i in known}
+        exact = means_of([{"exact_percent": 100.0 * _equal(records[i])} for i in known])
+        return Contributions(exact | caption_statistics(answers, references), [units[i] for i in known])
+
+
+def _equal(row: Record) -> bool:
+    return str(row["answer"]).strip().lower() == str(row["reference"]).strip().lower()
+
+
+def _case(row: Record, place: int, dataset: Any) -> Case:
+    dialog = dataset.records[place]["dialog"]
+    turn = dialog[row["round_id"] - 1]
+    about = f"{row['round_id']}. {turn['question']}"
+    if "ranks" not in row:
+        known = row.get("reference") is not None
+        truth = (str(row["reference"]),) if known else ()
+        return Case(place, row["answer"], truth, float(_equal(row)) if known else None, about)
+    options = turn.get("answer_options") or ()
+    best = row["ranks"].index(1) if 1 in row["ranks"] else 0
+    said = options[best] if best < len(options) else f"candidate {best}"
+    if row.get("rank") is None:
+        return Case(place, said, (), None, about)
+    truth = (f"{turn.get('answer', '')} (in place {row['rank']} of {len(row['ranks'])})",)
+    return Case(place, said, truth, float(row["rank"] == 1), about)

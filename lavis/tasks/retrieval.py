@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,9 @@ import torch
 from torch import nn
 
 from lavis.common.registry import registry
-from lavis.tasks.base import Record, Task
+from lavis.datasets.captioning import as_list as texts_of
+from lavis.metrics.bootstrap import Contributions, Floats, Statistic
+from lavis.tasks.base import Case, Record, Task
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class RetrievalTask(Task):
         scores = {r["direction"]: r["scores"] for r in records}
         return retrieval_scores(scores["i2t"], scores["t2i"], dataset.img2txt, dataset.txt2img)
 
-    def save(self, records: Sequence[Record], path: str | Path) -> Path:
+    def rows(self, records: Sequence[Record]) -> list[Record]:
         """The ten best of each query, with their scores."""
         rows = []
         for record in records:
@@ -68,4 +69,54 @@ class RetrievalTask(Task):
                 {"direction": record["direction"], "query": i, "best": b, "scores": s}
                 for i, (b, s) in enumerate(zip(best.tolist(), chosen.tolist()))
             ]
-        return super().save(rows, path)
+        return rows
+
+    def cases(self, rows: Sequence[Record], dataset: Any) -> list[Case]:
+        """One per picture (the text found first) and one per text (the picture found first)."""
+        texts = [t for record in dataset.records for t in texts_of(record["caption"])]
+        owners = [i for i, record in enumerate(dataset.records) for _ in texts_of(record["caption"])]
+        own: dict[int, list[str]] = {}
+        for text, owner in zip(texts, owners, strict=True):
+            own.setdefault(owner, []).append(text)
+        out = []
+        for row in rows:
+            query, first = int(row["query"]), int(row["best"][0])
+            if row["direction"] == "i2t" and query < len(dataset.records) and first < len(texts):
+                right = owners[first] == query
+                out.append(Case(query, texts[first], tuple(own.get(query, ())), float(right), "its text"))
+            elif row["direction"] == "t2i" and query < len(texts) and first < len(dataset.records):
+                place = owners[query]
+                said, about = f"picture {first}", f"the picture of: {texts[query]}"
+                out.append(
+                    Case(place, said, (f"picture {place}",), float(first == place), about, found=first)
+                )
+        return out
+
+    def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
+        """Pictures are drawn with their texts; all recalls are of queries against the whole gallery."""
+        from lavis.metrics.retrieval import ranks_of_first_match
+
+        scores = {r["direction"]: r["scores"] for r in records}
+        img2txt, txt2img = dataset.img2txt, dataset.txt2img
+        right = [np.atleast_1d(txt2img[i]).tolist() for i in range(len(scores["t2i"]))]
+        texts = ranks_of_first_match(scores["i2t"], [img2txt[i] for i in range(len(scores["i2t"]))])
+        pictures = ranks_of_first_match(scores["t2i"], right)
+        owner = np.array([r[0] for r in right])
+        parts = np.zeros((len(texts), 8))  # hits of texts at 1, 5, 10, pictures; hits of pictures, texts
+        for column, k in enumerate((1, 5, 10)):
+            parts[:, column] = texts < k
+            parts[:, 4 + column] = np.bincount(owner, weights=pictures < k, minlength=len(texts))
+        parts[:, 3] = 1
+        parts[:, 7] = np.bincount(owner, minlength=len(texts))
+
+        def recall(columns: Sequence[int]) -> Statistic:
+            def fold(sums: Floats) -> Floats:
+                each = [100 * sums[..., c] / sums[..., 3 if c < 3 else 7] for c in columns]
+                return np.asarray(np.mean(each, axis=0))
+
+            return Statistic(parts, fold)
+
+        named = {"txt_r1": [0], "txt_r5": [1], "txt_r10": [2], "txt_r_mean": [0, 1, 2]}
+        named |= {"img_r1": [4], "img_r5": [5], "img_r10": [6], "img_r_mean": [4, 5, 6]}
+        named["r_mean"] = [0, 1, 2, 4, 5, 6]
+        return Contributions({n: recall(c) for n, c in named.items()}, range(len(texts)))

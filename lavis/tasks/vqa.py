@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -9,7 +10,8 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from lavis.common.registry import registry
-from lavis.tasks.base import Record, Task, as_list, by_text_id
+from lavis.metrics.bootstrap import Contributions, means_of
+from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, units_of
 
 PADDING_ID = -1  # question_id of entries that only pad a batch of pictures with several questions
 
@@ -97,9 +99,9 @@ class VQATask(Task):
         """
         if not self.settings.report_metric or not records or not hasattr(dataset, "ground_truth"):
             return {}
-        truth = by_text_id(dataset.ground_truth())
-        if not truth or not all(t["answers"] for t in truth.values()):
-            return {}  # a test split whose answers are not public
+        truth = _truth(dataset)
+        if not truth:
+            return {}
         lacking = [r["question_id"] for r in records if str(r["question_id"]) not in truth]
         if lacking:
             raise ValueError(
@@ -113,15 +115,69 @@ class VQATask(Task):
             metrics.update(dataset.extra_metrics({r["question_id"]: r["answer"] for r in records}))
         return metrics
 
-    def accuracy(self, records: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
-        """Metrics of answers that all have a ground truth."""
+    def cases(self, rows: Sequence[Record], dataset: Any) -> list[Case]:
+        """The verdict is the answer's accuracy; of A-OKVQA that of the direct answer."""
+        places = places_of(r["question_id"] for r in dataset.records)
+        rows = [r for r in rows if str(r["question_id"]) in places]
+        truth = _truth(dataset)
+        out = []
+        for row, metrics in zip(rows, self._each(rows, truth), strict=True):
+            said = row["answer"] + (f" (chosen: {row['choice']})" if "choice" in row else "")
+            name = str(row["question_id"])
+            given = Counter(map(_as_text, truth[name]["answers"])).most_common() if name in truth else []
+            verdict = metrics["agg_metrics"] / 100 if metrics else None
+            answers = tuple(a if n == 1 else f"{a} (×{n})" for a, n in given)
+            out.append(Case(places[name], said, answers, verdict))
+        return out
+
+    def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
+        each = self._each(records, _truth(dataset))
+        if hasattr(dataset, "extra_metrics"):
+            each = [m | dataset.extra_metrics({r["question_id"]: r["answer"]}) for m, r in zip(each, records)]
+        return Contributions(means_of(each), units_of(self.cases(self.rows(records), dataset), dataset))
+
+    def _each(self, rows: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]]) -> list[dict[str, float]]:
+        """The metrics of each answer by itself; {} where its truth isn't known."""
+        several = any(len(t["answers"]) != 1 for t in truth.values())
+        out: list[dict[str, float]] = []
+        for row in rows:
+            name = str(row["question_id"])
+            known = name in truth
+            out.append(
+                self.accuracy([{**row, "question_id": name}], {name: truth[name]}, several) if known else {}
+            )
+        return out
+
+    def accuracy(
+        self,
+        records: Sequence[Record],
+        truth: Mapping[Any, Mapping[str, Any]],
+        several: bool | None = None,
+    ) -> dict[str, float]:
+        """Metrics of answers that all have a ground truth.
+
+        Args:
+            several: whether questions of the data set have several answers; None: those of `truth` tell.
+        """
         from lavis.metrics.vqa import exact_match_percent, vqa_accuracy
 
-        if any(len(t["answers"]) != 1 for t in truth.values()):
+        if several is None:
+            several = any(len(t["answers"]) != 1 for t in truth.values())
+        if several:
             return vqa_accuracy(records, truth)
         metrics = exact_match_percent(records, truth)
         metrics["accuracy_percent"] = metrics.pop("exact_match_percent")
         return metrics
+
+
+def _truth(dataset: Any) -> dict[Any, dict[str, Any]]:
+    """The ground truth by question_id as text; {} where answers are not public."""
+    truth = by_text_id(dataset.ground_truth()) if hasattr(dataset, "ground_truth") else {}
+    return truth if all(t["answers"] for t in truth.values()) else {}
+
+
+def _as_text(answer: Any) -> str:
+    return str(answer["answer"] if isinstance(answer, Mapping) else answer)
 
 
 @registry.register_task("aok_vqa")
@@ -139,7 +195,12 @@ class AOKVQATask(VQATask):
         chosen = model.choose(samples, lists)  # type: ignore[operator]
         return [None if r is None else {**r, "choice": c} for r, c in zip(records, chosen, strict=True)]
 
-    def accuracy(self, records: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]]) -> dict[str, float]:
+    def accuracy(
+        self,
+        records: Sequence[Record],
+        truth: Mapping[Any, Mapping[str, Any]],
+        several: bool | None = None,
+    ) -> dict[str, float]:
         """`overall_percent` of direct answers, `multiple_choice_percent` of chosen ones."""
         from lavis.metrics.vqa import aokvqa_accuracy
 

@@ -1,0 +1,279 @@
+"""A data set that is open in the browser: its splits, and what of them fits a search."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lavis.app.browser.counting import Files, Later, Sizes, count_files, measure_pictures
+from lavis.app.browser.index import Index, Progress, build, existing_index, is_drawn, place_of, reopened
+from lavis.app.browser.predictions import VERDICTS, Predictions, find_results, load_predictions, run_section
+from lavis.app.browser.words import Query
+from lavis.common.registry import registry, suggest
+from lavis.datasets.base import Dataset, Record
+from lavis.datasets.builders import make_plan
+from lavis.datasets.sources import how_to_get
+
+logger = logging.getLogger(__name__)
+
+FILES = ("missing", "there")
+Positions = Sequence[int] | np.ndarray
+_LONGEST_SEARCH = 500  # characters
+_SEEDS = 2**32
+_AT_ONCE = 5000  # records that are drawn and indexed before anything is shown
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is asked for; empty values ask for nothing.
+
+    Args:
+        q: words, see `words`. answer: the most frequent answer, or the label. kind: of question or statement.
+        files: one of `FILES`. verdict: one of `VERDICTS`. shuffle: a seed, "" for the order of the file.
+    """
+
+    q: str = ""
+    answer: str = ""
+    kind: str = ""
+    files: str = ""
+    verdict: str = ""
+    shuffle: str = ""
+
+    @classmethod
+    def of(cls, given: Mapping[str, str]) -> Filters:
+        """From the parameters of a page.
+
+        Raises:
+            ValueError: one is not what it should be.
+        """
+        known = {k: given.get(k, "").strip() for k in cls.__dataclass_fields__}
+        for key, allowed in (("files", FILES), ("verdict", VERDICTS)):
+            if known[key] and known[key] not in allowed:
+                raise ValueError(f"{key} is {known[key]!r}; it should be {' or '.join(allowed)}")
+        if known["shuffle"] and not (
+            known["shuffle"].isascii() and known["shuffle"].isdecimal() and int(known["shuffle"]) < _SEEDS
+        ):
+            raise ValueError(f"shuffle is {known['shuffle']!r}; it should be a whole number, 0 or more")
+        if len(known["q"]) > _LONGEST_SEARCH:
+            raise ValueError(
+                f"a search may have {_LONGEST_SEARCH} characters; this one has {len(known['q'])}"
+            )
+        return cls(**known)
+
+    def parameters(self) -> dict[str, str]:
+        """Those that ask for something."""
+        return {k: str(getattr(self, k)) for k in self.__dataclass_fields__ if getattr(self, k)}
+
+
+class Split:
+    """One split, open.
+
+    Attributes:
+        index, dataset: records and what shows them. predictions: of a run, or None. files, sizes: what is counted
+        in the background.
+    """
+
+    def __init__(
+        self, name: str, index: Index, dataset: Dataset, predictions: Predictions | None = None
+    ) -> None:
+        self.name, self.index, self.dataset, self.predictions = name, index, dataset, predictions
+        root = dataset.vis_root
+        self.files: Later[Files] = Later(lambda: count_files(index, root))
+        self.sizes: Later[Sizes] = Later(lambda: measure_pictures(index, root))
+        self._find = functools.lru_cache(maxsize=16)(self._search)
+
+    def __len__(self) -> int:
+        return self.index.count
+
+    def record(self, position: int) -> Record:
+        record: Record = self.dataset.records[position]
+        return record
+
+    def find(self, filters: Filters) -> Positions:
+        """The positions that fit, in the order asked for."""
+        return self._find(filters)
+
+    def _search(self, filters: Filters) -> Positions:
+        found = self.index.positions(Query.parse(filters.q), filters.answer, filters.kind)
+        masks = []
+        if filters.files:
+            counted = self.files.wait()
+            if counted is None:
+                raise ValueError(f"files could not be looked for: {self.files.failed}")
+            masks.append(counted.missing if filters.files == "missing" else ~counted.missing)
+        if filters.verdict:
+            if self.predictions is None:
+                raise ValueError("there are no predictions here; start with --predictions RUN_FOLDER")
+            masks.append(self.predictions.mask(filters.verdict))
+        for mask in masks:
+            found = np.flatnonzero(mask).astype(np.int32) if found is None else found[mask[found]]
+        if not filters.shuffle:
+            return range(len(self)) if found is None else found
+        order = np.random.default_rng(int(filters.shuffle)).permutation(len(self)).astype(np.int32)
+        if found is None:
+            return order
+        # the order of a seed doesn't depend on what is searched for
+        place = np.empty(len(self), dtype=np.int32)
+        place[order] = np.arange(len(self), dtype=np.int32)
+        return found[np.argsort(place[found])]
+
+    def jump(self, text: str) -> int | None:
+        """The position that somebody means: `#12` is a position, other texts an id or, failing that, a position."""
+        text = text.strip()
+        place = text.removeprefix("#")
+        if not text.startswith("#"):
+            found = self.index.with_id(text)
+            if found is not None:
+                return found
+        if place.isascii() and place.isdecimal() and len(place) < 12 and int(place) < len(self):
+            return int(place)
+        return None
+
+
+class Pending:
+    """A split that is indexed while others are shown.
+
+    Attributes:
+        done, total: records. failed: why it stopped, "" if it hasn't.
+    """
+
+    def __init__(self, dataset: Dataset, path: Path, ready: Callable[[Index], None]) -> None:
+        self.done, self.total, self.failed = 0, len(dataset.records), ""
+
+        def counted(records: Iterable[Any], total: int) -> Iterable[Any]:
+            for self.done, record in enumerate(records):
+                yield record
+
+        def work() -> None:
+            try:
+                ready(build(dataset, path, counted))
+            except (OSError, ValueError) as e:
+                self.failed = str(e)
+
+        self.thread = threading.Thread(target=work, daemon=True)
+        self.thread.start()
+
+
+@dataclass
+class Collection:
+    """A data set, open.
+
+    Attributes:
+        name: registered. card: its card. splits: those that could be opened; problems: why others could not.
+        advice: how to get missing files. pending: splits that will be open in a while.
+    """
+
+    name: str
+    card: str
+    splits: dict[str, Split]
+    problems: dict[str, str]
+    advice: str
+    pending: dict[str, Pending]
+
+    @property
+    def first(self) -> str:
+        """The split to begin with: one with predictions, else the first."""
+        return next((n for n, s in self.splits.items() if s.predictions is not None), next(iter(self.splits)))
+
+
+def open_collection(
+    name: str,
+    section: Mapping[str, Any] | None = None,
+    *,
+    vis_path: str | Path | None = None,
+    splits: Sequence[str] = (),
+    predictions: str | Path | None = None,
+    progress: Any = None,
+) -> Collection:
+    """Open a data set, indexing what isn't. Large splits that are drawn are indexed in the background unless they are
+    asked for by name.
+
+    Args:
+        name: registered. section: its settings, as in a recipe.
+        vis_path: the folder of pictures or clips in place of the default one.
+        splits: which; none: all.
+        predictions: a run's folder or a file of results.
+        progress: called with a split's name, gives what `build` takes as progress.
+
+    Raises:
+        ValueError: an unknown data set, split or setting. OSError: no split can be opened; the first reason is given.
+    """
+    cls: type[Dataset] = registry.get_dataset_class(name)
+    run = None if predictions is None else Path(predictions).expanduser()
+    given = dict(section or {})
+    if run is not None and name != "own":
+        given = {**run_section(run, name), **given}
+    elif run is not None and not given:
+        given = run_section(run, name)
+    plan = make_plan(cls, name, given)
+    if vis_path is not None:
+        folder = Path(vis_path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"--vis-path {vis_path}: there is no such folder")
+        plan = replace(plan, vis_root=folder)
+    plan = replace(plan, on_error="show")  # what is missing is shown as missing
+    known = cls.split_names(plan)
+    for split in splits:
+        if split not in known:
+            raise ValueError(f"the data set {name!r} has no split {split!r}.{suggest(split, known)}")
+    results = {} if run is None else find_results(run, known, splits)
+    card = (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip()
+    out = Collection(name, card, {}, {}, how_to_get(name, cls.downloads), {})
+
+    def add(split: str, index: Index) -> None:
+        found = load_predictions(results[split], cls.load(split, plan)) if split in results else None
+        opened = Split(split, index, reopened(cls, plan, split, index), found)
+        # a new dict, because pages may be reading the old one
+        out.splits = {s: (out.splits | {split: opened})[s] for s in known if s in out.splits or s == split}
+        out.pending.pop(split, None)
+
+    first: Exception | None = None
+    later: dict[str, Dataset] = {}
+    for split in splits or known:
+        try:
+            index = existing_index(cls, plan, split)
+            if index is None:
+                dataset = cls.load(split, plan)
+                if is_drawn(dataset) and len(dataset.records) > _AT_ONCE and split not in (*splits, *results):
+                    later[split] = dataset
+                    continue
+                wrap = None if progress is None else progress(split)
+                index = build(dataset, place_of(cls, plan, split), wrap)
+                del dataset  # a large one need not stay
+            add(split, index)
+        except (OSError, ValueError) as e:
+            if split in results:
+                raise
+            first = first or e
+            out.problems[split] = str(e)
+    if not out.splits and not later:
+        raise first or ValueError(f"the data set {name!r} has no split here")
+    for split, dataset in later.items():
+        path = place_of(cls, plan, split)
+        if out.splits:
+            out.pending[split] = Pending(dataset, path, functools.partial(add, split))
+        else:
+            add(split, build(dataset, path, None if progress is None else progress(split)))
+    return out
+
+
+def terminal_progress(split: str) -> Progress:
+    """A bar in a terminal, or nothing where standard error is none."""
+
+    def wrap(records: Iterable[Any], total: int) -> Iterable[Any]:
+        from tqdm import tqdm
+
+        return tqdm(
+            records, total=total, desc=f"indexing {split}", unit=" records", unit_scale=True, file=sys.stderr,
+            disable=not sys.stderr.isatty(), mininterval=0.3,
+        )  # fmt: skip
+
+    return wrap
