@@ -231,6 +231,16 @@ def test_pretty(drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"p00\.png  a red heart\n  0\.\d{3} fits, cosine 0\.\d{3}\n", capsys.readouterr().out)
 
 
+def test_a_decompression_bomb_is_reported(run: Callable[..., Ran], drawings: Path, tmp_path: Path) -> None:
+    """200 million pixels in a file of some kilobytes."""
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    code, rows, said = run("match", tmp_path / "bomb.png", drawings / "p00.png", "a circle")
+    assert (
+        code == 1 and len(rows) == 1 and "bomb.png cannot be decoded" in said and "decompression bomb" in said
+    )
+
+
 # ------------------------------------------------------------------------------------ standard input
 
 
@@ -305,10 +315,11 @@ def test_features_killed_and_resumed_and_on_two_ranks(
     assert _content(killed) == wanted
 
     two = tmp_path / "two"
+    start[1] = "-"  # which only one of the processes can read
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d",
          "--rdzv-endpoint=localhost:0", "-m", "lavis", *start, "--out", str(two)],
-        capture_output=True, text=True, env=ENVIRONMENT, timeout=300,
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=300, input=f"{folder}\n",
     )  # fmt: skip
     assert _content(two) == wanted, done.stderr
     assert done.stdout.count('"rows": 50') == 1 and done.returncode == 1
@@ -474,15 +485,21 @@ def test_explain(run: Callable[..., Ran], drawings: Path, tmp_path: Path) -> Non
     assert code == 0 and rows[0]["question"] == "what color?" and rows[0]["words"] == ["what", "color?"]
 
 
-def test_dialogue_of_standard_input(drawings: Path) -> None:
+def test_dialogue_of_standard_input(
+    run: Callable[..., Ran],
+    drawings: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     asked = "what color is the shape?\n\n...\nwhat shape is it?\nQUIT\nand more?\n"
-    done = _shell(["dialogue", str(drawings / "p00.png"), "--json"], input=asked)
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(asked))
+    code, rows, said = run("dialogue", drawings / "p00.png", "--json")
     assert [r["question"] for r in rows] == ["what color is the shape?", "what shape is it?"]
     assert [r["round"] for r in rows] == [1, 2] and all(r["answer"] for r in rows)
-    assert done.returncode == 1 and "'...': the question is empty" in done.stderr
-    plain = _shell(["dialogue", str(drawings / "p00.png"), "--answers", "red,blue"], input="what color?\n")
-    assert plain.returncode == 0 and plain.stdout.strip() in ("red", "blue")
+    assert code == 1 and "'...': the question is empty" in said
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what color?\n"))
+    assert main(["dialogue", str(drawings / "p00.png"), "--answers", "red,blue"]) == 0
+    assert capsys.readouterr().out.strip() in ("red", "blue")
 
 
 def test_dialogue_answers_as_questions_come(drawings: Path) -> None:

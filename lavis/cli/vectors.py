@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -16,6 +17,7 @@ from lavis.cli.pictures import Pictures, counter
 if TYPE_CHECKING:
     from lavis.inference.features import Item
 
+T = TypeVar("T")
 _MODES, _FORMATS = ("image", "text", "multimodal"), ("npy", "safetensors", "parquet")
 
 
@@ -77,13 +79,12 @@ def features(
     for name, value, choices in (("--mode", mode, _MODES), ("--format", format, _FORMATS)):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; it must be {', '.join(choices)}")
-    items, pictures = _inputs(list(paths or []), mode, texts, null)
+    items, pictures = _known_to_all(lambda: _inputs(list(paths or []), mode, texts, null))
     common.note_default(model, checkpoint, EXTRACTOR, options.SHAPES, "blip_feature_extractor/base")
     from lavis.common import dist
     from lavis.inference import Encoder
     from lavis.inference.features import extract
 
-    dist.init_from_env()
     encoder = Encoder(common.load(model, checkpoint, device, precision))
     with counter("text" if mode == "text" else "picture") as tell:
         done = extract(
@@ -97,6 +98,26 @@ def features(
         summary = {"out": str(out), "rows": done.rows, "failed": len(done.failed), "width": _width(out)}
         print(json.dumps(summary, ensure_ascii=False))
     pictures.finish(done.rows)
+
+
+def _known_to_all(find: Callable[[], T]) -> T:
+    """What the first process finds, in all of them: standard input has one reader, and a folder may be growing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return find()
+    from lavis.common import dist
+
+    dist.init_from_env()
+    found: T | Exception | None = None
+    if dist.is_main():
+        try:
+            found = find()
+        except (ValueError, OSError) as e:
+            found = e  # or the others would wait
+    found = dist.broadcast_object(found)
+    if isinstance(found, Exception):
+        raise found
+    assert found is not None
+    return found
 
 
 def _width(folder: Path) -> int:

@@ -120,7 +120,8 @@ def _matching(model: Alignment, image: torch.Tensor, text: str, layer: int | Non
         states = model.encode_text(tokens) if model.FUSES_STATES else None
         return model.match_logits(TextStates(tokens, states), model.memorize(image_embeds))[:, 1]
 
-    maps, score = _gradcam(encoder, layer, fits)  # (1, T, N)
+    # the head reads the first token, so in the last layer no other word has a share
+    maps, score = _gradcam(encoder, layer, fits, last=False)  # (1, T, N)
     return _explanation(words, [maps[0, place] for place in places], text, score)
 
 
@@ -192,16 +193,15 @@ def _words(model: VisionTextModel, text: str, longest: int) -> tuple[list[str], 
 
 
 def _gradcam(
-    transformer: TextTransformer, layer: int | None, score: Callable[[], torch.Tensor]
+    transformer: TextTransformer, layer: int | None, score: Callable[[], torch.Tensor], last: bool = True
 ) -> tuple[torch.Tensor, float]:
-    """Maps (R, T, N) of one layer's cross-attention, and the sum of the scores."""
+    """Maps (R, T, N) of one layer's cross-attention, and the sum of the scores; `last`: it may be the last."""
     crossing = [i for i, each in enumerate(transformer.encoder.layer) if each.crosses]
     if layer is None:
         layer = _best_layer(crossing)
-    if layer not in crossing:
-        raise ValueError(
-            f"there is no layer {layer} that looks at the picture; there are {crossing[0]} to {crossing[-1]}"
-        )
+    useful = crossing if last else crossing[:-1]
+    if layer not in useful:
+        raise ValueError(f"layer {layer} can't be explained by; choose one from {useful[0]} to {useful[-1]}")
     (maps,), value = gradcam([transformer.encoder.layer[layer].crossattention], score)  # type: ignore[list-item]
     return maps.float(), float(value.sum())
 
