@@ -262,6 +262,23 @@ def test_paths_from_standard_input(
     assert code == 2 and "standard input has no paths" in said
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names of files are text")
+def test_names_that_are_no_utf8(drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    name = os.fsencode(str(folder)) + b"/caf\xe9.png"
+    shutil.copy(drawings / "p00.png", name)
+    assert main(["match", str(folder), "a circle", "--pretty"]) == 0
+    assert "caf\\udce9.png" in capsys.readouterr().out
+    place, page, sheet = (str(tmp_path / n) for n in ("i", "i.html", "i.png"))
+    assert main(["index", str(folder), "--to", place]) == 0
+    capsys.readouterr()
+    assert main(["search", place, "a circle", "--html", page, "--sheet", sheet]) == 0
+    assert os.fsencode(json.loads(capsys.readouterr().out)["image"]) == name
+    found = _Page(Path(page).read_text(encoding="utf-8"))
+    assert "caf\\udce9.png" in found.words and found.addresses[-1].endswith("caf%E9.png")
+
+
 def test_a_pipe_of_find(drawings: Path) -> None:
     """In a real shell; a name that is no UTF-8 comes out as valid JSON."""
     strange = os.fsencode(str(drawings / "empty")) + b"/caf\xe9.png"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lavis.cli import common
+from lavis.common.files import to_line
 
 
 def register(app: typer.Typer) -> None:
@@ -66,5 +66,5 @@ def convert(
         "tensors": done.tensors, "bytes": done.bytes, "half": done.half,
         "largest_difference": done.largest_difference, "licence": done.licence,
     }  # fmt: skip
-    print(json.dumps(summary, ensure_ascii=False))
+    print(to_line(summary))
     common.note(f"licence of this preset's weights: {done.licence}")

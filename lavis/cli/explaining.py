@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from lavis.cli import common, options
 from lavis.cli.finding import save_png
 from lavis.cli.options import CAPTIONER, MATCHER
+from lavis.common.files import to_line
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +86,7 @@ def explain(
     if out is not None:
         save_png(explanation_sheet(shown, found, places), out)
         row["out"] = str(out)
-    print(json.dumps(row, ensure_ascii=False))
+    print(to_line(row))
 
 
 def _places(words: list[str], wanted: list[str]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from lavis.cli import common, options
 from lavis.cli.options import MATCHER
 from lavis.cli.pictures import Row, counter, writing
+from lavis.common.files import printable, to_line
 
 if TYPE_CHECKING:
     from lavis.inference import Index
@@ -95,7 +95,7 @@ def index(
         "index": str(to), "pictures": len(there), "added": done.added, "changed": done.changed,
         "removed": done.removed, "unchanged": done.unchanged, "failed": len(done.failed),
     }  # fmt: skip
-    print(json.dumps(summary, ensure_ascii=False))
+    print(to_line(summary))
     if done.failed:
         common.note(f"{len(done.failed)} pictures could not be used; see above")
         raise typer.Exit(1)
@@ -213,11 +213,9 @@ def search(
     for hit in lost:
         common.note(f"{hit.path} could not be read for --rerank; update the index: lavis index --to {place}")
     with writing(out) as target:
-        from lavis.inference.features import to_line
-
         for hit in hits:
             row = _row(hit)
-            print(_plain(row) if pretty else to_line(row), file=target)
+            print(printable(_plain(row)) if pretty else to_line(row), file=target)
     missing = _show(hits, _Query(text, picture), sheet, html)
     if lost or missing:
         raise typer.Exit(1)

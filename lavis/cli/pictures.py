@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import typer
 
 from lavis.cli import common
+from lavis.common.files import printable, to_line
 
 Row = dict[str, Any]
 Predict = Callable[[list[Any], list[Path]], Iterable[Row]]
@@ -57,7 +58,6 @@ class Pictures:
             out: a file to write to; None: standard output.
             plain: a row for people; None: JSON lines.
         """
-        from lavis.inference.features import to_line
         from lavis.inference.reading import read_batches
 
         done = 0
@@ -69,7 +69,7 @@ class Pictures:
                 good = [(path, p) for path, p in batch if not isinstance(p, Exception)]
                 if good:
                     for row in predict([p for _, p in good], [path for path, _ in good]):
-                        print(plain(row) if plain else to_line(row), file=target)
+                        print(printable(plain(row)) if plain else to_line(row), file=target)
                     target.flush()
                     done += len(good)
                 bar(len(batch))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from lavis.common.files import printable
 from lavis.common.markup import Markup, tag
 from lavis.common.page import STYLE, document
 
@@ -42,22 +43,24 @@ def search_page(query: str, hits: Sequence[Hit], pictures: Sequence[Image.Image 
         else "by likeness (cosine)"
     )
     how = tag("p", f"The best {len(cards)}, {order}.", class_="muted")
-    body = [tag("h1", query), how, tag("ul", cards)]
-    return str(document(f"Search: {query}", tag("style", Markup(STYLE + _STYLE)), tag("main", body)))
+    body = [tag("h1", printable(query)), how, tag("ul", cards)]
+    return str(
+        document(printable(f"Search: {query}"), tag("style", Markup(STYLE + _STYLE)), tag("main", body))
+    )
 
 
 def _card(number: int, hit: Hit, picture: Image.Image | None) -> Markup:
     if picture is None:
         shown = tag("div", "can't be read", class_="none")
     else:
-        shown = tag("img", src=_embedded(picture), alt=hit.path.name, loading="lazy")
+        shown = tag("img", src=_embedded(picture), alt=printable(hit.path.name), loading="lazy")
     match = None if hit.match is None else f", fits {100 * hit.match:.0f} %"
     words = tag(
         "figcaption",
         tag("strong", f"{number}. {hit.score:.3f}"),
         match,
-        tag("a", hit.path.name, href=hit.path.as_uri()),
-        tag("span", str(hit.path.parent), class_="muted"),
+        tag("a", printable(hit.path.name), href=hit.path.as_uri()),
+        tag("span", printable(str(hit.path.parent)), class_="muted"),
     )
     return tag("li", tag("figure", shown, words))
 

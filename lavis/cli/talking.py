@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from lavis.cli import common, options
 from lavis.cli.options import ANSWERER
+from lavis.common.files import to_line
 
 _ENDS = ("quit", "exit")
 
@@ -71,7 +71,7 @@ def dialogue(
                 "image": str(picture), "round": len(talk.turns), "question": turn.question,
                 "answer": turn.answer, "score": round(turn.score, 6),
             }  # fmt: skip
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(to_line(row), flush=True)
         else:
             print(turn.answer, flush=True)
     if failed:

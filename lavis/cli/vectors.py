@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from lavis.cli import common, options
 from lavis.cli.options import EXTRACTOR
 from lavis.cli.pictures import Pictures, counter
+from lavis.common.files import to_line
 
 if TYPE_CHECKING:
     from lavis.inference.features import Item
@@ -96,7 +96,7 @@ def features(
         if done.kept:
             common.note(f"{done.kept} of {done.rows} rows were there already and were kept")
         summary = {"out": str(out), "rows": done.rows, "failed": len(done.failed), "width": _width(out)}
-        print(json.dumps(summary, ensure_ascii=False))
+        print(to_line(summary))
     pictures.finish(done.rows)
 
 

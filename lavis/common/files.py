@@ -76,6 +76,21 @@ def write_json(path: str | Path, value: Any, indent: int | None = 2) -> Path:
     return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
+def to_line(row: Mapping[str, Any]) -> str:
+    """A row as one line of JSON, readable, with escapes only where a file's name is no UTF-8."""
+    line = json.dumps(dict(row), ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(dict(row))
+    return line
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what is no UTF-8 (in names of files), so that it can be printed."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     """Append one JSON object as one line.
 

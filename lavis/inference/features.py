@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from lavis.common import dist
-from lavis.common.files import write_bytes, write_json
+from lavis.common.files import to_line, write_bytes, write_json
 from lavis.datasets.tables import read_json
 from lavis.inference.encoder import Encoder
 from lavis.inference.reading import read_batches
@@ -264,16 +264,6 @@ def _later(progress: Progress | None, before: int, total: int) -> Callable[[int]
     if progress is None:
         return None
     return lambda done: progress(before + done, total)
-
-
-def to_line(row: dict[str, Any]) -> str:
-    """A row as one line of JSON; names of files that are not UTF-8 come as escapes."""
-    try:
-        line = json.dumps(row, ensure_ascii=False)
-        line.encode()
-    except UnicodeEncodeError:
-        return json.dumps(row)
-    return line
 
 
 def _digest_of(part: Sequence[Item]) -> str:
