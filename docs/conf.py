@@ -57,4 +57,6 @@ pygments_dark_style = "github-dark"
 
 def setup(app):
     _roles.setup(app)
+    # constants of classes (PRESETS, RULES, …) are for those who write a model
+    app.connect("autodoc-skip-member", lambda app, what, name, obj, skip, options: skip or name.isupper())
     app.connect("builder-inited", lambda _: _generate.write(HERE))

@@ -94,9 +94,9 @@ def wrapped(words: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-def drawings(name: str = "shapes_caption") -> Dataset:
-    """The test drawings at 256 pixels; the models see 64."""
-    return load_dataset(name, size=256)["test"]
+def drawings(name: str = "shapes_caption", size: int = 256) -> Dataset:
+    """The test drawings, fine enough to be shown; the models see 64 pixels."""
+    return load_dataset(name, size=size)["test"]
 
 
 def captioning() -> None:
@@ -170,16 +170,17 @@ def dialogue() -> None:
 
 
 def search() -> None:
-    encoder, data, query = Encoder(load("albef_retrieval/tiny_shapes")), drawings(), "a large yellow star"
-    pictures = [data[i]["image"] for i in range(400)]
-    vectors = torch.cat([encoder.images(pictures[i : i + 50]) for i in range(0, 400, 50)])
+    encoder, query = Encoder(load("albef_retrieval/tiny_shapes")), "a large yellow star"
+    small, fine = drawings(size=64), drawings()
+    parts = [[small[i]["image"] for i in range(start, start + 50)] for start in range(0, 400, 50)]
+    vectors = torch.cat([encoder.images(part) for part in parts])
     scores = (vectors @ encoder.texts([query]).T)[:, 0]
     sheet = Sheet()
     sheet.text(f"“{query}” among 400 drawings")
     sheet.y += 8
     best = scores.argsort(descending=True)[:8].tolist()
     for part in (best[:4], best[4:]):
-        sheet.row([pictures[i] for i in part], [f"{float(scores[i]):.2f}" for i in part])
+        sheet.row([fine[i]["image"] for i in part], [f"{float(scores[i]):.2f}" for i in part])
     sheet.save("search")
 
 

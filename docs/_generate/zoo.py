@@ -15,8 +15,10 @@ INTRODUCTION = """
 `lavis models` prints this list, `lavis models vqa` a part of it. A model is loaded by name and type,
 `load_model("blip_caption", "tiny_shapes")`, in the command line as `blip_caption/tiny_shapes`.
 
-**Where weights are.** *In the package*: nothing is downloaded. *To download*: on first use, once, into the
-[cache](../install.md#files-and-settings). *Random*: the type is a size to train, not a trained model.
+**Where weights are.** *In the package*: nothing is downloaded. *Pre-trained, in the package*: features,
+matching and retrieval work with them as they are, other heads are to be fine-tuned first. *To download*: on
+first use, once, into the [cache](../install.md#files-and-settings). *Random*: the type is a size to train, not
+a trained model.
 
 **Licences.** The licence stands beside each file as its publisher states it. "Commercial use: not stated" means
 that whoever published the weights did not say; that is not a yes. Data that the weights were trained on have
@@ -105,7 +107,7 @@ def _section(name: str, cls: Any) -> str:
 def where(preset: Any) -> str:
     """In one word or two, where a preset's weights are."""
     if preset.weights is None:
-        return "in the package, to train" if preset.pretrained else "random"
+        return "random" if preset.pretrained is None else "pre-trained, in the package"
     return "to download" if "://" in preset.weights else "in the package"
 
 
