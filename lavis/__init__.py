@@ -10,6 +10,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from lavis.common import moved
+
+moved.install()
+
 __version__ = "0.1.0"
 
 _SHORTCUTS = {
