@@ -18,7 +18,6 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,13 @@ from torch.nn import functional as F
 from lavis.common.files import write_json
 from lavis.datasets.tables import read_json
 from lavis.inference.encoder import Encoder
+from lavis.inference.entries import database, key_of, list_pictures, not_encoded, path_of
 from lavis.inference.reading import read_batches
 
 DESCRIPTION, FEATURES, ENTRIES, LOCK = "index.json", "features.f32", "entries.db", "update.lock"
 FORMAT = 1
 BLOCK = 65_536  # rows that are searched or copied at once
 STALE_SHARE, STALE_ROWS = 0.3, 1024  # more than both: the index is written anew
-_LISTED = 10_000  # files that are looked at between two writes of the listing
 Progress = Callable[[int, int], None]
 
 
@@ -154,7 +153,7 @@ class Index:
     def _begin(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         (place / FEATURES).touch()
-        with _database(place / ENTRIES) as db:
+        with database(place / ENTRIES) as db:
             db.execute(
                 "CREATE TABLE IF NOT EXISTS entries"
                 " (row INTEGER PRIMARY KEY, path BLOB UNIQUE NOT NULL, size INTEGER NOT NULL, changed INTEGER NOT NULL)"
@@ -165,7 +164,7 @@ class Index:
         path = self._place() / ENTRIES
         if not path.is_file():
             raise FileNotFoundError(f"the index {self.folder} is damaged: {path} is not there; build it anew")
-        return _database(path)
+        return database(path)
 
     def __len__(self) -> int:
         """Pictures."""
@@ -176,7 +175,7 @@ class Index:
         """All pictures, in the order of their rows."""
         with self._entries() as db:
             for (path,) in db.execute("SELECT path FROM entries ORDER BY row"):
-                yield _path(path)
+                yield path_of(path)
 
     # ------------------------------------------------------------------------------ updating
     def update(
@@ -221,7 +220,7 @@ class Index:
         batch_size: int,
     ) -> Update:
         done = Update()
-        _list(db, pictures, done)
+        list_pictures(db, pictures, done.failed)
         count = "SELECT count(*) FROM"
         done.removed = db.execute(f"{count} entries WHERE path NOT IN (SELECT path FROM listed)").fetchone()[
             0
@@ -237,12 +236,12 @@ class Index:
         total = db.execute(f"{count} listed WHERE path NOT IN (SELECT path FROM entries)").fetchone()[0]
         was_there = {row[0] for row in db.execute("SELECT path FROM altered")}
         seen = 0
-        for batch in read_batches(_todo(db), encoder.prepare, batch_size):
+        for batch in read_batches(not_encoded(db), encoder.prepare, batch_size):
             good = [(path, picture) for path, picture in batch if not isinstance(picture, Exception)]
             done.failed += [(path, str(e)) for path, e in batch if isinstance(e, Exception)]
             if good:
                 self._append(db, [p for p, _ in good], encoder.images([t for _, t in good]).numpy())
-                changed = sum(_key(path) in was_there for path, _ in good)
+                changed = sum(key_of(path) in was_there for path, _ in good)
                 done.changed += changed
                 done.added += len(good) - changed
             seen += len(batch)
@@ -260,7 +259,7 @@ class Index:
             os.fsync(f.fileno())
         db.executemany(
             "INSERT INTO entries SELECT ?, path, size, changed FROM listed WHERE path = ?",
-            [(first + i, _key(path)) for i, path in enumerate(paths)],
+            [(first + i, key_of(path)) for i, path in enumerate(paths)],
         )
         db.commit()
 
@@ -309,7 +308,7 @@ class Index:
                     f.write(features[live[start : start + BLOCK]].tobytes())
                 f.flush()
                 os.fsync(f.fileno())
-            with _database(new / ENTRIES) as other:
+            with database(new / ENTRIES) as other:
                 entries = db.execute("SELECT path, size, changed FROM entries ORDER BY row")
                 other.executemany(
                     "INSERT INTO entries VALUES (?, ?, ?, ?)",
@@ -347,7 +346,7 @@ class Index:
                 rows, scores = _best(np.concatenate([rows, here + start]), np.concatenate([scores, found]), k)
             by_row = "SELECT path FROM entries WHERE row = ?"
             return [
-                Hit(_path(db.execute(by_row, (row,)).fetchone()[0]), score)
+                Hit(path_of(db.execute(by_row, (row,)).fetchone()[0]), score)
                 for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
             ]
 
@@ -445,58 +444,3 @@ def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.
         rows, scores = rows[kept], scores[kept]
     order = np.lexsort((rows, -scores))[:k]
     return rows[order], scores[order]
-
-
-def _key(path: Path) -> bytes:
-    return os.fsencode(Path(path).absolute())
-
-
-def _path(key: bytes) -> Path:
-    return Path(os.fsdecode(key))
-
-
-@contextlib.contextmanager
-def _database(path: Path) -> Iterator[sqlite3.Connection]:
-    try:
-        with contextlib.closing(sqlite3.connect(path, timeout=30)) as db:
-            yield db
-            db.commit()
-    except sqlite3.DatabaseError as e:
-        raise OSError(f"{path} can't be used ({e})") from e
-
-
-def _list(db: sqlite3.Connection, pictures: Iterable[Path], done: Update) -> None:
-    """Write what is to be in the index, with sizes and times, into a temporary table."""
-    db.execute(
-        "CREATE TEMP TABLE listed (number INTEGER PRIMARY KEY, path BLOB UNIQUE, size INTEGER, changed INTEGER)"
-    )
-
-    def rows(paths: Iterable[Path]) -> Iterator[tuple[bytes, int, int]]:
-        for path in paths:
-            try:
-                stat = Path(path).stat()
-            except OSError as e:
-                done.failed.append((Path(path), f"{path}: {e.strerror}"))
-                continue
-            yield _key(path), stat.st_size, stat.st_mtime_ns
-
-    source = iter(pictures)
-    while some := list(islice(source, _LISTED)):
-        db.executemany("INSERT OR IGNORE INTO listed (path, size, changed) VALUES (?, ?, ?)", rows(some))
-    db.commit()
-
-
-def _todo(db: sqlite3.Connection) -> Iterator[Path]:
-    """What is to be encoded, in the order of the listing; entries that are added meanwhile don't matter."""
-    last = -1
-    while True:
-        some = db.execute(
-            "SELECT number, path FROM listed WHERE number > ? AND path NOT IN (SELECT path FROM entries)"
-            " ORDER BY number LIMIT ?",
-            (last, _LISTED),
-        ).fetchall()
-        if not some:
-            return
-        for number, path in some:
-            last = number
-            yield _path(path)
