@@ -35,7 +35,8 @@ class PackedRecords(Sequence[Record]):
     def __init__(self, records: Iterable[Record]) -> None:
         whole, ends = bytearray(), array("q")
         for record in records:
-            whole += json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+            text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+            whole += text.encode("utf-8", "surrogatepass")  # JSON can hold halves of pairs, and json.loads takes them
             ends.append(len(whole))
         self.bytes = np.frombuffer(bytes(whole), dtype=np.uint8)
         self.ends = np.frombuffer(ends, dtype=np.int64)  # where each record ends
