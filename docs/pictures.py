@@ -21,7 +21,7 @@ from lavis.inference.dialogue import Conversation
 
 OUT = Path(__file__).parent / "_static" / "pictures"
 WIDTH, EDGE = 720, 24  # pixels; shown at half of it, so that it is sharp on fine screens
-SIDE, COLUMN, QUARTER = 220, 268, 157
+SIDE, COLUMN, GAP = 220, 268, 14
 PAPER, INK, SOFT, BAR, TRACK = "#ffffff", "#1f2933", "#5b6672", "#2563a8", "#e3e8ee"
 
 
@@ -58,12 +58,13 @@ class Sheet:
         self.y = max(self.y, top + side) + 18
 
     def row(self, pictures: Sequence[Image.Image], labels: Sequence[str]) -> None:
-        """Four pictures side by side, each with a label below."""
+        """Pictures side by side over the whole width, each with a label below."""
+        side = (WIDTH - 2 * EDGE + GAP) // len(pictures) - GAP
         for i, picture in enumerate(pictures):
-            x = EDGE + i * (QUARTER + 14)
-            self.image.paste(picture.resize((QUARTER, QUARTER), Image.Resampling.LANCZOS), (x, self.y))
-            self.draw.text((x + QUARTER / 2, self.y + QUARTER + 8), labels[i], INK, font(22), anchor="ma")
-        self.y += QUARTER + 44
+            x = EDGE + i * (side + GAP)
+            self.image.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x, self.y))
+            self.draw.text((x + side / 2, self.y + side + 8), labels[i], INK, font(22), anchor="ma")
+        self.y += side + 44
 
     def bar(self, label: str, share: float, x: int, right: str) -> None:
         """A labelled horizontal bar, share from 0 to 1."""
@@ -150,9 +151,8 @@ def questions() -> None:
     for question, answers in zip(asked, found):
         sheet.text(question, size=21, color=SOFT)
         for i, answer in enumerate(answers):
-            sheet.draw.text(
-                (EDGE + i * (QUARTER + 14) + QUARTER / 2, sheet.y), answer, INK, font(25), anchor="ma"
-            )
+            middle = EDGE + (i + 0.5) * (WIDTH - 2 * EDGE) / len(drawn)
+            sheet.draw.text((middle, sheet.y), answer, INK, font(25), anchor="ma")
         sheet.y += 42
     sheet.save("questions")
 
@@ -189,14 +189,13 @@ def gradcam() -> None:
     picture = data[9]["image"]
     found = explain(load("blip_image_text_matching/tiny_shapes"), picture, data[9]["text_input"])
     small = ("a", "an", "the", "of", "is", "are", "and", "to", "in", "on", "at", "there", "with")
-    shown = [i for i, word in enumerate(found.words) if word not in small][:7]
+    shown = [i for i, word in enumerate(found.words) if word not in small][:4]
     sheet = Sheet()
     sheet.text(found.text, size=24)
     sheet.y += 8
     tiles = [picture, *(overlay(picture, found.maps[i]) for i in shown)]
     labels = ["", *(found.words[i] for i in shown)]
-    for start in range(0, len(tiles), 4):
-        sheet.row(tiles[start : start + 4], labels[start : start + 4])
+    sheet.row(tiles, labels)
     sheet.save("gradcam")
 
 
