@@ -15,7 +15,7 @@ from lavis.common.files import read_jsonl
 from lavis.datasets.builders import load_dataset
 from lavis.datasets.shapes.render import render
 from lavis.datasets.shapes.scene import COLORS, SHAPES, Scene, draw_scene
-from lavis.inference import Encoder, ZeroShot, classify, explain, load, overlay
+from lavis.inference import Encoder, Loaded, ZeroShot, classify, explain, load, overlay
 from lavis.inference.convert import convert
 from lavis.inference.dialogue import Conversation
 from lavis.inference.explain import _words, explanation_sheet
@@ -24,6 +24,8 @@ from lavis.inference.reading import read_batches
 from lavis.inference.sheet import Tile, contact_sheet
 from lavis.models import build_model, load_model
 from lavis.models.blip_matching import compute_gradcam
+from tests.small import random_model
+from tests.test_clip import archive
 
 TEXTS = ["a large red circle", "two small blue stars and a green heart", "a ring", "a striped pink cross"]
 
@@ -498,3 +500,50 @@ def test_what_does_not_fit_into_half_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"vision_proj\.weight has values beyond float16"):
         convert(str(tmp_path / "old"), tmp_path / "new", half=True)
     assert not (tmp_path / "new").exists()
+
+
+def _transformers_folder(place: Path) -> Path:
+    """A CLIP of transformers, of the sizes of our tiny one."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPConfig(
+        text_config={
+            "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "vocab_size": 4610, "max_position_embeddings": 48, "bos_token_id": 4608, "eos_token_id": 4609,
+            "hidden_act": "gelu",
+        },
+        vision_config={
+            "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "image_size": 64, "patch_size": 8, "hidden_act": "gelu",
+        },
+        projection_dim=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(place)
+    return place
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["openclip", "openai", "transformers"])
+def test_checkpoints_of_others_are_converted(kind: str, tmp_path: Path, drawings: list[Image.Image]) -> None:
+    model = random_model("clip")
+    source = tmp_path / "model.pt"
+    if kind == "openclip":
+        torch.save(
+            {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, source
+        )
+    elif kind == "openai":
+        archive(model, source, "script")
+    else:
+        source = _transformers_folder(tmp_path / "theirs")
+    convert(str(source), tmp_path / "new", "clip", "tiny")
+    first = load_model("clip", "tiny", is_eval=True, checkpoint=source)
+    again = load_model(str(tmp_path / "new"), is_eval=True)
+    assert (
+        again.config.quick_gelu == first.config.quick_gelu == (kind != "transformers")
+    )  # what shapes don't tell
+    for key, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[key]), key
+    one, two = (
+        Encoder(Loaded("x", m, load("clip/tiny").vis, str)).images(drawings[:2]) for m in (first, again)
+    )
+    assert torch.equal(one, two)
