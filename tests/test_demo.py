@@ -187,8 +187,26 @@ def _empty(tmp_path):
     return tmp_path / "empty"
 
 
+def test_the_map_of_a_shape_points_at_it(pool):
+    from lavis.inference import explain
+
+    hits = []
+    with pool.use("blip_caption/tiny_shapes") as loaded:
+        for name, scene in scenes().items():
+            objects = scene["objects"]
+            if len({o["shape"] for o in objects}) < len(objects):
+                continue
+            text = " and ".join(f"a {o['color']} {o['shape']}" for o in objects)
+            found = explain(loaded, example(name), text)
+            for o in objects:
+                heat = found.maps[found.words.index(o["shape"])]
+                y, x = (np.array(np.unravel_index(heat.argmax(), heat.shape)) + 0.5) / heat.shape
+                hits.append(max(abs(x - o["x"]), abs(y - o["y"])) <= o["r"] + 0.06)
+    assert len(hits) >= 15 and sum(hits) >= 0.75 * len(hits), hits
+
+
 def test_words_have_maps_over_the_picture(pool, tmp_path):
-    with pool.use("blip_image_text_matching/tiny_shapes") as loaded:
+    with pool.use("blip_caption/tiny_shapes") as loaded:
         layers = page("localization", tmp_path).run(loaded, example("drawing_00.png"), TRUE)
     assert [word for word, _ in layers] == ["all words", *TRUE.split()]
     assert {picture.size for _, picture in layers} == {(384, 384)}
@@ -346,6 +364,18 @@ def test_clips_are_told_from_playlists_and_rubbish(limits):
         with pytest.raises(ValueError, match=says) as caught:
             uploads.checked_clip(upload(limits, "b.mp4", content), limits, "Clip")
         assert str(limits.folder) not in str(caught.value)
+
+
+def test_clips_with_huge_frames_or_too_many_are_not_decoded(limits, monkeypatch):
+    pytest.importorskip("av")
+    clip = upload(limits, "a.webm", (EXAMPLES / "clip_0.webm").read_bytes())
+    for name, value, says in (
+        ("_CLIP_FRAMES", 15, "16 frames are too many"),
+        ("_CLIP_PIXELS", 999, "128 x 128 pixels"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=says):
+            patch.setattr(uploads, name, value)
+            uploads.checked_clip(clip, limits, "Clip")
 
 
 # ------------------------------------------------------------------------------------------ outputs

@@ -159,7 +159,7 @@ def test_weights_that_are_not_here_are_one_sentence(demo):
     before = demo.said()
     (path,) = json.loads(upload(demo, "a.png", png())[1])
     said = call(demo, "captioning", "blip_caption/base_coco", {"path": path}, "Beam search", 1, 1, 0.9, 0, 20)
-    assert "the weights of blip_caption/base_coco are not on this machine" in said[0]
+    assert "The weights of blip_caption/base_coco are not on this machine" in said[0]
     assert "Traceback" not in demo.said().removeprefix(before)
 
 

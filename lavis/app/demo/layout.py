@@ -243,6 +243,8 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_hover_dark="*primary_200",
         button_primary_text_color="white",
         button_primary_text_color_dark="*primary_950",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         slider_color="*primary_600",
         slider_color_dark="*primary_300",
         checkbox_background_color_selected="*primary_600",

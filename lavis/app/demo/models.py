@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PACKAGED, HERE, AWAY = "in the package", "on this machine", "not on this machine"
+PACKAGED, HERE, AWAY = "in the package", "on this machine", "not here"
 
 
 @dataclass(frozen=True)

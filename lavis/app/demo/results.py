@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,14 +112,21 @@ class Layers(Result):
             rules.append(f'#{group}:has(#{key}:checked) [data-layer="{key}"]{{display:block}}')
         return self._framed(
             f'<style>{"".join(rules)}</style><div id="{group}" class="lv-layers">'
-            f"<fieldset><legend>Words</legend>{''.join(chips)}</fieldset>{''.join(pictures)}</div>"
+            f'<div class="lv-chips" role="radiogroup" aria-label="Words">{"".join(chips)}</div>'
+            f"{''.join(pictures)}</div>"
         )
 
 
 def message(kind: str, text: str) -> str:
-    """A line above the results. kind: "error", "done" or "" (nothing is shown)."""
+    """A line above the results; what stands in backquotes is code. kind: "error", "done" or "" (nothing is shown)."""
     role = "alert" if kind == "error" else "status"
-    return f'<p class="lv-message lv-{kind}" role="{role}">{escape(text)}</p>' if kind else ""
+    shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    # a number of its own: a message that is said again is shown, and read out, again
+    return (
+        f'<p class="lv-message lv-{kind}" role="{role}" data-call="{uuid.uuid4().hex}">{shown}</p>'
+        if kind
+        else ""
+    )
 
 
 def _image(picture: Image.Image, text: str) -> str:

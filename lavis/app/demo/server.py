@@ -161,7 +161,7 @@ def _loader(options: Options, offered: dict[str, list[Choice]]) -> Any:
 
         if where.get(spec) == AWAY and not options.download:
             raise OSError(
-                f"the weights of {spec} are not on this machine; start the demo with `lavis demo --download` to fetch "
+                f"The weights of {spec} are not on this machine; start the demo with `lavis demo --download` to fetch "
                 "them, or choose another model"
             )
         return load(spec, device=options.device, precision=options.precision)

@@ -12,12 +12,14 @@ from lavis.common.registry import registry
 class Localization(Page):
     title = "Text localisation"
     about = (
-        "Shows where in the picture each word of a text has its evidence (Grad-CAM of the matching model's "
-        "cross-attention): red is much, blue none. Choose a word to see its map."
+        "Shows where in the picture each word of a text has its evidence: red is much, blue little (Grad-CAM of the "
+        "attention from words to the picture). A captioner is asked what makes the word likely, a matching model what "
+        "makes the text fit."
     )
     button = "Locate"
-    models = ("blip_image_text_matching/tiny_shapes", "albef_retrieval/tiny_shapes",
-              "blip_image_text_matching", "blip_retrieval", "albef_retrieval")  # fmt: skip
+    # of the small models the captioner finds places best
+    models = ("blip_caption/tiny_shapes", "blip_image_text_matching/tiny_shapes", "albef_retrieval/tiny_shapes",
+              "blip_image_text_matching", "blip_caption", "blip_retrieval", "albef_retrieval")  # fmt: skip
     inputs = (
         PictureInput("picture", "Picture"),
         TextInput("text", "Text", value="a purple ring above a red triangle and a green square"),

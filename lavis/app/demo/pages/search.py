@@ -107,7 +107,7 @@ def pictures_in(folder: Path) -> list[Path]:
 def _shown(hit: Any) -> Shown:
     from lavis.datasets.base import open_picture
 
-    match = "" if hit.match is None else f"match {percent(hit.match)}, "
+    match = "" if hit.match is None else f"match {percent(hit.match)}\n"
     note = f"{match}cosine {hit.score:.3f}"
     try:
         return Shown(open_picture(hit.path, upright=True), hit.path.name, note)
