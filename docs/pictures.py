@@ -2,7 +2,7 @@
 
     python docs/pictures.py [NAME ...]
 
-writes docs/_static/pictures/*.png. Nothing is chosen by hand but which drawing is shown; wrong answers stay.
+writes docs/_static/pictures/*.png. Chosen by hand are the drawings, the texts and the model; answers stay as they come.
 """
 
 from __future__ import annotations
