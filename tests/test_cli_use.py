@@ -517,6 +517,9 @@ def test_dialogue_of_standard_input(
     monkeypatch.setattr(sys, "stdin", io.StringIO("what color?\n"))
     assert main(["dialogue", str(drawings / "p00.png"), "--answers", "red,blue"]) == 0
     assert capsys.readouterr().out.strip() in ("red", "blue")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what color?\n"))
+    assert main(["dialogue", str(drawings / "p00.png"), "--answers", "red", "--pretty"]) == 0
+    assert capsys.readouterr().out == "what color?\n  red\n"
 
 
 def test_dialogue_answers_as_questions_come(drawings: Path) -> None:

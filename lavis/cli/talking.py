@@ -31,6 +31,7 @@ def dialogue(
         typer.Option(help="Choose among these: a,b,c or a file with one per line or a JSON list."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
+    pretty: Annotated[bool, typer.Option("--pretty", help="The question before each answer.")] = False,
     model: options.Model = ANSWERER,
     checkpoint: options.Checkpoint = None,
     device: options.Device = "auto",
@@ -73,7 +74,7 @@ def dialogue(
             }  # fmt: skip
             print(to_line(row), flush=True)
         else:
-            print(turn.answer, flush=True)
+            print(f"{turn.question}\n  {turn.answer}" if pretty else turn.answer, flush=True)
     if failed:
         raise typer.Exit(1)
 
