@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sqlite3
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lavis.app.browser import index as indexing
 from lavis.app.browser.collection import Filters, Split, open_collection
+from lavis.app.browser.media import picture
 from lavis.app.browser.words import Query, highlighted, words
 from lavis.datasets.captioning import CaptionDataset
 from lavis.datasets.tables import PackedRecords
@@ -248,3 +252,34 @@ def test_a_split_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path) ->
         open_collection("coco_caption", section, splits=["test"])
     with pytest.raises(ValueError, match="no split 'vall'"):
         open_collection("coco_caption", section, splits=["vall"])
+
+
+# ---------------------------------------------------------------------------------------- other kinds of data sets
+def test_a_folder_per_class_is_looked_at_again_when_a_picture_is_added(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "val" / name / "1.png")
+    split = open_collection("imagenet", vis_path=tmp_path).splits["val"]
+    assert len(split) == 2 and split.dataset.classes == ["cat", "dog"]  # type: ignore[attr-defined]
+    assert picture(split.dataset, split.record(1), 0, 100).size == (20, 20)
+    made = split.index.path.stat().st_ino
+    assert open_collection("imagenet", vis_path=tmp_path).splits["val"].index.path.stat().st_ino == made
+    Image.new("RGB", (20, 20)).save(tmp_path / "val" / "dog" / "2.png")
+    os.utime(tmp_path / "val" / "dog", (5, 5))
+    assert len(open_collection("imagenet", vis_path=tmp_path).splits["val"]) == 3
+
+
+def test_pictures_in_archives(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for i in range(3):
+            content = io.BytesIO()
+            Image.new("RGB", (10 + i, 10), "red").save(content, "PNG")
+            for name, data in ((f"{i}.png", content.getvalue()), (f"{i}.txt", f"number {i}".encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    for _ in range(2):
+        split = open_collection("shards", {"shards": str(tmp_path / "0.tar")}).splits["train"]
+        assert list(split.find(Filters(q="number 2"))) == [2]
+        assert picture(split.dataset, split.record(2), 0, 100).size == (12, 10)
+    assert split.index.meta["stamps"] and not split.index.meta["kept"]

@@ -77,7 +77,8 @@ def evaluation_page(e: Evaluation) -> str:
     name = f"{e.dataset.name}, {e.split}" if known and e.dataset.name else e.split
     title = f"{e.model} on {name}"
     cases = e.task.cases(e.task.rows(e.records), e.dataset) if known else []
-    lead = f"{len(e.records):,} predictions with the weights called {e.label!r}, in {_duration(e.seconds)}."
+    weights = "random weights" if e.label == "none" else f"weights: {e.label}"
+    lead = f"{len(cases) or len(e.records):,} predictions in {_duration(e.seconds)}; {weights}."
     body = [
         tag("h1", title),
         tag("p", lead, class_="lead"),

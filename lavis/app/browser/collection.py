@@ -18,7 +18,7 @@ from lavis.app.browser.index import Index, Progress, build, existing_index, is_d
 from lavis.app.browser.predictions import VERDICTS, Predictions, find_results, load_predictions, run_section
 from lavis.app.browser.words import Query
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import Dataset, Record
+from lavis.datasets.base import Dataset, Plan, Record
 from lavis.datasets.builders import make_plan
 from lavis.datasets.sources import how_to_get
 
@@ -139,7 +139,7 @@ class Split:
 
 
 class Pending:
-    """A split that is indexed while others are shown.
+    """A split that is indexed while others are shown, once its thread is started.
 
     Attributes:
         done, total: records. failed: why it stopped, "" if it hasn't.
@@ -159,7 +159,6 @@ class Pending:
                 self.failed = str(e)
 
         self.thread = threading.Thread(target=work, daemon=True)
-        self.thread.start()
 
 
 @dataclass
@@ -182,6 +181,23 @@ class Collection:
     def first(self) -> str:
         """The split to begin with: one with predictions, else the first."""
         return next((n for n, s in self.splits.items() if s.predictions is not None), next(iter(self.splits)))
+
+
+def _plan(
+    cls: type[Dataset], name: str, given: dict[str, Any], vis_path: str | Path | None, run: Path | None
+) -> Plan:
+    """What is to be opened: with predictions, as their run had it, and the given settings over that."""
+    if run is not None and (
+        name != "own" or not given
+    ):  # tables of one's own are named together or not at all
+        given = {**run_section(run, name), **given}
+    plan = make_plan(cls, name, given)
+    if vis_path is not None:
+        folder = Path(vis_path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"--vis-path {vis_path}: there is no such folder")
+        plan = replace(plan, vis_root=folder)
+    return replace(plan, on_error="show")  # what is missing is shown as missing
 
 
 def open_collection(
@@ -208,18 +224,7 @@ def open_collection(
     """
     cls: type[Dataset] = registry.get_dataset_class(name)
     run = None if predictions is None else Path(predictions).expanduser()
-    given = dict(section or {})
-    if run is not None and name != "own":
-        given = {**run_section(run, name), **given}
-    elif run is not None and not given:
-        given = run_section(run, name)
-    plan = make_plan(cls, name, given)
-    if vis_path is not None:
-        folder = Path(vis_path).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"--vis-path {vis_path}: there is no such folder")
-        plan = replace(plan, vis_root=folder)
-    plan = replace(plan, on_error="show")  # what is missing is shown as missing
+    plan = _plan(cls, name, dict(section or {}), vis_path, run)
     known = cls.split_names(plan)
     for split in splits:
         if split not in known:
@@ -231,9 +236,10 @@ def open_collection(
     def add(split: str, index: Index) -> None:
         found = load_predictions(results[split], cls.load(split, plan)) if split in results else None
         opened = Split(split, index, reopened(cls, plan, split, index), found)
-        # a new dict, because pages may be reading the old one
-        out.splits = {s: (out.splits | {split: opened})[s] for s in known if s in out.splits or s == split}
-        out.pending.pop(split, None)
+        # new dicts, because pages may be reading the old ones
+        there = {**out.splits, split: opened}
+        out.splits = {s: there[s] for s in known if s in there}
+        out.pending = {s: p for s, p in out.pending.items() if s != split}
 
     first: Exception | None = None
     later: dict[str, Dataset] = {}
@@ -259,7 +265,10 @@ def open_collection(
     for split, dataset in later.items():
         path = place_of(cls, plan, split)
         if out.splits:
-            out.pending[split] = Pending(dataset, path, functools.partial(add, split))
+            # it is noted before it starts, and may be done before this goes on
+            waiting = Pending(dataset, path, functools.partial(add, split))
+            out.pending = {**out.pending, split: waiting}
+            waiting.thread.start()
         else:
             add(split, build(dataset, path, None if progress is None else progress(split)))
     return out

@@ -155,26 +155,34 @@ class Index:
 
     def positions(self, query: Query, answer: str = "", kind: str = "") -> np.ndarray | None:
         """The records that fit, in order, (n,) int32; None: all of them."""
-        where, values = [], []
+        parts: list[np.ndarray] = []
         wanted = " AND ".join(t.expression() for t in query.wanted)
+        unwanted = " OR ".join(t.expression() for t in query.unwanted)
         if wanted:
-            where.append("position IN (SELECT rowid FROM texts WHERE texts MATCH ?)")
-            values.append(wanted)
-        if query.unwanted:
-            where.append("position NOT IN (SELECT rowid FROM texts WHERE texts MATCH ?)")
-            values.append(" OR ".join(t.expression() for t in query.unwanted))
+            parts.append(self._matching(f"({wanted}) NOT ({unwanted})" if unwanted else wanted))
+        elif unwanted:
+            others = np.ones(self.count, dtype=bool)
+            others[self._matching(unwanted)] = False
+            parts.append(np.flatnonzero(others).astype(np.int32))
         for column, value in (("answer", answer), ("kind", kind)):
             if value:
-                where.append(f"{column} = ?")
-                values.append(value)
-        if not where:
+                parts.append(self._numbers(f"SELECT position AS n FROM items WHERE {column} = ?", value))
+        if not parts:
             return None
-        if wanted and len(where) == 1:
-            sql = "SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rowid"
-        else:
-            sql = f"SELECT position FROM items WHERE {' AND '.join(where)} ORDER BY position"
-        found = self.rows(sql, values)
-        return np.fromiter((row[0] for row in found), dtype=np.int32, count=len(found))
+        found = parts[0]
+        for part in parts[1:]:
+            there = np.zeros(self.count, dtype=bool)
+            there[part] = True
+            found = found[there[found]]
+        return np.sort(found)
+
+    def _matching(self, expression: str) -> np.ndarray:
+        return self._numbers("SELECT rowid AS n FROM texts WHERE texts MATCH ?", expression)
+
+    def _numbers(self, sql: str, value: str) -> np.ndarray:
+        """The column n of a query as numbers. As one text it comes four times as fast as row by row."""
+        text = self.rows(f"SELECT group_concat(n) FROM ({sql})", (value,))[0][0]
+        return np.fromstring(text or "", dtype=np.int32, sep=",")
 
     def items(self, positions: Sequence[int]) -> dict[int, tuple[str, str]]:
         """(id, kind) of some records."""

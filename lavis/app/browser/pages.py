@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lavis.app.browser.collection import FILES, Collection, Filters, Split
+from lavis.app.browser.collection import FILES, Collection, Filters, Pending, Split
 from lavis.app.browser.export import why_not
 from lavis.app.browser.media import PLAYED_AS_THEY_ARE, SHOWN_AS_THEY_ARE, Media, media_of, problem
 from lavis.app.browser.predictions import VERDICTS
@@ -126,9 +126,8 @@ def message(collection: Collection, title: str, text: str) -> str:
     return page(collection, title, [tag("h1", title), tag("p", text), back])
 
 
-def pending_page(collection: Collection, name: str) -> str:
+def pending_page(collection: Collection, name: str, pending: Pending) -> str:
     """How far the index of a split is."""
-    pending = collection.pending[name]
     text = pending.failed or f"{pending.done:,} of {pending.total:,} records are indexed; this page follows."
     return page(collection, name, [tag("h1", f"{name} is being indexed"), tag("p", text)], name)
 
@@ -608,7 +607,7 @@ def _sizes(sizes: Any, failed: str) -> Markup:
         rows.append((name, *(f"{int(v):,}" for v in q)))
     note = f"Pixels, of a sample of {len(sizes.widths):,} pictures"
     note += f"; {sizes.unreadable:,} more could not be read." if sizes.unreadable else "."
-    columns = ["", "least", "25 %", "median", "75 %", "greatest"]
+    columns = ["", "min", "25 %", "50 %", "75 %", "max"]
     return escape(
         [tag("p", note, class_="muted"), tag("div", table(columns, rows, numeric=range(1, 6)), class_="wide")]
     )

@@ -163,8 +163,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         match = _SPLIT.fullmatch(path)
         name = urllib.parse.unquote(match[1]) if match else ""
-        if match is not None and name in collection.pending:
-            self._page(pages.pending_page(collection, name), refresh=2)
+        pending = collection.pending.get(name)
+        if pending is not None:
+            self._page(pages.pending_page(collection, name, pending), refresh=2)
             return
         if match is None or name not in collection.splits:
             raise NotFound("There is no such page.")
