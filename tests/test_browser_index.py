@@ -21,6 +21,7 @@ from lavis.app.browser import index as indexing
 from lavis.app.browser.collection import Filters, Split, open_collection
 from lavis.app.browser.media import picture
 from lavis.app.browser.words import Query, highlighted, words
+from lavis.datasets import tables
 from lavis.datasets.captioning import CaptionDataset
 from lavis.datasets.tables import PackedRecords
 
@@ -283,3 +284,28 @@ def test_pictures_in_archives(tmp_path: Path) -> None:
         assert list(split.find(Filters(q="number 2"))) == [2]
         assert picture(split.dataset, split.record(2), 0, 100).size == (12, 10)
     assert split.index.meta["stamps"] and not split.index.meta["kept"]
+
+
+_DOCUMENT = '[{"a": 1, "b": [1, 2, {"c": "d,]"}]}, 3.5e3, "x\\"y", null, true ]\n'
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(st.integers(0, len(_DOCUMENT) - 1), st.sampled_from('[]{},:"1a \n')), max_size=4),
+    st.integers(1, len(_DOCUMENT)),
+)
+def test_a_list_read_piece_by_piece_is_the_list_and_its_faults_are_the_same(
+    changes: list[tuple[int, str]], length: int
+) -> None:
+    text = list(_DOCUMENT)
+    for place, character in changes:
+        text[max(place, 1)] = character
+    document = "".join(text[:length])
+
+    def read(how: Any) -> Any:
+        try:
+            return how()
+        except json.JSONDecodeError as e:
+            return e.msg, e.pos
+
+    assert read(lambda: list(tables._elements(document, 1))) == read(lambda: json.loads(document))

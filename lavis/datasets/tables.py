@@ -9,6 +9,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import tempfile
 import weakref
 from array import array
@@ -19,6 +20,7 @@ from typing import Any, overload
 import numpy as np
 
 Record = dict[str, Any]
+_WHITE = re.compile(r"[ \t\n\r]*")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
@@ -36,7 +38,9 @@ class PackedRecords(Sequence[Record]):
         whole, ends = bytearray(), array("q")
         for record in records:
             text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-            whole += text.encode("utf-8", "surrogatepass")  # JSON can hold halves of pairs, and json.loads takes them
+            whole += text.encode(
+                "utf-8", "surrogatepass"
+            )  # JSON can hold halves of pairs, and json.loads takes them
             ends.append(len(whole))
         self.bytes = np.frombuffer(bytes(whole), dtype=np.uint8)
         self.ends = np.frombuffer(ends, dtype=np.int64)  # where each record ends
@@ -202,11 +206,41 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Record]]:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
-    rows = _parsed(path, text)
-    if not isinstance(rows, list):
+    start = _space(text, 0)
+    if text[start : start + 1] != "[":
+        rows = _parsed(path, text)
         raise ValueError(f"{path} should hold a JSON list of objects, not {type(rows).__name__}")
-    for number, row in enumerate(rows, 1):
-        yield number, _row(f"{path}, record {number}", row)
+    try:
+        for number, row in enumerate(_elements(text, start + 1), 1):
+            yield number, _row(f"{path}, record {number}", row)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from e
+
+
+def _elements(text: str, place: int) -> Iterator[Any]:
+    """The elements of a JSON list, one by one: a million of them at once would take a gigabyte."""
+    decode = json.JSONDecoder().raw_decode
+    place = _space(text, place)
+    if text[place : place + 1] != "]":
+        while True:
+            element, place = decode(text, place)
+            yield element
+            place = _space(text, place)
+            if text[place : place + 1] != ",":
+                break
+            place = _space(text, place + 1)
+    if text[place : place + 1] != "]":
+        raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+    end = _space(text, place + 1)
+    if end != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _space(text: str, place: int) -> int:
+    """The place of the next character that is no white space."""
+    match = _WHITE.match(text, place)
+    assert match is not None
+    return match.end()
 
 
 def _row(where: str, row: Any) -> Record:
