@@ -2,7 +2,11 @@
 
 import importlib.util
 import io
+import os
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -535,6 +539,39 @@ def test_what_is_on_this_machine_is_offered_first(tmp_path, monkeypatch):
         (mine, models.HERE), ("blip_caption/tiny_shapes", models.PACKAGED), ("blip_caption/base_coco", models.HERE),
     ]  # fmt: skip
     assert all(not c.spec.startswith("clip") for c in found)
+
+
+def test_weights_elsewhere_are_fetched_only_if_that_is_allowed(tmp_path, monkeypatch):
+    from lavis.app.demo.server import Options, _loader
+
+    monkeypatch.setenv("LAVIS_CACHE", str(tmp_path))
+    monkeypatch.setenv("LAVIS_OFFLINE", "1")
+    offered = {"captioning": models.choices(("blip_caption",))}
+    with pytest.raises(OSError, match="`lavis demo --download`"):
+        _loader(Options(), offered)("blip_caption/base_coco")
+    with pytest.raises(OSError, match="LAVIS_OFFLINE"):
+        _loader(Options(download=True), offered)("blip_caption/base_coco")
+
+
+# ------------------------------------------------------------------------------------------ the process
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch, tmp_path):
+    from lavis.app.demo.server import Options, application
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    before = dict(os.environ), tempfile.gettempdir()
+    with pytest.raises(ImportError, match=r"pip install openlavis\[app\]"), application(Options()):
+        pass
+    assert (dict(os.environ), tempfile.gettempdir()) == before
+
+
+def test_looking_at_pages_imports_neither_torch_nor_gradio():
+    code = (
+        "import sys; from lavis.common.registry import registry; assert 'captioning' in registry.list_pages();"
+        "assert not {'torch', 'gradio'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 # ------------------------------------------------------------------------------------------ privacy

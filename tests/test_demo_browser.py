@@ -205,6 +205,8 @@ def test_words_are_chosen_by_mouse_and_by_keyboard(chromium, demo):
         go(page, demo, "localization")
         press(page)
         layers = page.locator(".lv-layer:visible img")
+        last, picture = page.locator(".lv-chip").last.bounding_box(), layers.bounding_box()
+        assert last["y"] + last["height"] <= picture["y"], "words lie over the picture"
         seen = [layers.get_attribute("alt")]
         page.get_by_role("radio", name="triangle").click()
         seen.append(layers.get_attribute("alt"))

@@ -18,6 +18,8 @@ from PIL import Image
 from tests.demo_server import running
 
 pytest.importorskip("gradio")
+pytestmark = pytest.mark.slow
+
 PLUGIN = """
 from lavis.app.demo.page import Bars, Page, Row, TextInput
 from lavis.common.registry import registry

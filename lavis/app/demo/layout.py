@@ -31,6 +31,7 @@ new MutationObserver(() => document.querySelectorAll("button.gallery-item:not([a
   button => button.setAttribute("aria-label", "Example " + (1 + [...button.parentNode.children].indexOf(button)))
 )).observe(document, {childList: true, subtree: true});
 """
+WAITING = 200  # calls in the queue; more are refused
 AT_ONCE = 16  # calls of a page that are taken from the queue; see `calls` for what they wait for
 
 
@@ -45,21 +46,23 @@ class Ready:
 
 
 def build(pages: Sequence[Ready]) -> gr.Blocks:
-    """The app: a start page at /, each page at /<name>."""
+    """The app: a start page at /, each page at /<name>.
+
+    Raises:
+        ValueError: a page's name is that of one of Gradio's own addresses, such as "config".
+    """
     with gr.Blocks(title="LAVIS", analytics_enabled=False, delete_cache=(600, 3600)) as app:
-        gr.Navbar(visible=False)
         _html(_head(pages, ""))
         _html(_start(pages))
         _html(_foot())
     for ready in pages:
         with app.route(ready.page.title, f"/{ready.name}", show_in_navbar=False):
             _page(pages, ready)
-    return app
+    return app.queue(max_size=WAITING)
 
 
 def _page(pages: Sequence[Ready], ready: Ready) -> None:
     page = ready.page
-    gr.Navbar(visible=False)
     _html(_head(pages, ready.name))
     _html(f'<div class="lv-about"><h1>{escape(page.title)}</h1><p>{escape(page.about)}</p></div>')
     given: list[Any] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Search(Page):
                 index = Index.open(gallery)
                 self.models = (index.spec,)
                 self._built[index.spec] = index
-            elif not pictures_in(gallery):
+            elif next(pictures_in(gallery), None) is None:
                 raise FileNotFoundError(
                     f"--gallery {gallery}: there are no pictures in this folder ({', '.join(PICTURE_SUFFIXES)})"
                 )
@@ -94,14 +94,14 @@ class Search(Page):
                 folder = self.settings.work / f"index-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
                 begun = (folder / "index.json").is_file()  # and not finished, else it would be in _built
                 index = Index.open(folder) if begun else Index.create(folder, spec)
-                index.update(pictures_in(self.settings.gallery or EXAMPLES), encoder)
+                index.update(sorted(pictures_in(self.settings.gallery or EXAMPLES)), encoder)
                 self._built[spec] = index
             return self._built[spec]
 
 
-def pictures_in(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> Iterator[Path]:
     """Its pictures, at any depth."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+    return (p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
 
 
 def _shown(hit: Any) -> Shown:
