@@ -223,15 +223,25 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, damage: str) -> None:
 
 
 def test_drawn_records_are_not_kept_and_large_splits_do_not_keep_anybody_waiting() -> None:
-    collection = open_collection("shapes_caption", {"n_train": 5200, "n_val": 30, "n_test": 30, "n_unseen": 30,
+    collection = open_collection("shapes_caption", {"n_train": 10_001, "n_val": 30, "n_test": 30, "n_unseen": 30,
                                                     "n_new_train": 30, "n_new_test": 30})  # fmt: skip
     assert "val" in collection.splits and "train" not in collection.splits
     pending = collection.pending["train"]
-    assert pending.total == 5200
+    assert pending.total == 10_001
     split = collection.splits["val"]
     assert split.index.records() is None and "scene" in split.record(3)
-    pending.thread.join(300)
+    collection.wait(300)
     assert not pending.failed and list(collection.splits)[:2] == ["train", "val"] and not collection.pending
+
+
+def test_what_goes_on_in_the_background_can_be_stopped_and_leaves_nothing(cache: Path) -> None:
+    options = {"n_train": 100_000, "n_val": 10, "n_test": 50_000}
+    collection = open_collection("shapes_retrieval", options)
+    assert list(collection.splits) == ["val"] and list(collection.pending) == ["train", "test"]
+    collection.close()
+    assert collection.indexer is not None and not collection.indexer.is_alive()
+    assert [p.name.split("-")[1] for p in (cache / "indexes" / "browse").iterdir()] == ["val"]
+    assert not collection.pending["train"].done, "the smaller one comes first"
 
 
 def test_lengths_and_the_number_of_pictures(tmp_path: Path) -> None:

@@ -72,8 +72,7 @@ def browse(
     for part, pending in collection.pending.items():
         common.note(f"{part} is indexed in the background, {pending.total:,} records")
     if index_only:
-        for pending in list(collection.pending.values()):
-            pending.thread.join()
+        collection.wait()
         return
     try:
         server = Server(collection, port)
@@ -92,3 +91,5 @@ def browse(
             server.serve_forever()
         except KeyboardInterrupt:
             print(file=sys.stderr)
+        finally:
+            collection.close()

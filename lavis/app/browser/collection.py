@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ FILES = ("missing", "there")
 Positions = Sequence[int] | np.ndarray
 _LONGEST_SEARCH = 500  # characters
 _SEEDS = 2**32
-_AT_ONCE = 5000  # records that are drawn and indexed before anything is shown
+_AT_ONCE = 10_000  # records that are drawn and indexed before anything is shown
 
 
 @dataclass(frozen=True)
@@ -138,27 +138,59 @@ class Split:
         return None
 
 
+@dataclass
 class Pending:
-    """A split that is indexed while others are shown, once its thread is started.
+    """A split that is indexed while others are shown.
 
     Attributes:
-        done, total: records. failed: why it stopped, "" if it hasn't.
+        dataset, path: what is indexed, and where. done: records so far. failed: why it stopped, "" if it hasn't.
     """
 
-    def __init__(self, dataset: Dataset, path: Path, ready: Callable[[Index], None]) -> None:
-        self.done, self.total, self.failed = 0, len(dataset.records), ""
+    dataset: Dataset
+    path: Path
+    done: int = 0
+    failed: str = ""
 
-        def counted(records: Iterable[Any], total: int) -> Iterable[Any]:
-            for self.done, record in enumerate(records):
-                yield record
+    @property
+    def total(self) -> int:
+        return len(self.dataset.records)
 
-        def work() -> None:
+
+class _Stopped(Exception):  # noqa: N818 (it is wanted)
+    pass
+
+
+class Indexer(threading.Thread):
+    """Indexes splits one after another, the smallest first.
+
+    Args:
+        todo: by split. ready: told of each index.
+    """
+
+    def __init__(self, todo: Mapping[str, Pending], ready: Callable[[str, Index], None]) -> None:
+        super().__init__(daemon=True)
+        self._todo, self._ready = todo, ready
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        for split, pending in sorted(self._todo.items(), key=lambda item: item[1].total):
             try:
-                ready(build(dataset, path, counted))
+                index = build(pending.dataset, pending.path, functools.partial(self._counted, pending))
+                self._ready(split, index)
+            except _Stopped:
+                return
             except (OSError, ValueError) as e:
-                self.failed = str(e)
+                pending.failed = str(e)
 
-        self.thread = threading.Thread(target=work, daemon=True)
+    def _counted(self, pending: Pending, records: Iterable[Any], total: int) -> Iterable[Any]:
+        for pending.done, record in enumerate(records):
+            if self._stop_asked.is_set():
+                raise _Stopped
+            yield record
+
+    def stop(self) -> None:
+        """End soon; what isn't finished leaves nothing behind."""
+        self._stop_asked.set()
 
 
 @dataclass
@@ -175,7 +207,19 @@ class Collection:
     splits: dict[str, Split]
     problems: dict[str, str]
     advice: str
-    pending: dict[str, Pending]
+    pending: dict[str, Pending] = field(default_factory=dict)
+    indexer: Indexer | None = None
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until nothing is pending."""
+        if self.indexer is not None:
+            self.indexer.join(seconds)
+
+    def close(self) -> None:
+        """Stop what goes on in the background."""
+        if self.indexer is not None:
+            self.indexer.stop()
+            self.indexer.join(10)
 
     @property
     def first(self) -> str:
@@ -231,7 +275,7 @@ def open_collection(
             raise ValueError(f"the data set {name!r} has no split {split!r}.{suggest(split, known)}")
     results = {} if run is None else find_results(run, known, splits)
     card = (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip()
-    out = Collection(name, card, {}, {}, how_to_get(name, cls.downloads), {})
+    out = Collection(name, card, {}, {}, how_to_get(name, cls.downloads))
 
     def add(split: str, index: Index) -> None:
         found = load_predictions(results[split], cls.load(split, plan)) if split in results else None
@@ -262,15 +306,14 @@ def open_collection(
             out.problems[split] = str(e)
     if not out.splits and not later:
         raise first or ValueError(f"the data set {name!r} has no split here")
-    for split, dataset in later.items():
+    if not out.splits:  # something has to be shown
+        split = min(later, key=lambda s: len(later[s].records))
         path = place_of(cls, plan, split)
-        if out.splits:
-            # it is noted before it starts, and may be done before this goes on
-            waiting = Pending(dataset, path, functools.partial(add, split))
-            out.pending = {**out.pending, split: waiting}
-            waiting.thread.start()
-        else:
-            add(split, build(dataset, path, None if progress is None else progress(split)))
+        add(split, build(later.pop(split), path, None if progress is None else progress(split)))
+    if later:
+        out.pending = {s: Pending(d, place_of(cls, plan, s)) for s, d in later.items()}
+        out.indexer = Indexer(dict(out.pending), add)
+        out.indexer.start()
     return out
 
 
