@@ -87,11 +87,12 @@ def test_every_tasks_results_are_joined_and_judged(
     wrong, right = split.find(Filters(verdict="wrong")), split.find(Filters(verdict="right"))
     assert 0 in wrong and len(wrong) + len(right) == len(split)
     assert len(wrong) == (1 if task_name != "retrieval" else len(split))
-    from lavis.app.browser import pages
+    from lavis.app.browser import listing, pages, record
 
-    assert "✗ wrong" in pages.record_page(collection, split, pages.Place(Filters()), 0, None)
+    assert "✗ wrong" in record.record_page(collection, split, pages.Place(Filters()), 0, None)
     assert (
-        "✓ right" in pages.records_page(collection, split, pages.Place(Filters())) or task_name == "retrieval"
+        "✓ right" in listing.records_page(collection, split, pages.Place(Filters()))
+        or task_name == "retrieval"
     )
 
 

@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lavis.app.browser import export, pages
+from lavis.app.browser import export, listing, numbers, pages, record
 from lavis.app.browser.collection import Collection, Split
 from lavis.app.browser.media import (
     PLAYED_AS_THEY_ARE,
@@ -172,9 +172,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         split = collection.splits[name]
         rest = match[2]
         if rest == "":
-            self._page(pages.records_page(collection, split, Place.of(given)))
+            self._page(listing.records_page(collection, split, Place.of(given)))
         elif rest == "statistics":
-            content, waiting = pages.statistics_page(collection, split)
+            content, waiting = numbers.statistics_page(collection, split)
             self._page(content, refresh=2 if waiting else 0)
         elif rest == "export":
             self._page(pages.export_page(collection, split, Place.of(given)))
@@ -203,7 +203,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if match[2] is None:
             ordinal = given.get("i", "")
             number = int(ordinal) if ordinal.isascii() and ordinal.isdecimal() and len(ordinal) < 12 else None
-            self._page(pages.record_page(self.server.collection, split, Place.of(given), position, number))
+            self._page(record.record_page(self.server.collection, split, Place.of(given), position, number))
             return
         number = int(match[3])
         media = media_of(split.dataset, split.record(position))
@@ -222,11 +222,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _picture(self, split: Split, position: int, what: str, number: int) -> None:
         def make() -> tuple[bytes, str]:
-            record = split.record(position)
+            found = split.record(position)
             if what == "play":
-                return moving(split.dataset, record, number)
+                return moving(split.dataset, found, number)
             side = THUMBNAIL if what == "thumb" else PREVIEW
-            return encoded(picture(split.dataset, record, number, side))
+            return encoded(picture(split.dataset, found, number, side))
 
         key = (split.name, position, what, number)
         try:
