@@ -377,6 +377,21 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+def test_evaluating_a_named_type_takes_its_finished_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the recipe, which is for training, starts from."""
+    small = [
+        "datasets.shapes_caption.n_test=12",
+        "datasets.shapes_caption.n_train=4",
+        "run.test_splits=[test]",
+    ]
+    call = ["evaluate", "blip/caption_shapes", "--model", "blip_caption/tiny_shapes", "--out", str(tmp_path)]
+    assert main([*call, "--options", *small]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["test"]["truth_percent"] > 80  # 0 with the recipe's random weights
+
+
 def test_a_recipe_that_only_evaluates(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = recipe.parent / "runs"
     assert main(["train", str(recipe), "--out", str(out), "--options", "run.evaluate=true"]) == 0

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def browse(
-    name: Annotated[str, typer.Argument(help="A data set (see `lavis datasets`).")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set (see `lavis datasets`).")],
     options: Annotated[
         list[str] | None,
         typer.Option("--option", "--options", metavar="KEY=VALUE...", help="The data set's own settings."),

@@ -14,7 +14,7 @@ import typer
 
 from lavis.cli import common
 
-Name = Annotated[str, typer.Argument(help="A data set (see `lavis datasets`).")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set (see `lavis datasets`).")]
 Split = Annotated[list[str] | None, typer.Option(help="Only this split. May be repeated.")]
 
 
@@ -38,7 +38,10 @@ def _data() -> None:
 # ---------------------------------------------------------------- download
 def download(
     name: Annotated[
-        str, typer.Argument(help="A data set (see `lavis datasets`), or a table of captions and addresses.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="A data set (see `lavis datasets`), or a table of captions and addresses."
+        ),
     ],
     split: Split = None,
     to: Annotated[

@@ -105,7 +105,7 @@ def datasets(as_json: AsJson = False) -> None:
     )
 
 
-def card(name: Annotated[str, typer.Argument(help="The name of a data set.")]) -> None:
+def card(name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a data set.")]) -> None:
     """Print the card of a data set: what is in it, its splits, licence, metrics and options.
 
     \b

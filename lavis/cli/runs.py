@@ -290,7 +290,10 @@ def _config(
 
     layers = dict(keys)
     if content is None and model is not None:
-        layers.update({f"model.{k}": v for k, v in _model_section(model).items()})
+        section = _model_section(model)
+        if keys.get("run.evaluate"):  # a recipe for training may say to start from others, or from none
+            section = {"weights": "finetuned", "pretrained": None, "init": None, **section}
+        layers.update({f"model.{k}": v for k, v in section.items()})
     layers.update(parse_options(list(options or [])))
     if content is not None:
         if recipe:

@@ -89,6 +89,8 @@ def _with_splits_of(config: Config, datasets: Mapping[str, Mapping[str, Any]]) -
         kept = [split for split in named if split in there or split not in ("val", "test")]
         if kept != named:
             changed[key] = kept
+            if key == "valid_splits" and config.run.evaluate:
+                continue  # not asked for
             logger.warning(
                 "run.%s names %s, which no data set has; it is left out",
                 key,

@@ -22,8 +22,8 @@ class RunConfig:
         evaluate: only evaluate, on test_splits.
         resume_ckpt_path: a run's folder or checkpoint to continue; "auto" continues the last checkpoint in
             output_dir/job_id (without a job_id: of the latest run in output_dir), or starts if there is none.
-        max_epoch: epochs to train. max_iters: iterations to train, in inner epochs of
-            iters_per_inner_epoch iterations (null: one pass over the data).
+        max_epoch: epochs to train. max_iters: iterations to train, in place of epochs.
+        iters_per_inner_epoch: with max_iters, iterations between validations (null: one pass over the data).
         init_lr, min_lr, warmup_lr, warmup_steps, lr_sched, lr_decay_rate: see `lavis.common.optims`;
             warmup_steps counts iterations. lr_layer_decay: handed to the model's parameter groups.
         optimizer: "adamw", or "muon", which learns in fewer steps from random weights (`optims.Muon`).
