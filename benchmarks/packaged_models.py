@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 MODELS = (
     ("blip/caption_shapes", "tiny_shapes", ("test", "unseen")),
     ("blip/vqa_easy_vqa", "tiny_easy_vqa", ("test",)),
+    ("blip/vqa_shapes", "tiny_shapes", ("test",)),
 )
 # Pre-trained models, without fine-tuning: the recipes that fine-tune them.
 RETRIEVAL = ("blip/retrieval_shapes", "albef/retrieval_shapes", "alpro/retrieval_shapes")

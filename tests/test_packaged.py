@@ -17,7 +17,7 @@ from lavis.models import load_model_and_preprocess
 from lavis.models.tokenizer import ASSETS
 
 ROOT = Path(__file__).parent.parent
-PACKAGED = ("tiny_shapes", "tiny_easy_vqa", "blip_shapes", "albef_shapes", "alpro_shapes")
+PACKAGED = ("tiny_shapes", "tiny_easy_vqa", "blip_shapes", "blip_vqa_shapes", "albef_shapes", "alpro_shapes")
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -41,6 +41,18 @@ def test_captions_of_shapes_are_true():
         captions = model.generate({"image": image}, num_beams=3, max_length=40, min_length=5)
         pairs += [(c, r["scene"]) for c, r in zip(captions, records)]
     assert caption_truth_percent(pairs) >= 93  # over 1,000 pictures 97.6 % (docs/results)
+
+
+def test_answers_about_drawn_shapes_are_right():
+    model, vis, txt = load_model_and_preprocess("blip_vqa", "tiny_shapes", is_eval=True)
+    dataset = load_dataset("shapes_vqa", n_test=50)["test"]
+    records = list(dataset.records)
+    image = torch.stack([vis["eval"](dataset.picture(r)) for r in records])
+    samples = {"image": image, "text_input": [txt["eval"](r["question"]) for r in records]}
+    for method in ("rank", "generate"):
+        answers = model.predict_answers(samples, inference_method=method, answer_list=dataset.answer_list)
+        right = sum(a == r["answers"][0] for a, r in zip(answers, records))
+        assert right / len(records) >= 0.9  # over 6,000 questions see docs/results
 
 
 def test_answers_about_easy_vqa_are_right():

@@ -11,11 +11,11 @@ from lavis.cli import common
 
 # the small packaged models that commands use by themselves
 CAPTIONER = "blip_caption/tiny_shapes"
-ANSWERER = "blip_vqa/tiny_easy_vqa"
+ANSWERER = "blip_vqa/tiny_shapes"
 MATCHER = "blip_retrieval/tiny_shapes"
 CLASSIFIER = "albef_retrieval/tiny_shapes"  # surer than MATCHER about texts that name one thing
 EXTRACTOR = "blip_feature_extractor/tiny_shapes"
-SHAPES = "drawings of coloured shapes"  # what all but ANSWERER know
+SHAPES = "drawings of coloured shapes"  # what they know
 
 PathList = typer.Argument(
     metavar="PATH...", help="Pictures, folders or patterns; - reads paths from standard input."

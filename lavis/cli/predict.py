@@ -127,9 +127,7 @@ def ask(
     paths, questions = common.split_last(arguments, question, "ask", "question")
     choices = common.read_answers(answers)
     pictures = Pictures.of(paths, null)
-    common.note_default(
-        model, checkpoint, ANSWERER, "easy-VQA's drawings of one shape", "blip_vqa/vqav2", "1.4 GB"
-    )
+    common.note_default(model, checkpoint, ANSWERER, options.SHAPES, "blip_vqa/vqav2", "1.4 GB")
     loaded = common.load(model, checkpoint, device, precision)
     network = able(loaded, "predict_answers", "answer questions", "blip_vqa/vqav2")
     asked = [loaded.txt(q) for q in questions]

@@ -53,9 +53,7 @@ def dialogue(
 
     shown = open_picture(picture.expanduser(), upright=True)
     choices = common.read_answers(answers)
-    common.note_default(
-        model, checkpoint, ANSWERER, "easy-VQA's drawings of one shape", "blip_vqa/vqav2", "1.4 GB"
-    )
+    common.note_default(model, checkpoint, ANSWERER, options.SHAPES, "blip_vqa/vqav2", "1.4 GB")
     from lavis.inference.dialogue import Conversation
 
     talk = Conversation(common.load(model, checkpoint, device, precision), shown, caption, choices)

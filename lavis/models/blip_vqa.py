@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from lavis.common.registry import registry
@@ -52,7 +53,11 @@ class BlipVQA(Blip, Answering):
             "LAVIS/models/BLIP/blip_aokvqa.pth", "BLIP/models/model_base_vqa_capfilt_large.pth", "A-OKVQA"
         ),
         "tiny": _TINY,
-        "tiny_shapes": for_shapes(_TINY, SHAPES),
+        "tiny_shapes": replace(
+            for_shapes(_TINY, SHAPES),
+            weights=str(ASSETS / "blip_vqa_shapes"),
+            note="in the package; knows questions about drawings of coloured shapes",
+        ),
         "tiny_easy_vqa": Preset(
             config=_TINY.config,
             weights=str(ASSETS / "tiny_easy_vqa"),
