@@ -117,51 +117,29 @@ def captioning() -> None:
     sheet.save("captioning")
 
 
-def easy_vqa(kind: str, color: tuple[int, int, int]) -> Image.Image:
-    """A drawing of one shape, as easy-VQA has them."""
-    picture = Image.new("RGB", (64, 64), (236, 236, 240))
-    pen = ImageDraw.Draw(picture)
-    if kind == "triangle":
-        pen.polygon([(30, 16), (14, 46), (46, 46)], fill=color)
-    else:
-        (pen.ellipse if kind == "circle" else pen.rectangle)((16, 18, 44, 46), fill=color)
-    return picture
-
-
 def questions() -> None:
-    loaded = load("blip_vqa/tiny_easy_vqa")
-    asked = ["what color is the shape?", "what shape is in the image?", "is there a red shape?"]
-    drawn = [
-        easy_vqa(*what)
-        for what in (
-            ("circle", (0, 0, 255)), ("rectangle", (255, 0, 0)), ("triangle", (0, 128, 0)),
-            ("circle", (255, 255, 0)),
-        )
-    ]  # fmt: skip
+    loaded, data, fine = load("blip_vqa/tiny_shapes"), drawings(size=64), drawings()
+    asked = ["how many objects are there?", "is there a star?", "what shape is at the top?"]
+    chosen = (4, 9, 10, 11)
+    image = torch.stack([loaded.vis(data[i]["image"]) for i in chosen])
     sheet = Sheet()
-    found = []
-    for question in asked:
-        samples = {
-            "image": torch.stack([loaded.vis(p) for p in drawn]),
-            "text_input": [question] * len(drawn),
-        }
-        found.append(loaded.model.predict_answers(samples, inference_method="generate"))
-    sheet.row(drawn, [""] * len(drawn))
+    sheet.row([fine[i]["image"] for i in chosen], [""] * len(chosen))
     sheet.y -= 28
-    for question, answers in zip(asked, found):
+    for question in asked:
+        samples = {"image": image, "text_input": [question] * len(chosen)}
         sheet.text(question, size=21, color=SOFT)
-        for i, answer in enumerate(answers):
-            middle = EDGE + (i + 0.5) * (WIDTH - 2 * EDGE) / len(drawn)
+        for i, answer in enumerate(loaded.model.predict_answers(samples, inference_method="generate")):
+            middle = EDGE + (i + 0.5) * (WIDTH - 2 * EDGE) / len(chosen)
             sheet.draw.text((middle, sheet.y), answer, INK, font(25), anchor="ma")
         sheet.y += 42
     sheet.save("questions")
 
 
 def dialogue() -> None:
-    picture = easy_vqa("circle", (0, 0, 255))
-    talk, sheet = Conversation(load("blip_vqa/tiny_easy_vqa"), picture), Sheet()
-    top = sheet.beside(picture)
-    for question in ("what color is the shape?", "what shape is in the image?", "is there a red shape?"):
+    talk = Conversation(load("blip_vqa/tiny_shapes"), drawings(size=64)[11]["image"])
+    sheet = Sheet()
+    top = sheet.beside(drawings()[11]["image"])
+    for question in ("how many objects are there?", "what color is the star?", "is there a heart?"):
         sheet.text(question, x=COLUMN, size=23, color=SOFT)
         sheet.text(talk.ask(question).answer, x=COLUMN, size=27)
         sheet.y += 8

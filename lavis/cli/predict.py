@@ -122,7 +122,7 @@ def ask(
     Examples:
       lavis ask photo.jpg "how many people are there?" --model blip_vqa/vqav2
       lavis ask photos/ -q "is it day or night?" -q "is it raining?" --answers day,night,yes,no
-      lavis ask drawing.png "what color is the shape?" --answers answers.txt --scores
+      lavis ask drawing.png "what color is the star?" --answers answers.txt --scores
     """
     paths, questions = common.split_last(arguments, question, "ask", "question")
     choices = common.read_answers(answers)

@@ -22,7 +22,7 @@ class Answering(Page):
     models = MODELS
     inputs = (
         PictureInput("picture", "Picture"),
-        TextInput("question", "Question", value="what color is the shape?"),
+        TextInput("question", "Question", value="how many objects are there?"),
         LinesInput(
             "answers", "Answers to choose from", "One a line; leave it empty to let the model write.",
             placeholder="red\ngreen\nblue", minimum=0,
