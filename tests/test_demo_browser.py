@@ -28,6 +28,7 @@ PAGES = {  # name: what a good result holds
     "classification": "green square",
     "matching": "a purple ring above a red triangle and a green square",
     "video_matching": "a yellow heart grows",
+    "video_answering": "yes",
 }
 SIZES = {"wide": (1280, "light"), "narrow": (390, "dark")}
 
@@ -156,7 +157,7 @@ def test_bad_inputs_are_explained_in_the_page(chromium, demo, tmp_path):
         page.get_by_label("Question").fill("   ")
         assert "write something first" in press(page)
         assert page.locator(".lv-error").get_attribute("role") == "alert"
-        page.get_by_label("Question").fill("what color is the shape?")
+        page.get_by_label("Question").fill("what color is the triangle?")
         clear(page)
         assert "choose a picture first" in press(page)
         choose(page, fake)

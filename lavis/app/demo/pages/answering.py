@@ -22,14 +22,14 @@ class Answering(Page):
     models = MODELS
     inputs = (
         PictureInput("picture", "Picture"),
-        TextInput("question", "Question", value="how many objects are there?"),
+        TextInput("question", "Question", value="what color is the triangle?"),
         LinesInput(
             "answers", "Answers to choose from", "One a line; leave it empty to let the model write.",
             placeholder="red\ngreen\nblue", minimum=0,
         ),
     )  # fmt: skip
     outputs = (Bars("answer", "Answer"),)
-    examples = tuple(EXAMPLES / f"single_{i}.png" for i in (1, 2, 0, 3))
+    examples = tuple(EXAMPLES / f"drawing_{i:02d}.png" for i in range(6))
     order = 20
     batched = ("picture", "question")
 

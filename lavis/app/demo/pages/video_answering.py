@@ -17,7 +17,7 @@ class VideoAnswering(Page):
     models = ("blip_video_qa",)
     inputs = (
         ClipInput("clip", "Clip"),
-        TextInput("question", "Question", value="how many objects are there?"),
+        TextInput("question", "Question", value="is there a heart?"),
         LinesInput(
             "answers", "Answers to choose from", "One a line; leave it empty to let the model write.", minimum=0
         ),
