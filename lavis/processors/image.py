@@ -55,7 +55,11 @@ def to_picture(item: Any) -> Image.Image:
 
 
 def resize(picture: Image.Image, width: int, height: int, fast: bool) -> Image.Image:
-    """Bicubic resizing with antialiasing.
+    """Bicubic resizing with antialiasing, the same pixels with every version of Pillow.
+
+    Rows and columns are resized one after the other, rounded in between, so their order can change a pixel by some
+    levels. Columns come first where the height shrinks by more than twice what the width does, as in Pillow 13, with
+    which the reference pictures were made; earlier versions always take rows first.
 
     Args:
         fast: use torch on uint8, about four times faster than Pillow and at most 2 of 255 away from it.
@@ -63,6 +67,8 @@ def resize(picture: Image.Image, width: int, height: int, fast: bool) -> Image.I
     if picture.size == (width, height):
         return picture
     if not fast:
+        if picture.height - height > 2 * max(0, picture.width - width):
+            picture = picture.resize((picture.width, height), Image.Resampling.BICUBIC)
         return picture.resize((width, height), Image.Resampling.BICUBIC)
     # A channels-last view of the pixels: this layout is what makes torch's uint8 kernel fast.
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
