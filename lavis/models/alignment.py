@@ -168,10 +168,10 @@ class Alignment(VisionTextModel):
     # ------------------------------------------------------------------------------ features
     def image_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
         """Projected class token, length 1: (B, E)."""
-        return F.normalize(self.part("vision_proj", twin)(states[:, 0]), dim=-1)
+        return F.normalize(unrounded(self.part("vision_proj", twin), states[:, 0]), dim=-1)
 
     def text_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
-        return F.normalize(self.part("text_proj", twin)(states[:, 0]), dim=-1)
+        return F.normalize(unrounded(self.part("text_proj", twin), states[:, 0]), dim=-1)
 
     def tokens(self, texts: Sequence[str], *, max_length: int | None = None, pad: bool = False) -> Tokens:
         """Padded to the longest, or to `max_length`."""
@@ -211,7 +211,7 @@ class Alignment(VisionTextModel):
         Args:
             only_first: leave out what the head does not read; maps then have the first token's row only.
         """
-        return self.itm_head(self.fuse(text, memory, only_first=only_first)[:, 0])
+        return unrounded(self.itm_head, self.fuse(text, memory, only_first=only_first)[:, 0])
 
     # ------------------------------------------------------------------------------ training
     def _one_text_each(self, samples: Mapping[str, Any], pictures: int) -> list[str]:
@@ -326,7 +326,7 @@ class Alignment(VisionTextModel):
         wrong = memory.select(wrong_image) if images is None else self.memorize(images[wrong_image])
         other = self.fuse(text, wrong)  # (B, T, D)
         states = torch.cat([own[:, 0], other, own[:, 1]])
-        logits = self.itm_head(states[:, 0])
+        logits = unrounded(self.itm_head, states[:, 0])
         labels = torch.zeros(3 * batch, dtype=torch.long, device=device)
         labels[:batch] = 1
         return Matching(
@@ -409,6 +409,12 @@ class Alignment(VisionTextModel):
             logits = self.match_logits(texts.take(which[rows], self.device), memory, only_first=True)
             out[rows] = logits[:, 1].float().cpu()
         return out
+
+
+def unrounded(head: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """A head's output in the precision of its weights, also under autocast: its product is small, and it decides."""
+    with torch.autocast(states.device.type, enabled=False):
+        return head(states.to(head.weight.dtype))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

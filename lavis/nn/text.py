@@ -164,15 +164,20 @@ class Attention(nn.Module, Reader):
         Its query goes through the key projection and its sum of states through the value projection, in place of
         every token's state through both. The key's bias adds the same to all scores of a query.
         """
-        width = (self.heads, -1, x.shape[-1])  # (H, Dh, D)
         q = self.self.query(x[:, 0]).unflatten(-1, (self.heads, -1))  # (R, H, Dh)
-        q = torch.einsum("rhd,hde->rhe", q, self.self.key.weight.view(width)) * q.shape[-1] ** -0.5
-        scores = q @ x.transpose(1, 2)  # (R, H, T)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, 0], float("-inf"))
-        found = scores.softmax(dim=-1) @ x  # (R, H, D)
-        found = torch.einsum("rhe,hde->rhd", found, self.self.value.weight.view(width)).flatten(1)
-        return self.output((found + self.self.value.bias)[:, None], x[:, :1])
+        key, value = self.self.key.weight, self.self.value.weight
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # in float32, as attention's kernels keep their scores
+            states, width = x.float(), (self.heads, -1, x.shape[-1])  # (H, Dh, D)
+            q = torch.einsum("rhd,hde->rhe", q.float() * q.shape[-1] ** -0.5, key.float().view(width))
+            scores = q @ states.transpose(1, 2)  # (R, H, T)
+            if mask is not None:
+                scores = scores.masked_fill(~mask[:, 0], float("-inf"))
+            found = scores.softmax(dim=-1) @ states  # (R, H, D)
+            found = torch.einsum("rhe,hde->rhd", found, value.float().view(width)).flatten(1)
+        found = found.to(value.dtype) + self.self.value.bias
+        return self.output(found[:, None], x[:, :1])
 
 
 class CrossAttention(Attention):

@@ -124,7 +124,9 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, patches, D)
-        return self.proj(image).flatten(2).transpose(1, 2)
+        # one product of many, and all that follows stands on it: under autocast it keeps the precision of its weights
+        with torch.autocast(image.device.type, enabled=False):
+            return self.proj(image.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
 
 
 class VisionTransformer(nn.Module):
