@@ -17,7 +17,8 @@ from urllib.parse import quote
 import pytest
 from PIL import Image
 
-from lavis.app.browser import media
+from lavis.app.browser import export, media
+from lavis.app.browser import server as server_module
 from lavis.app.browser.collection import Collection, open_collection
 from lavis.app.browser.media import Kept, inside
 from lavis.app.browser.server import Server
@@ -347,6 +348,30 @@ def test_an_exported_selection_is_a_data_set_of_ones_own(
     if name == "shapes_caption":
         first = next(r for r in theirs.records if r["caption"] == mine.records[0]["caption"])
         assert mine[0]["image"].tobytes() == theirs.picture(first).tobytes()
+
+
+@pytest.mark.parametrize("error", [ValueError("a record"), OSError("the disk"), KeyError("a key")])
+@pytest.mark.parametrize("form", ["jsonl", "zip"])
+def test_an_export_that_breaks_off_does_not_look_complete(
+    own: Reader, monkeypatch: pytest.MonkeyPatch, form: str, error: Exception
+) -> None:
+    whole = own.get(f"/split/train/export.{form}")[1]
+
+    def broken(*inputs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(server_module, "_CHUNK", 1)  # what was written before has been sent
+    make, made = export.own_row, []
+
+    def second_is_broken(*inputs: Any) -> Any:
+        made.append(1)
+        return make(*inputs) if len(made) < 2 else broken()
+
+    monkeypatch.setattr(export, "own_row", second_is_broken)
+    with pytest.raises(http.client.IncompleteRead) as broken_off:
+        own.get(f"/split/train/export.{form}")
+    assert len(broken_off.value.partial) < len(whole) and b"<html" not in broken_off.value.partial
+    assert own.get("/split/train/")[0].status == 200  # the server goes on
 
 
 def test_export_leaves_out_what_is_missing_and_stays_in_its_folder(own: Reader) -> None:

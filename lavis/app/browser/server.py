@@ -14,7 +14,7 @@ import socket
 import sys
 import traceback
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,21 +126,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
             )
             return
         url = urllib.parse.urlsplit(self.path)
+        self._begun = False
         try:
             given = dict(urllib.parse.parse_qsl(url.query, max_num_fields=20))
             self._answer(url.path, given)
         except NotFound as e:
-            self._page(pages.message(self.server.collection, "Not found", str(e)), 404)
+            self._fail(404, "Not found", str(e))
         except ValueError as e:
-            self._page(pages.message(self.server.collection, "That cannot be shown", str(e)), 400)
+            self._fail(400, "That cannot be shown", str(e))
         except ConnectionError:
             self.close_connection = True
         except Exception:  # noqa: BLE001 (whatever a record does, the server goes on; the traceback is for its terminal)
             traceback.print_exc()
             self.close_connection = True
-            self._page(
-                pages.message(self.server.collection, "Something went wrong", "The terminal says what."), 500
-            )
+            self._fail(500, "Something went wrong", "The terminal says what.")
+
+    def _fail(self, status: int, title: str, text: str) -> None:
+        """A page that says what is wrong; where an answer has begun, its end stays out, which tells its reader."""
+        if self._begun:
+            logger.warning("the answer to %s breaks off: %s", self.path, text)
+            self.close_connection = True
+        else:
+            self._page(pages.message(self.server.collection, title, text), status)
 
     def _is_ours(self) -> bool:
         """Whether the request names this machine: else a page elsewhere could read pictures by a name of its own."""
@@ -238,14 +245,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------------ sending
     def _start(self, status: int, kind: str, length: int | None, seconds: int = 0, **more: str) -> None:
+        """The headers; an answer of unknown length is sent in chunks."""
+        self._begun = True
         self.send_response(status)
         for name, value in _HEADERS.items():
             self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Cache-Control", f"private, max-age={seconds}" if seconds else "no-store")
         if length is None:
-            self.send_header("Connection", "close")
-            self.close_connection = True
+            self.send_header("Transfer-Encoding", "chunked")
         else:
             self.send_header("Content-Length", str(length))
         for name, value in more.items():
@@ -318,12 +326,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if form == "zip"
             else export.lines(split, found, "own" if form == "jsonl" else form)
         )
-        try:
-            for piece in pieces:
-                self.wfile.write(piece)
-        except (OSError, ValueError) as e:
-            # headers have gone; a connection that breaks tells the reader that something is missing
-            logger.warning("the export of %s breaks off: %s", split.name, e)
+        for block in _blocks(pieces):
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(block), block))
+        self.wfile.write(b"0\r\n\r\n")
+
+
+def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Pieces joined to about `_CHUNK` bytes; none is empty."""
+    held, size = [], 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _CHUNK:
+            yield b"".join(held)
+            held, size = [], 0
+    if size:
+        yield b"".join(held)
 
 
 def _placeholder(text: str) -> bytes:
