@@ -20,6 +20,7 @@ from lavis.cli import common
 from lavis.cli.main import _normalized, _without_traceback, main
 from lavis.cli.runs import script
 from lavis.common.files import read_jsonl
+from lavis.inference import split_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -178,14 +179,14 @@ def test_answers_of_lists_and_files(tmp_path: Path) -> None:
 
 
 def test_models_by_name_or_folder(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert common.split_model("blip_caption/base_coco") == ("blip_caption", "base_coco")
-    assert common.split_model("blip_caption") == ("blip_caption", None)
-    assert common.split_model(models["blip_vqa"]) == (models["blip_vqa"], None)
+    assert split_model("blip_caption/base_coco") == ("blip_caption", "base_coco")
+    assert split_model("blip_caption") == ("blip_caption", None)
+    assert split_model(models["blip_vqa"]) == (models["blip_vqa"], None)
     with pytest.raises(ValueError, match="Did you mean 'blip_caption'"):
-        common.split_model("blip_captoin/base_coco")
+        split_model("blip_captoin/base_coco")
     monkeypatch.setenv("LAVIS_OFFLINE", "1")
     with pytest.raises(OSError, match="no local path 'zzz/qqq'"):
-        common.split_model("zzz/qqq")
+        split_model("zzz/qqq")
 
 
 # ---------------------------------------------------------------- caption and ask

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lavis.nn import generation
 from lavis.nn.attention import attend, attention_weights, merge_heads
 from lavis.nn.language_model import TextDecoder
-from lavis.nn.linear import Linear
+from lavis.nn.linear import ExactLinear, Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.vit import DropPath, VisionTransformer, ViTConfig, interpolate_positions
@@ -139,6 +139,19 @@ def test_linear_shortcuts_are_exact(rows, bias):
         assert layer._packed is None
         layer.pack()
         assert layer.to(torch.float64)._packed is None
+
+
+def test_layers_that_decide_are_not_rounded_by_autocast():
+    torch.manual_seed(0)
+    plain, exact, x = Linear(16, 4), ExactLinear(16, 4), torch.randn(5, 16)
+    exact.load_state_dict(plain.state_dict())
+    wanted = plain(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not torch.equal(plain(x).float(), wanted)
+        assert torch.equal(exact(x), wanted)
+        rounded = exact(x.bfloat16())  # states that autocast has rounded, as float32 again
+    assert torch.equal(rounded, plain(x.bfloat16().float()))
+    assert exact.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_drop_path_keeps_the_mean_and_is_off_in_evaluation():

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lavis.common.files import PICTURES, pictures_in
+
 if TYPE_CHECKING:
     from lavis.inference import Loaded
 
@@ -26,24 +28,12 @@ DEVICE = typer.Option(
 PRECISION = typer.Option(
     help="auto, fp32, bf16 or fp16.", autocompletion=one_of("auto", "fp32", "bf16", "fp16")
 )
-PICTURES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"])
 
 
 def note(message: str) -> None:
     """One line for the person at the terminal; never in the results. Of several processes one says it."""
     if os.environ.get("RANK", "0") == "0":
         print(f"lavis: {message}", file=sys.stderr, flush=True)
-
-
-def split_model(spec: str) -> tuple[str, str | None]:
-    """`arch/type`, `arch`, a folder or a Hugging Face id as the first two arguments of `load_model`.
-
-    Raises:
-        ValueError: no such model; near names are suggested.
-    """
-    from lavis.inference import split_model
-
-    return split_model(spec)
 
 
 def load(spec: str, checkpoint: str | None, device: str, precision: str) -> Loaded:
@@ -104,7 +94,7 @@ def find_pictures(paths: Sequence[str], null: bool = False) -> tuple[list[Path],
     for text in paths:
         path = Path(text).expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+            inside = sorted(pictures_in(path))
             if not inside:
                 problems.append(
                     f"{text}: no pictures in this folder (looked for {', '.join(sorted(PICTURES))})"

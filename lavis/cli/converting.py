@@ -53,9 +53,10 @@ def convert(
     """
     if to is None:
         raise ValueError("where should the model go? Name a folder: --to my_model")
+    from lavis.inference import split_model
     from lavis.inference.convert import convert as run
 
-    name, model_type = (None, None) if model is None else common.split_model(model)
+    name, model_type = (None, None) if model is None else split_model(model)
     if name is None and not (Path(source).expanduser() / "config.json").is_file():
         raise ValueError(
             f"which model are the weights {source} of? Name it: --model <name>/<type> (see `lavis models`)"

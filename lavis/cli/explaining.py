@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from lavis.cli import common, options
-from lavis.cli.finding import save_png
 from lavis.cli.options import CAPTIONER, MATCHER
+from lavis.cli.pictures import save_png
 from lavis.common.files import to_line
 
 

@@ -11,7 +11,7 @@ import typer
 
 from lavis.cli import common, options
 from lavis.cli.options import MATCHER
-from lavis.cli.pictures import Row, counter, writing
+from lavis.cli.pictures import Row, counter, save_png, writing
 from lavis.common.files import printable, to_line
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lavis.inference.index import Hit
 
 _STDIN = "-"
+_THUMBNAIL = 320  # pixels, longer side
 
 
 def register(app: typer.Typer) -> None:
@@ -67,8 +68,7 @@ def index(
         raise ValueError("where should the index go? Name a folder: --to photos.index")
     from lavis.inference import Encoder, Index
 
-    exists = (to.expanduser() / "index.json").is_file()
-    there = Index.open(to) if exists else None
+    there = Index.open(to) if Index.exists(to) else None
     given = list(paths or [])
     if there is None and not given:
         raise ValueError(f"{to} is no index yet; name the folders that it should be of")
@@ -244,7 +244,9 @@ def _show(hits: Sequence[Hit], query: _Query, sheet: Path | None, html: Path | N
     pictures: list[Any] = []
     for hit in hits:
         try:
-            pictures.append(thumbnail(open_picture(hit.path, upright=True)))
+            shown = open_picture(hit.path, upright=True)
+            shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            pictures.append(shown)
         except OSError as e:
             common.note(str(e))
             pictures.append(None)
@@ -259,20 +261,3 @@ def _show(hits: Sequence[Hit], query: _Query, sheet: Path | None, html: Path | N
     if html is not None:
         write_text(html.expanduser(), search_page(str(query), hits, pictures))
     return missing
-
-
-def thumbnail(picture: Any, side: int = 320) -> Any:
-    """A small copy."""
-    picture.thumbnail((side, side))
-    return picture
-
-
-def save_png(picture: Any, path: Path) -> None:
-    """Write a PNG file, whole or not at all."""
-    import io
-
-    from lavis.common.files import write_bytes
-
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    write_bytes(path.expanduser(), out.getvalue())

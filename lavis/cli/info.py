@@ -77,11 +77,6 @@ def _preset(preset: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _description(dataset_class: type) -> str:
-    module = sys.modules[dataset_class.__module__]
-    return (module.__doc__ or dataset_class.__doc__ or "").strip()
-
-
 def datasets(as_json: AsJson = False) -> None:
     """List data sets.
 
@@ -94,7 +89,7 @@ def datasets(as_json: AsJson = False) -> None:
     rows = []
     for name in registry.list_datasets():
         cls = registry.get_dataset_class(name)
-        headline = _description(cls).split("\n\n")[0].replace("\n", " ")
+        headline = cls.card().split("\n\n")[0].replace("\n", " ")
         rows.append({"name": name, "types": list(cls.types()), "description": headline})
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -114,7 +109,7 @@ def card(name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a
     """
     from lavis.common.registry import registry
 
-    print(_description(registry.get_dataset_class(name)))
+    print(registry.get_dataset_class(name).card())
 
 
 def env(as_json: AsJson = False) -> None:

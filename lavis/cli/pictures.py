@@ -5,6 +5,7 @@ A picture that cannot be read is reported, the others go on, and the exit code i
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 import typer
 
 from lavis.cli import common
-from lavis.common.files import printable, to_line
+from lavis.common.files import printable, to_line, write_bytes
 
 Row = dict[str, Any]
 Predict = Callable[[list[Any], list[Path]], Iterable[Row]]
@@ -132,3 +133,10 @@ def counter(unit: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield tell
+
+
+def save_png(picture: Any, path: Path) -> None:
+    """Write a PNG file, whole or not at all."""
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    write_bytes(path.expanduser(), out.getvalue())

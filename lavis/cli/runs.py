@@ -257,9 +257,10 @@ def _fitted(config: Any, notes: list[str]) -> Any:
 
 def _model_section(spec: str) -> dict[str, Any]:
     """The section `model` for `<name>/<type>` or a folder; a folder's own config is written out."""
+    from lavis.inference import split_model
     from lavis.models.base import read_description
 
-    name, model_type = common.split_model(spec)
+    name, model_type = split_model(spec)
     folder = Path(name)
     if model_type is None and folder.is_dir():
         description = read_description(folder)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +185,11 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     if old.exists():
         shutil.rmtree(old)
     return folder
+
+
+PICTURES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"])
+
+
+def pictures_in(folder: Path) -> Iterator[Path]:
+    """The pictures of a folder, at any depth, told by their suffixes."""
+    return (p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())

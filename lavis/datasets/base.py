@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import io
 import struct
+import sys
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,11 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         self.set_processors(vis_processor, text_processor)
 
     # ------------------------------------------------------------------ building
+    @classmethod
+    def card(cls) -> str:
+        """What people should know of the data set: the text at the top of its module."""
+        return (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip()
+
     @classmethod
     def types(cls) -> tuple[str, ...]:
         """The choices of annotation files, "default" first."""

@@ -94,7 +94,7 @@ class Index:
         """
         folder = Path(folder).expanduser()
         if folder.is_dir() and any(folder.iterdir()):
-            what = "there is an index already" if (folder / DESCRIPTION).is_file() else "it is not empty"
+            what = "there is an index already" if cls.exists(folder) else "it is not empty"
             raise ValueError(f"no index can be made in {folder}: {what}")
         index = cls(
             folder,
@@ -120,7 +120,7 @@ class Index:
             ValueError: it is damaged, or of a later version.
         """
         folder = Path(folder).expanduser()
-        if not (folder / DESCRIPTION).is_file():
+        if not cls.exists(folder):
             raise FileNotFoundError(
                 f"{folder} is no index: it has no {DESCRIPTION}; make one with lavis index"
             )
@@ -133,6 +133,11 @@ class Index:
                 f"{folder} is an index of format {description['format']}; this version reads {FORMAT}"
             )
         return cls(folder, description)
+
+    @staticmethod
+    def exists(folder: str | Path) -> bool:
+        """Whether there is an index in a folder."""
+        return (Path(folder).expanduser() / DESCRIPTION).is_file()
 
     def _describe(self) -> None:
         content = {

@@ -25,7 +25,7 @@ from lavis.models.outputs import Features, IntermediateOutput, Similarity
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import momentum
-from lavis.nn.linear import Linear
+from lavis.nn.linear import ExactLinear
 from lavis.nn.losses import contrastive_targets, hard_negatives, soft_cross_entropy
 
 TEMPERATURE = 0.07  # at the start; learned
@@ -122,10 +122,10 @@ class Alignment(VisionTextModel):
     def add_heads(self) -> None:
         """Projections, temperature and matching head; for training also twins and queues."""
         config = self.config
-        self.vision_proj = Linear(config.vit.width, config.embed_dim)
-        self.text_proj = Linear(config.text.width, config.embed_dim)
+        self.vision_proj = ExactLinear(config.vit.width, config.embed_dim)
+        self.text_proj = ExactLinear(config.text.width, config.embed_dim)
         if self.MATCHES:
-            self.itm_head = Linear(config.text.width, 2)
+            self.itm_head = ExactLinear(config.text.width, 2)
         self.make_twins()
         if self.TWINS and config.for_training and config.queue_size:
             momentum.add_queue(self, config.embed_dim, config.queue_size, self.QUEUE_IDS)
@@ -168,10 +168,10 @@ class Alignment(VisionTextModel):
     # ------------------------------------------------------------------------------ features
     def image_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
         """Projected class token, length 1: (B, E)."""
-        return F.normalize(unrounded(self.part("vision_proj", twin), states[:, 0]), dim=-1)
+        return F.normalize(self.part("vision_proj", twin)(states[:, 0]), dim=-1)
 
     def text_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
-        return F.normalize(unrounded(self.part("text_proj", twin), states[:, 0]), dim=-1)
+        return F.normalize(self.part("text_proj", twin)(states[:, 0]), dim=-1)
 
     def tokens(self, texts: Sequence[str], *, max_length: int | None = None, pad: bool = False) -> Tokens:
         """Padded to the longest, or to `max_length`."""
@@ -211,7 +211,7 @@ class Alignment(VisionTextModel):
         Args:
             only_first: leave out what the head does not read; maps then have the first token's row only.
         """
-        return unrounded(self.itm_head, self.fuse(text, memory, only_first=only_first)[:, 0])
+        return self.itm_head(self.fuse(text, memory, only_first=only_first)[:, 0])
 
     # ------------------------------------------------------------------------------ training
     def _one_text_each(self, samples: Mapping[str, Any], pictures: int) -> list[str]:
@@ -326,7 +326,7 @@ class Alignment(VisionTextModel):
         wrong = memory.select(wrong_image) if images is None else self.memorize(images[wrong_image])
         other = self.fuse(text, wrong)  # (B, T, D)
         states = torch.cat([own[:, 0], other, own[:, 1]])
-        logits = unrounded(self.itm_head, states[:, 0])
+        logits = self.itm_head(states[:, 0])
         labels = torch.zeros(3 * batch, dtype=torch.long, device=device)
         labels[:batch] = 1
         return Matching(
@@ -409,12 +409,6 @@ class Alignment(VisionTextModel):
             logits = self.match_logits(texts.take(which[rows], self.device), memory, only_first=True)
             out[rows] = logits[:, 1].float().cpu()
         return out
-
-
-def unrounded(head: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """A head's output in the precision of its weights, also under autocast: its product is small, and it decides."""
-    with torch.autocast(states.device.type, enabled=False):
-        return head(states.to(head.weight.dtype))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from lavis.models.presets import (
 from lavis.models.tokenizer import Tokens
 from lavis.nn import generation
 from lavis.nn.language_model import TextDecoder
-from lavis.nn.linear import Linear
+from lavis.nn.linear import ExactLinear
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextTransformer
 
@@ -143,7 +143,7 @@ class BlipDialogue(Blip):
             )
         self.text_encoder = TextTransformer(config.text)
         if config.answering == "rank":
-            self.itm_head = Linear(config.text.width, 2)
+            self.itm_head = ExactLinear(config.text.width, 2)
         else:
             self.text_decoder = TextDecoder(config.text)
 

@@ -92,3 +92,11 @@ class Linear(nn.Linear):
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # .to(), .half(), .cuda()
         self.unpack()
         return super()._apply(fn, recurse)
+
+
+class ExactLinear(Linear):
+    """A small layer that decides (a projection into the common space, a matching head): autocast does not round it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))

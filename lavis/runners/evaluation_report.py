@@ -198,8 +198,7 @@ def chosen(cases: Sequence[Case]) -> list[tuple[str, str, list[Case]]]:
 
     judged = [c for c in cases if c.verdict is not None]
     if judged:
-        wrong = [c for c in judged if (c.verdict or 0.0) < 0.5]
-        right = [c for c in judged if (c.verdict or 0.0) >= 0.5]
+        wrong, right = ([c for c in judged if c.is_right is side] for side in (False, True))
         return [("Wrong", _share(wrong, judged), some(wrong)), ("Right", _share(right, judged), some(right))]
     ordered = sorted((c for c in cases if c.score is not None), key=lambda c: c.score or 0.0)
     if ordered:
@@ -239,14 +238,8 @@ def _case(case: Case, dataset: Dataset) -> Markup:
     rows: list[Any] = [(tag("dt", name), tag("dd", _cut(text))) for name, text in context]
     if case.about:
         rows.append((tag("dt", "asked"), tag("dd", _cut(case.about))))
-    mark: Markup | None = None
-    if case.verdict is not None:
-        word = (
-            "right" if case.verdict == 1 else "wrong" if case.verdict == 0 else f"{100 * case.verdict:.0f} %"
-        )
-        mark = tag("span", f" {word}", class_="good" if case.verdict >= 0.5 else "bad")
-    elif case.score is not None:
-        mark = tag("span", f" CIDEr {case.score:.2f}")
+    kind = {True: "good", False: "bad", None: None}[case.is_right]
+    mark = tag("span", f" {case.mark}", class_=kind) if case.mark else None
     rows.append((tag("dt", "predicted", mark), tag("dd", _cut(case.prediction) or "(empty)")))
     if case.truth:
         more = f" and {len(case.truth) - 5} more" if len(case.truth) > 5 else ""

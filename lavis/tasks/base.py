@@ -35,7 +35,7 @@ class Case:
         verdict: 1 right, 0 wrong, between partly right; None where nobody can tell.
         about: what was asked, where a record has several predictions (a round of a dialogue).
         found: of retrieved pictures the position of the first one's record.
-        score: what cases are ordered by where there are no verdicts, larger is better.
+        score: what cases are ordered by where there are no verdicts, larger is better (a caption's CIDEr).
     """
 
     place: int
@@ -45,6 +45,18 @@ class Case:
     about: str = ""
     found: int | None = None
     score: float | None = None
+
+    @property
+    def is_right(self) -> bool | None:
+        """Whether it counts as right; None where nobody can tell."""
+        return None if self.verdict is None else self.verdict >= 0.5
+
+    @property
+    def mark(self) -> str:
+        """The verdict in a word ("right", "wrong", "60 %"), else the score; "" without either."""
+        if self.verdict is None:
+            return "" if self.score is None else f"CIDEr {self.score:.2f}"
+        return {1.0: "right", 0.0: "wrong"}.get(self.verdict) or f"{100 * self.verdict:.0f} %"
 
 
 @dataclass(frozen=True)

@@ -274,8 +274,7 @@ def open_collection(
         if split not in known:
             raise ValueError(f"the data set {name!r} has no split {split!r}.{suggest(split, known)}")
     results = {} if run is None else find_results(run, known, splits)
-    card = (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip()
-    out = Collection(name, card, {}, {}, how_to_get(name, cls.downloads))
+    out = Collection(name, cls.card(), {}, {}, how_to_get(name, cls.downloads))
 
     def add(split: str, index: Index) -> None:
         found = load_predictions(results[split], cls.load(split, plan)) if split in results else None

@@ -20,8 +20,6 @@ from lavis.datasets.base import Record
 from lavis.datasets.captioning import as_list
 from lavis.datasets.shown import answers_of
 
-FORMATS = ("own", "records")
-
 
 def why_not(split: Split) -> str:
     """Why records can't be written as a table of one's own; "" if they can."""
@@ -76,10 +74,11 @@ def _row(split: Split, record: Record, position: int, media: Media, name: str) -
 
 def _line(row: Any) -> bytes:
     # ASCII: halves of surrogate pairs, which a file may hold, stay what they are
-    return json.dumps(row, default=_plain).encode() + b"\n"
+    return json.dumps(row, default=plain).encode() + b"\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can't hold, as something that it can: arrays as lists, the rest as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 

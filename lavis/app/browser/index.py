@@ -349,8 +349,7 @@ def _fill(connection: sqlite3.Connection, dataset: Dataset, progress: Progress |
 
     for position, (line, record) in enumerate(records):
         shown = texts_of(record)
-        found, _ = searchable([text for _, text in shown])
-        texts.append((position, found))
+        texts.append((position, searchable([text for _, text in shown])))
         for label, text in shown:
             lengths[label][min(text.count(" ") + 1, _LONGEST)] += 1
         names = "\n".join(dataset.media_names(record)) if dataset.vis_root is not None else _drawn_as(record)

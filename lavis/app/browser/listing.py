@@ -224,26 +224,17 @@ def predicted(split: Split, position: int, most: int | None = None) -> Markup | 
         return tag("div", tag("p", "no prediction", class_="muted"), class_="predicted")
     shown = [_case(split, case, MOST if most is None else LONGEST) for case in cases[:most]]
     if most is not None and len(cases) > most:
-        right = sum((c.verdict or 0) >= 0.5 for c in cases)
+        right = sum(bool(c.is_right) for c in cases)
         shown.append(tag("p", f"{right} of {len(cases)} right", class_="muted"))
-    worst = min((c.verdict for c in cases if c.verdict is not None), default=None)
-    kind = "predicted" if worst is None else "predicted right" if worst >= 0.5 else "predicted wrong"
-    return tag("div", shown, class_=kind)
+    judged = [c.is_right for c in cases if c.is_right is not None]
+    kind = "" if not judged else " right" if all(judged) else " wrong"
+    return tag("div", shown, class_=f"predicted{kind}")
 
 
 def _case(split: Split, case: Case, most: int) -> Markup:
-    mark = None
-    if case.verdict is not None:
-        word = (
-            "✓ right"
-            if case.verdict == 1
-            else "✗ wrong"
-            if case.verdict == 0
-            else f"{100 * case.verdict:.0f} %"
-        )
-        mark = tag("span", f" {word}", class_="good" if case.verdict >= 0.5 else "bad")
-    elif case.score is not None:
-        mark = tag("span", f" CIDEr {case.score:.2f}", class_="muted")
+    word = {"right": "✓ right", "wrong": "✗ wrong"}.get(case.mark, case.mark)
+    kind = {True: "good", False: "bad", None: "muted"}[case.is_right]
+    mark = tag("span", f" {word}", class_=kind) if word else None
     about = tag("p", shortened(case.about, LONGEST), class_="muted") if case.about else None
     said: Any = shortened(case.prediction, most) or "(empty)"
     if case.found is not None:

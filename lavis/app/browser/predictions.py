@@ -130,8 +130,8 @@ def load_predictions(path: Path, dataset: Dataset) -> Predictions:
         by_place[case.place].append(case)
     right = np.full(len(dataset.records), -2, dtype=np.int8)
     for place, some in by_place.items():
-        verdicts = [c.verdict for c in some if c.verdict is not None]
-        right[place] = -1 if not verdicts else int(min(verdicts) >= 0.5)
+        judged = [c.is_right for c in some if c.is_right is not None]
+        right[place] = int(all(judged)) if judged else -1
     return Predictions(path, dict(by_place), right)
 
 

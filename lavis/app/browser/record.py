@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lavis.app.browser.collection import Collection, Filters, Split
+from lavis.app.browser.export import plain
 from lavis.app.browser.listing import LONGEST, predicted
 from lavis.app.browser.media import PLAYED_AS_THEY_ARE, SHOWN_AS_THEY_ARE, Media, media_of, problem
 from lavis.app.browser.pages import MOST, Place, at, page, sentence, shortened
@@ -36,7 +37,7 @@ def record_page(
         if beside:
             parts.append(facts({"truth": "; ".join(shortened(t, LONGEST) for t in beside[:20])}))
     parts += _others(split, place, position)
-    raw = json.dumps(record, indent=1, ensure_ascii=False, default=_plain)
+    raw = json.dumps(record, indent=1, ensure_ascii=False, default=plain)
     rows: dict[str, Any] = {"place": f"#{position} of {len(split):,}", "id": name}
     if kind:
         rows["kind"] = tag("a", kind, href=at(split.name) + Place(Filters(kind=kind)).query())
@@ -52,10 +53,6 @@ def record_page(
         tag("details", tag("summary", "the record as it is stored"), tag("pre", shortened(raw, 20_000))),
     ]
     return page(collection, f"#{position}", body, split.name)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _texts(record: Record, query: Query) -> Markup:

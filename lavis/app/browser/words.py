@@ -1,7 +1,5 @@
 """What a search means: which words a text has, and which records a query fits.
 
-The index answers queries; `Query.fits` says the same for one record at a time, so the two can be compared.
-
 Words are runs of letters and digits, without accents and capitals; each Chinese or Japanese character is a word.
 A query's words must all occur, anywhere in a record; `"a phrase"` in this order within one text; `word*` is the
 beginning of a word; `-word` must not occur.
@@ -57,16 +55,6 @@ class Term:
         """In the language of SQLite's full-text search."""
         return '"' + " ".join(self.words) + '"' + ("*" if self.prefix else "")
 
-    def occurs(self, text: Sequence[str]) -> bool:
-        """Whether it is in a text, given as words."""
-        n = len(self.words)
-        *first, last = self.words
-        return any(
-            list(text[i : i + n - 1]) == first
-            and (text[i + n - 1].startswith(last) if self.prefix else text[i + n - 1] == last)
-            for i in range(len(text) - n + 1)
-        )
-
 
 @dataclass(frozen=True)
 class Query:
@@ -89,20 +77,13 @@ class Query:
                 (unwanted if minus or bare_minus else wanted).append(Term(found, prefix))
         return cls(tuple(wanted), tuple(unwanted))
 
-    def fits(self, texts: Sequence[str]) -> bool:
-        """Whether a record with these texts is found."""
-        split = [words(t) for t in texts]
-        has = [any(term.occurs(t) for t in split) for term in self.wanted]
-        return all(has) and not any(term.occurs(t) for term in self.unwanted for t in split)
-
     def __bool__(self) -> bool:
         return bool(self.wanted or self.unwanted)
 
 
-def searchable(texts: Sequence[str]) -> tuple[str, int]:
-    """Texts as the index takes them, and how many words they have."""
-    split = [words(t) for t in texts]
-    return f" {BORDER} ".join(map(" ".join, split)), sum(map(len, split))
+def searchable(texts: Sequence[str]) -> str:
+    """Texts as the index takes them."""
+    return f" {BORDER} ".join(" ".join(words(text)) for text in texts)
 
 
 def highlighted(text: str, query: Query) -> Markup:

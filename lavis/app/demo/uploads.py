@@ -14,8 +14,6 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-CLIP_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi")
 
 _CLIP_PIXELS = 4096 * 2304  # of a frame
 _CLIP_FRAMES = 20_000  # 11 minutes at 30 a second

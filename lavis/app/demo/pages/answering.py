@@ -8,8 +8,6 @@ from typing import Any
 from lavis.app.demo.page import EXAMPLES, Bars, LinesInput, Page, PictureInput, Row, TextInput, percent
 from lavis.common.registry import registry
 
-MODELS = ("blip_vqa", "albef_vqa")
-
 
 @registry.register_page("answering")
 class Answering(Page):
@@ -19,7 +17,7 @@ class Answering(Page):
         "Beside the answer stands how sure the model is of it."
     )
     button = "Ask"
-    models = MODELS
+    models = ("blip_vqa", "albef_vqa")
     inputs = (
         PictureInput("picture", "Picture"),
         TextInput("question", "Question", value="what color is the triangle?"),

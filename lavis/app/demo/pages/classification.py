@@ -13,7 +13,8 @@ class Classification(Page):
     title = "Zero-shot classification"
     about = "Chooses among labels that you write, without having been trained for them."
     button = "Classify"
-    models = ("blip_feature_extractor/tiny_shapes", "albef_feature_extractor/tiny_shapes",
+    # of the small models ALBEF is surest about texts that name one thing
+    models = ("albef_feature_extractor/tiny_shapes", "blip_feature_extractor/tiny_shapes",
               "clip", "blip_feature_extractor", "albef_feature_extractor")  # fmt: skip
     inputs = (
         PictureInput("picture", "Picture"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -21,7 +20,7 @@ from lavis.app.demo.page import (
     TextInput,
     percent,
 )
-from lavis.app.demo.uploads import PICTURE_SUFFIXES
+from lavis.common.files import PICTURES, pictures_in
 from lavis.common.registry import registry
 
 
@@ -57,15 +56,15 @@ class Search(Page):
             if not gallery.is_dir():
                 raise FileNotFoundError(f"--gallery {gallery}: there is no such folder")
             self.about = f"{self.about} The gallery is {gallery.name}."
-            if (gallery / "index.json").is_file():
-                from lavis.inference import Index
+            from lavis.inference import Index
 
+            if Index.exists(gallery):
                 index = Index.open(gallery)
                 self.models = (index.spec,)
                 self._built[index.spec] = index
             elif next(pictures_in(gallery), None) is None:
                 raise FileNotFoundError(
-                    f"--gallery {gallery}: there are no pictures in this folder ({', '.join(PICTURE_SUFFIXES)})"
+                    f"--gallery {gallery}: there are no pictures in this folder ({', '.join(sorted(PICTURES))})"
                 )
 
     def run(
@@ -92,16 +91,11 @@ class Search(Page):
         with self._building:
             if spec not in self._built:
                 folder = self.settings.work / f"index-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
-                begun = (folder / "index.json").is_file()  # and not finished, else it would be in _built
+                begun = Index.exists(folder)  # and not finished, else it would be in _built
                 index = Index.open(folder) if begun else Index.create(folder, spec)
                 index.update(sorted(pictures_in(self.settings.gallery or EXAMPLES)), encoder)
                 self._built[spec] = index
             return self._built[spec]
-
-
-def pictures_in(folder: Path) -> Iterator[Path]:
-    """Its pictures, at any depth."""
-    return (p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
 
 
 def _shown(hit: Any) -> Shown:
