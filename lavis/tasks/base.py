@@ -236,11 +236,11 @@ def places_of(ids: Iterable[Any]) -> dict[str, int]:
     return out
 
 
-def units_of(cases: Sequence[Case], dataset: Any) -> list[Any]:
-    """What belongs together when cases are resampled: the picture or clip of each."""
+def units_of(places: Iterable[int], dataset: Any) -> list[Any]:
+    """What belongs together when records are resampled: the picture or clip of the record at each place."""
     records = dataset.records
     pictured = getattr(dataset, "pictured", picture_of)
-    return [pictured(records[case.place]) for case in cases]
+    return [pictured(records[place]) for place in places]
 
 
 def by_text_id(values: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -101,7 +101,7 @@ class ClassificationTask(Task):
         cases = [c for c in self.cases(self.rows(records), dataset) if c.verdict is not None]
         right = np.array([c.verdict for c in cases], dtype=np.float64)
         metrics = {"accuracy_percent": mean_of(100 * right), "agg_metrics": mean_of(right)}
-        return Contributions(metrics, units_of(cases, dataset))
+        return Contributions(metrics, units_of((c.place for c in cases), dataset))
 
 
 def class_names(dataset: Any) -> list[str]:

@@ -131,14 +131,15 @@ class DialogueTask(Task):
     def cases(self, rows: Sequence[Record], dataset: Any) -> list[Case]:
         """One per round. Right is the right candidate in the first place, or a written answer that equals the
         reference."""
-        places = places_of(r.get("image_id", i) for i, r in enumerate(dataset.records))
+        places = _places(dataset)
         return [_case(r, places[str(r["image_id"])], dataset) for r in rows if str(r["image_id"]) in places]
 
     def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
         from lavis.metrics.caption import caption_statistics
         from lavis.metrics.dialogue import ndcg, rank_scores
 
-        units = units_of(self.cases(self.rows(records), dataset), dataset)
+        places = _places(dataset)
+        units = units_of((places[str(r["image_id"])] for r in records), dataset)
         if self.ranks:
             judged = dataset.relevance() if hasattr(dataset, "relevance") else {}
             each = []
@@ -156,6 +157,11 @@ class DialogueTask(Task):
         references: dict[Any, Sequence[str]] = {str(i): [records[i]["reference"]] for i in known}
         exact = means_of([{"exact_percent": 100.0 * _equal(records[i])} for i in known])
         return Contributions(exact | caption_statistics(answers, references), [units[i] for i in known])
+
+
+def _places(dataset: Any) -> dict[str, int]:
+    """Where the dialogue of each picture is."""
+    return places_of(r.get("image_id", i) for i, r in enumerate(dataset.records))
 
 
 def _equal(row: Record) -> bool:

@@ -117,7 +117,7 @@ class VQATask(Task):
 
     def cases(self, rows: Sequence[Record], dataset: Any) -> list[Case]:
         """The verdict is the answer's accuracy; of A-OKVQA that of the direct answer."""
-        places = places_of(r["question_id"] for r in dataset.records)
+        places = _places(dataset)
         rows = [r for r in rows if str(r["question_id"]) in places]
         truth = _truth(dataset)
         out = []
@@ -134,7 +134,9 @@ class VQATask(Task):
         each = self._each(records, _truth(dataset))
         if hasattr(dataset, "extra_metrics"):
             each = [m | dataset.extra_metrics({r["question_id"]: r["answer"]}) for m, r in zip(each, records)]
-        return Contributions(means_of(each), units_of(self.cases(self.rows(records), dataset), dataset))
+        places = _places(dataset)
+        units = units_of((places[str(r["question_id"])] for r in records), dataset)
+        return Contributions(means_of(each), units)
 
     def _each(self, rows: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]]) -> list[dict[str, float]]:
         """The metrics of each answer by itself; {} where its truth isn't known."""
@@ -168,6 +170,11 @@ class VQATask(Task):
         metrics = exact_match_percent(records, truth)
         metrics["accuracy_percent"] = metrics.pop("exact_match_percent")
         return metrics
+
+
+def _places(dataset: Any) -> dict[str, int]:
+    """Where each question is."""
+    return places_of(r["question_id"] for r in dataset.records)
 
 
 def _truth(dataset: Any) -> dict[Any, dict[str, Any]]:
