@@ -3,7 +3,7 @@
     python benchmarks/blip_caption.py                 # everything, about 25 minutes on 2 cores
     python benchmarks/blip_caption.py generate train  # parts: generate, train, load, memory
 
-Each part runs in a process of its own; sides take turns; results go to benchmarks/results/blip_caption.json.
+Each part runs in a process of its own; sides take turns; results go to benchmarks/results/blip_caption.<processor>.json.
 Weights are random (speed does not depend on them), the text side's larger than at the start of training, so that no two
 tokens are about equally likely and both sides must write the same captions. Each has 20 new tokens, with 3 beams.
 """
@@ -251,9 +251,9 @@ def main() -> None:
     elif sys.argv[1:2] == ["--part"]:
         print(json.dumps(PARTS[sys.argv[2]]()))
     else:
-        from benchmarks.common import RESULTS, write
+        from benchmarks.common import place_of, write
 
-        path = RESULTS / "blip_caption.json"
+        path = place_of("blip_caption")
         results = json.loads(path.read_text()) if path.is_file() else {}
         for part in sys.argv[1:] or PARTS:
             done = subprocess.run(
@@ -262,7 +262,7 @@ def main() -> None:
             results[part] = json.loads(done.stdout.splitlines()[-1])
             print(part, json.dumps(results[part], indent=1))
             results.pop("machine", None)
-            write("blip_caption", {"threads": THREADS, **results})
+            write("blip_caption", {"threads": THREADS, **results}, path)
 
 
 if __name__ == "__main__":

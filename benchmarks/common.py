@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -63,8 +64,14 @@ def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
     return {"median": statistics.median(each), "least": each[0], "greatest": each[-1]}
 
 
-def write(name: str, data: Mapping[str, Any]) -> Path:
+def place_of(name: str) -> Path:
+    """Where the results of this kind of processor go: speeds of two kinds don't mix."""
+    words = re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)|processor|cpu", "", machine()["cpu"].lower()))
+    return RESULTS / f"{name}.{'-'.join(words[:2])}.json"
+
+
+def write(name: str, data: Mapping[str, Any], path: Path | None = None) -> Path:
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = path or RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **data}, indent=1) + "\n")
     return path

@@ -5,7 +5,7 @@
                                                        # blip-multimodal, itm
     python benchmarks/features.py clip-image --threads 1 --batches 1
 
-A model's parts run in a process of their own; sides take turns; results go to benchmarks/results/features.json. Weights
+A model's parts run in a process of their own; sides take turns; results go to benchmarks/results/features.<processor>.json. Weights
 are random (speed does not depend on them): transformers writes them as a folder, `load_model` reads it. lavis gets
 texts and tokenizes them within the time measured, transformers gets their ids. BLIP's texts have 16 tokens; CLIP's fill
 its 77 places, or have 16 tokens, which transformers pads to 77 and lavis does not. Packed weights, and transformers in
@@ -272,9 +272,9 @@ def main() -> None:
         print(json.dumps(run_parts(args.parts, args.batches)))
         return
 
-    from benchmarks.common import RESULTS, write
+    from benchmarks.common import place_of, write
 
-    path = RESULTS / "features.json"
+    path = place_of("features")
     results = json.loads(path.read_text()) if path.is_file() else {}
     for _, parts in itertools.groupby([p for p in PARTS if not args.parts or p in args.parts], key=model_of):
         command = [sys.executable, __file__, *parts, "--part", "--threads", str(args.threads)]
@@ -284,7 +284,7 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         results |= found
         results.pop("machine", None)
-        write("features", results)
+        write("features", results, path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch.utils import _pytree
 from lavis.common.registry import suggest
 from lavis.models import checkpoints
 from lavis.models.tokenizer import ASSETS, Tokenizer
-from lavis.nn.linear import Linear
+from lavis.nn.linear import Packing
 
 log = logging.getLogger("lavis")
 
@@ -371,8 +371,8 @@ class BaseModel(nn.Module):
         Decoding steps get faster for the memory of the weights once more. Undone by
         `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices.
         """
-        for module in self.modules():
-            if isinstance(module, Linear):
+        for module in reversed(list(self.modules())):  # parts before wholes, which may take their place
+            if isinstance(module, Packing):
                 if on:
                     module.pack()
                 else:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from lavis.nn.linear import bfloat16_is_slow
+
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:  # (R, T, H·Dh) -> (R, H, T, Dh)
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -49,7 +51,11 @@ def attend(
         raise ValueError(f"{rows} rows of queries cannot be shared out evenly among {items} memories")
     grouped = split_heads(q.reshape(items, (rows // items) * length, width), heads)  # (B, H, G·T, Dh)
     k, v, mask = _in_whole_vectors(k, v, mask)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+    if (
+        q.device.type == "cpu"
+        and q.dtype == torch.bfloat16
+        and (torch.is_grad_enabled() or (bfloat16_is_slow() and grouped.shape[2] > 64))
+    ):
         # The CPU's bfloat16 backward is 8 times as slow as its float32 one (docs/log.md).
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(

@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.nn.attention import Reader, attend, split_heads
-from lavis.nn.linear import Linear
+from lavis.nn.linear import Linear, gelu
+from lavis.nn.slices import in_slices
 
 _EPS = 1e-5  # of every LayerNorm
 
@@ -101,8 +102,7 @@ class Mlp(nn.Module):
         self.c_proj = Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.c_fc(x)
-        return self.c_proj(quick_gelu(x) if self.quick_gelu else F.gelu(x))
+        return self.c_proj(quick_gelu(self.c_fc(x)) if self.quick_gelu else gelu(self.c_fc, x))
 
 
 class Block(nn.Module):
@@ -149,6 +149,10 @@ class Transformer(nn.Module):
         mask = None
         if causal:
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        readers = (block.attn for block in self.resblocks)
+        return in_slices(lambda part: self._run(part, mask), x, 4 * self.width, readers)  # type: ignore[arg-type]
+
+    def _run(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         for block in self.resblocks:
             x = block(x, mask)
         return x

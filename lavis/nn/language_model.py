@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lavis.nn.cache import Cache
-from lavis.nn.linear import Linear
+from lavis.nn.linear import Linear, gelu
 from lavis.nn.text import Memory, TextConfig, TextTransformer
 
 
@@ -23,7 +22,7 @@ class HeadTransform(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(F.gelu(self.dense(x)))
+        return self.LayerNorm(gelu(self.dense, x))
 
 
 class Predictions(nn.Module):

@@ -1,16 +1,22 @@
-"""A linear layer that takes the quickest float32 product that a CPU has for its number of rows.
+"""A linear layer that takes the quickest product that a CPU has for its number of rows.
 
-Same parameters and same result as `torch.nn.Linear`. Measured on 2 cores of an AMD EPYC with AVX-512
-(docs/log.md), where PyTorch's own choice, MKL, uses only half the width of the registers:
+Same parameters and same result as `torch.nn.Linear`. What is quickest was measured on 2 cores each of two kinds of
+processor (docs/log.md). On an AMD EPYC with AVX-512 PyTorch's own choice, MKL, uses half the width of the registers
+and reads the weights anew for every row:
 
-- one row, or 5 and more: oneDNN on the plain weights, up to 2 times as fast for few rows, about as fast for
-  some hundreds, 1.3 times for thousands;
-- 2 to 4 rows, a matrix at least as tall as wide: (W xᵀ)ᵀ, up to 6 times as fast, because the
-  row-major kernel re-reads the weights for every row;
-- weights that oneDNN has re-ordered once ("packed", see `pack`): up to twice as fast again.
+- one row, or 5 and more: oneDNN on the plain weights, up to 2 times as fast for few rows, 1.3 times for thousands;
+- 2 to 4 rows, a matrix at least as tall as wide: (W xᵀ)ᵀ, up to 6 times as fast;
+- weights that oneDNN has re-ordered once ("packed", see `Linear.pack`): up to twice as fast again.
 
-All apply only without autograd, on a CPU. Where nothing was measured (other processors) only the
-second is used.
+On an Intel Xeon with AVX-512 MKL is the quickest for up to 4 rows and for many, as fast as memory lets it:
+
+- 5 to 32 rows of a large matrix: oneDNN, 1.1 to 1.8 times as fast;
+- packed weights, 4 to 64 rows: 1.1 to 1.8 times;
+- many rows in bfloat16 without AMX: in float32, weights converted on the way, 1.6 times, because bfloat16's own
+  instructions are the slower ones there.
+
+All apply only without autograd, on a CPU. Where nothing was measured (other processors) MKL or what PyTorch has in its
+place does all.
 """
 
 from __future__ import annotations
@@ -24,67 +30,89 @@ from torch import nn
 from torch.nn import functional as F
 
 _TRANSPOSED_ROWS = range(2, 5)
+_MANY_ROWS = 64  # of which the arithmetic, and not reading the weights, takes the time
+_LARGE = 2 << 20  # numbers of a matrix that a core's own cache does not hold
 
 
 @functools.cache
-def _onednn_is_quicker() -> bool:
-    """Whether this is a processor on which oneDNN's float32 product was seen to beat MKL's."""
+def _maker() -> str:
+    """ "AMD" or "Intel" for a processor of the two kinds that were measured, else ""."""
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
+        return ""
     info = Path("/proc/cpuinfo")
     name = info.read_text() if info.is_file() else platform.processor()
-    return "AuthenticAMD" in name
+    return "AMD" if "AuthenticAMD" in name else "Intel" if "GenuineIntel" in name else ""
 
 
-def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+@functools.cache
+def bfloat16_is_slow() -> bool:
+    """Whether this processor's products are known to be quicker in float32 than in bfloat16."""
+    return _maker() == "Intel" and not torch.cpu._is_amx_tile_supported()
 
 
-class Linear(nn.Linear):
-    """`torch.nn.Linear` with inference shortcuts; see the module's text and `pack`."""
+def gelu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The exact (erf) GELU of what a linear layer gives, in the same pass where nobody else sees the latter."""
+    if type(layer) is not Linear or layer._forward_hooks or torch.is_grad_enabled():
+        return F.gelu(layer(x))
+    return layer.product(x, "gelu")
+
+
+def _finish(x: torch.Tensor, then: str) -> torch.Tensor:
+    return torch.ops.aten.gelu_(x) if then == "gelu" else x
+
+
+def plain(x: torch.Tensor) -> bool:
+    """Whether nothing but the numbers of a product on a CPU is asked for: no gradients, no graph, no autocast."""
+    return not (
+        x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+def onednn(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str = "none"
+) -> torch.Tensor:
+    """oneDNN's product, of plain or packed weights, and `then` "gelu" of it."""
+    # for "gelu" the last argument says which: "none" is the exact one
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none" if then == "gelu" else "")
+
+
+class Packing(nn.Module):
+    """A module that may keep its weights a second time in oneDNN's layout, for products without autograd."""
 
     _packed: torch.Tensor | None = None
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # (..., in_features) -> (..., out_features)
-        if (
-            input.device.type != "cpu"
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.is_autocast_enabled("cpu")
-        ):
-            return F.linear(input, self.weight, self.bias)
-        if self._packed is not None and input.dtype == self._packed.dtype:
-            return _onednn(input, self._packed, self.bias)
-        if input.dtype == torch.float32 == self.weight.dtype:
-            rows = input.numel() // self.in_features
-            if rows in _TRANSPOSED_ROWS and self.out_features >= self.in_features:
-                return self._transposed(input, rows)
-            if rows and _onednn_is_quicker():
-                return _onednn(input, self.weight, self.bias)
-        return F.linear(input, self.weight, self.bias)
-
-    def _transposed(self, input: torch.Tensor, rows: int) -> torch.Tensor:
-        columns = input.reshape(rows, self.in_features).t()  # (in, rows)
-        if self.bias is None:
-            out = torch.mm(self.weight, columns)
-        else:
-            out = torch.addmm(self.bias.unsqueeze(1), self.weight, columns)
-        return out.t().reshape(*input.shape[:-1], self.out_features)
+    def _to_pack(self) -> torch.Tensor:
+        """The weights (out_features, in_features)."""
+        raise NotImplementedError
 
     def pack(self) -> None:
-        """Keep a second copy of the weights in oneDNN's layout, used by `forward` without autograd.
+        """Keep the copy.
 
-        Costs the weights' memory once more. `unpack`, `.train()` and `.to()` drop the copy; after a
-        change of the weights in place, call `pack` again.
+        Costs the weights' memory once more. `unpack`, `.train()` and `.to()` drop it; after a change of the weights
+        in place, call `pack` again.
         """
-        if self.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-            return
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), 16)
+        weight = self._to_pack().detach()
+        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
 
     def unpack(self) -> None:
         self._packed = None
 
-    def train(self, mode: bool = True) -> Linear:
+    def packed_for(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The copy, if it is there and the quickest for `x` (of which `plain` is true)."""
+        if self._packed is None or x.dtype != self._packed.dtype:
+            return None
+        rows = x.numel() // x.shape[-1]
+        if x.dtype == torch.bfloat16:
+            pays = rows <= _MANY_ROWS or not bfloat16_is_slow()
+        else:
+            pays = 4 <= rows <= _MANY_ROWS or _maker() != "Intel"
+        return self._packed if pays else None
+
+    def train(self, mode: bool = True) -> Packing:
         if mode:
             self.unpack()
         return super().train(mode)
@@ -92,6 +120,45 @@ class Linear(nn.Linear):
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]  # .to(), .half(), .cuda()
         self.unpack()
         return super()._apply(fn, recurse)
+
+
+class Linear(Packing, nn.Linear):
+    """`torch.nn.Linear` with inference shortcuts; see the module's text and `pack`."""
+
+    def _to_pack(self) -> torch.Tensor:
+        return self.weight
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # (..., in_features) -> (..., out_features)
+        return self.product(input, "none")
+
+    def product(self, input: torch.Tensor, then: str) -> torch.Tensor:
+        """`forward`, and `then` "gelu" of it (without autograd only) or "none"."""
+        rows = input.numel() // self.in_features
+        if not rows or input.dtype != self.weight.dtype or not plain(input):
+            return _finish(F.linear(input, self.weight, self.bias), then)  # or says what is wrong
+        packed = self.packed_for(input)
+        if packed is not None:
+            return onednn(input, packed, self.bias, then)
+        if input.dtype == torch.bfloat16 and rows > _MANY_ROWS and bfloat16_is_slow():
+            bias = None if self.bias is None else self.bias.float()
+            return _finish(F.linear(input.float(), self.weight.float(), bias), then).bfloat16()
+        if input.dtype == torch.float32 and _maker() == "AMD":
+            if rows in _TRANSPOSED_ROWS and self.out_features >= self.in_features:
+                return _finish(self._transposed(input, rows), then)
+            return onednn(input, self.weight, self.bias, then)
+        large = self.weight.numel() >= _LARGE
+        if input.dtype == torch.float32 and _maker() == "Intel" and large and 5 <= rows <= 32:
+            return onednn(input, self.weight, self.bias, then)
+        return _finish(F.linear(input, self.weight, self.bias), then)
+
+    def _transposed(self, input: torch.Tensor, rows: int) -> torch.Tensor:
+        columns = input.reshape(rows, self.in_features).t()  # (in, rows)
+        if self.bias is None:
+            out = torch.mm(self.weight, columns)
+        else:
+            out = torch.addmm(self.bias.unsqueeze(1), self.weight, columns)
+        # rows side by side again: attention's quick kernel refuses queries that lie otherwise
+        return out.t().contiguous().view(*input.shape[:-1], self.out_features)
 
 
 class ExactLinear(Linear):

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lavis.nn.attention import Reader, split_heads
 from lavis.nn.cache import Cache
-from lavis.nn.linear import Linear
+from lavis.nn.linear import Linear, Packing, gelu, onednn, plain
 
 
 @dataclass(frozen=True)
@@ -131,6 +130,31 @@ class Projections(nn.Module):
         return split_heads(self.key(states), self.heads), split_heads(self.value(states), self.heads)
 
 
+class SelfProjections(Packing, Projections):
+    """Those of self-attention, all of one input: a single product once they are packed."""
+
+    _biases: torch.Tensor
+
+    def _to_pack(self) -> torch.Tensor:
+        return torch.cat([self.query.weight, self.key.weight, self.value.weight])
+
+    def pack(self) -> None:
+        if not all(type(layer) is Linear for layer in (self.query, self.key, self.value)):
+            return  # adapters were put around them
+        super().pack()
+        self._biases = torch.cat([self.query.bias, self.key.bias, self.value.bias]).detach()
+        for layer in (self.query, self.key, self.value):
+            layer.unpack()
+
+    def forward(self, x: torch.Tensor, only_first: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(R, T, D) -> queries (R, T, D), or (R, 1, D) of the first token only; keys and values (R, H, T, Dh)."""
+        packed = self.packed_for(x) if plain(x) else None
+        if packed is None:
+            return self.query(x[:, :1] if only_first else x), *self.keys_values(x)
+        q, k, v = onednn(x, packed, self._biases).chunk(3, dim=-1)
+        return q[:, :1] if only_first else q, split_heads(k, self.heads), split_heads(v, self.heads)
+
+
 class Residual(nn.Module):
     """Linear, dropout, add, LayerNorm: the end of each of a layer's sub-layers."""
 
@@ -141,22 +165,42 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        x = self.dense(x)
+        if self.training:  # in a decoding step even the call of an idle module takes time
+            x = self.dropout(x)
+        return self.LayerNorm(x + residual)
 
 
 class Attention(nn.Module, Reader):
-    """Self- or cross-attention with its residual; the module names are the checkpoints'."""
+    """Attention with its residual; the module names are the checkpoints'."""
 
-    def __init__(self, config: TextConfig, memory_width: int) -> None:
+    def __init__(self, config: TextConfig, projections: Projections) -> None:
         super().__init__()
         self.heads, self.weight_dropout = config.heads, config.attention_dropout
-        self.self = Projections(config, memory_width)
+        self.self = projections
         self.output = Residual(config.width, config)
 
+
+class SelfAttention(Attention):
+    """A text's attention to itself."""
+
+    self: SelfProjections
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config, SelfProjections(config, config.width))
+
     def forward(
-        self, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+        self,
+        x: torch.Tensor,  # (R, T, D)
+        mask: torch.Tensor | None,
+        cache: Cache | None,
+        index: int,
+        only_first: bool,
     ) -> torch.Tensor:
-        return self.output(self.read(self.self.query(x), k, v, mask), x)
+        q, k, v = self.self(x, only_first)
+        if cache is not None:
+            k, v = cache.append(index, k, v)
+        return self.output(self.read(q, k, v, mask), x[:, :1] if only_first else x)
 
     def first(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The first token among all of its text, (R, T, D) -> (R, 1, D), without dropout.
@@ -183,6 +227,9 @@ class Attention(nn.Module, Reader):
 class CrossAttention(Attention):
     """Cross-attention to one memory."""
 
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config, Projections(config, config.memory_width))
+
     def memory_keys_values(self, states: torch.Tensor, second: torch.Tensor | None) -> tuple[KeysValues, ...]:
         return (self.self.keys_values(states),)
 
@@ -190,7 +237,7 @@ class CrossAttention(Attention):
         self, x: torch.Tensor, memory: tuple[KeysValues, ...], mask: torch.Tensor | None
     ) -> torch.Tensor:
         ((k, v),) = memory
-        return self(x, k, v, mask)
+        return self.output(self.read(self.self.query(x), k, v, mask), x)
 
 
 class TwinResidual(nn.Module):
@@ -243,7 +290,7 @@ class Intermediate(nn.Module):
         self.dense = Linear(config.width, config.hidden)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.gelu(self.dense(x))
+        return gelu(self.dense, x)
 
 
 class Layer(nn.Module):
@@ -251,12 +298,12 @@ class Layer(nn.Module):
 
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
-        self.attention = Attention(config, config.width)
+        self.attention = SelfAttention(config)
         self.crosses = index >= config.cross_from
         if self.crosses and config.memories == "twin":
             self.crossattention: nn.Module = TwinCrossAttention(config, merge=index >= config.depth // 2)
         elif self.crosses:
-            self.crossattention = CrossAttention(config, config.memory_width)
+            self.crossattention = CrossAttention(config)
         self.intermediate = Intermediate(config)
         self.output = Residual(config.hidden, config)
 
@@ -284,10 +331,7 @@ class Layer(nn.Module):
         """The first of its sub-layers."""
         if only_first and cache is None and self.attention.kept is None and not self.training:
             return self.attention.first(x, mask)
-        k, v = self.attention.self.keys_values(x)
-        if cache is not None:
-            k, v = cache.append(index, k, v)
-        return self.attention(x[:, :1] if only_first else x, k, v, mask)
+        return self.attention(x, mask, cache, index, only_first)
 
     def read_memory(
         self, x: torch.Tensor, memory: tuple[KeysValues, ...], mask: torch.Tensor | None

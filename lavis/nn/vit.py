@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lavis.nn.attention import Reader, split_heads
-from lavis.nn.linear import Linear
+from lavis.nn.linear import Linear, gelu
+from lavis.nn.slices import in_slices
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1, x))
 
 
 class Block(nn.Module):
@@ -149,6 +150,7 @@ class VisionTransformer(nn.Module):
             )
         self.image_size = image_size
         self.init_std, self.sincos = config.init_std, config.sincos
+        self.hidden = int(config.width * config.mlp_ratio)
         self.checkpoint_from = config.depth - checkpoint_blocks
         patches = (image_size // config.patch_size) ** 2
         self.patch_embed = PatchEmbed(config.patch_size, config.width)
@@ -188,6 +190,10 @@ class VisionTransformer(nn.Module):
 
     def encode(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
         """All blocks over embedded tokens (B, N, D), each given `more`, then the last norm."""
+        readers = (block.attn for block in self.blocks)
+        return in_slices(lambda part: self._encode(part, *more), x, self.hidden, readers)  # type: ignore[arg-type]
+
+    def _encode(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
         for i, block in enumerate(self.blocks):
             if i >= self.checkpoint_from and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, *more, use_reentrant=False)
