@@ -572,7 +572,7 @@ def test_completion_of_commands_options_and_values() -> None:
 
     assert set(bash("lavis c")) >= {"caption", "classify", "convert", "completion"}
     assert "--labels" in bash("lavis classify --la") and bash("lavis classify --head it") == ["itc", "itm"]
-    assert bash("lavis caption --precision f") == ["fp32", "fp16"]
+    assert bash("lavis caption --precision f") == ["fast", "fp32", "fp16"]
     assert "classify" in _completed("zsh", _TYPER_COMPLETE_ARGS="lavis cl")
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lavis.nn import generation, linear, slices
+from lavis.nn import cache, generation, linear, slices
 from lavis.nn.attention import attend, attention_weights, merge_heads
 from lavis.nn.clip import Transformer as ClipTransformer
 from lavis.nn.language_model import TextDecoder
@@ -107,7 +107,9 @@ def test_attention_equals_its_formula_for_any_number_of_keys(keys, items, groups
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_selecting_rows_goes_on_from_them():
+@pytest.mark.parametrize("large", [0, 8 << 20])
+def test_selecting_rows_goes_on_from_them(monkeypatch, large):
+    monkeypatch.setattr(cache, "_LARGE", large)
     model = decoder()
     memory = model.project_memory(torch.randn(2, 6, 24))
     ids = torch.randint(5, 50, (2, 3))
@@ -130,7 +132,7 @@ def test_selecting_rows_goes_on_from_them():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_linear_shortcuts_are_exact(monkeypatch, maker, rows, bias, dtype):
-    monkeypatch.setattr(linear, "_maker", lambda: maker)  # every processor's choices on this one
+    monkeypatch.setattr(linear, "cpu_maker", lambda: maker)  # every processor's choices on this one
     monkeypatch.setattr(linear, "bfloat16_is_slow", lambda: maker == "Intel")
     monkeypatch.setattr(linear, "_LARGE", 0)
     torch.manual_seed(0)
@@ -167,7 +169,7 @@ def test_gelu_leaves_what_a_hook_has_seen_and_takes_any_layer():
 
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_packed_self_attention_is_one_product_of_the_same_result(monkeypatch, rows):
-    monkeypatch.setattr(linear, "_maker", lambda: "AMD")
+    monkeypatch.setattr(linear, "cpu_maker", lambda: "AMD")
     torch.manual_seed(0)
     layer, x = TextTransformer(SMALL).encoder.layer[0].eval(), torch.randn(rows, 3, SMALL.width)
     attention = layer.attention.self

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from lavis.common import device
 from lavis.common.device import autocast, grad_scaler, pick_device, pick_precision, to_device
 from lavis.common.optims import build_optimizer, hidden_matrices, orthogonalised, parameter_groups
 from lavis.common.registry import registry
@@ -146,10 +147,23 @@ def test_an_optimizer_needs_something_to_optimise() -> None:
         build_optimizer(Net().requires_grad_(False), 1e-3)
 
 
-def test_device_and_precision_policy(caplog: pytest.LogCaptureFixture) -> None:
+def test_device_and_precision_policy(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cpu = torch.device("cpu")
     assert pick_device("cpu") == cpu
     assert pick_precision(cpu) == "fp32" and pick_precision(cpu, "bf16") == "bf16"
+    for maker, instructions, fast in (
+        ("AMD", {"avx512_bf16"}, "bf16"),
+        ("AMD", set(), "fp32"),
+        ("Intel", {"avx512_bf16"}, "fp32"),
+        ("Intel", {"avx512_bf16", "amx_tile"}, "bf16"),
+        ("", {"avx512_bf16"}, "fp32"),
+    ):
+        monkeypatch.setattr(device, "cpu_maker", lambda maker=maker: maker)
+        monkeypatch.setattr(device, "_has", lambda name, there=instructions: name in there)
+        assert pick_precision(cpu, "fast") == fast and pick_precision(cpu) == "fp32"
+        assert device.bfloat16_is_slow() == (maker == "Intel" and fast == "fp32")
     with pytest.raises(ValueError, match="GPUs"):
         pick_precision(cpu, "fp16")
     with pytest.raises(ValueError, match="fp64"):

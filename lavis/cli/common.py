@@ -26,7 +26,8 @@ DEVICE = typer.Option(
     help="auto, cpu, cuda, cuda:<number> or mps.", autocompletion=one_of("auto", "cpu", "cuda", "mps")
 )
 PRECISION = typer.Option(
-    help="auto, fp32, bf16 or fp16.", autocompletion=one_of("auto", "fp32", "bf16", "fp16")
+    help="auto, fast (bf16 on CPUs that are quick in it), fp32, bf16 or fp16.",
+    autocompletion=one_of("auto", "fast", "fp32", "bf16", "fp16"),
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from lavis.nn.linear import bfloat16_is_slow
+from lavis.common.device import bfloat16_is_slow
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:  # (R, T, H·Dh) -> (R, H, T, Dh)

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 
+_LARGE = 8 << 20  # bytes
+
 
 class Sizes(Protocol):
     """What a cache knows of a transformer."""
@@ -42,10 +44,12 @@ class Cache:
     def select(self, index: torch.Tensor) -> None:
         """Make row r a copy of the old row index[r]; the number of rows may change."""
         used = self.data[:, :, :, :, : self.length]
-        chosen = used.index_select(2, index)
-        if index.shape[0] == self.data.shape[2]:
-            used.copy_(chosen)
-        else:
+        if index.shape[0] != self.data.shape[2]:
             old = self.data
             self.data = old.new_empty(*old.shape[:2], index.shape[0], *old.shape[3:])
-            self.data[:, :, :, :, : self.length] = chosen
+            self.data[:, :, :, :, : self.length] = used.index_select(2, index)
+        elif used.device.type == "cpu" and used.numel() * used.element_size() > _LARGE:
+            for part in used.flatten(0, 1):  # (R, H, length, Dh): the copy between stays in a core's cache
+                part.copy_(part.index_select(0, index))
+        else:
+            used.copy_(used.index_select(2, index))

@@ -21,33 +21,15 @@ place does all.
 
 from __future__ import annotations
 
-import functools
-import platform
-from pathlib import Path
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lavis.common.device import bfloat16_is_slow, cpu_maker
+
 _TRANSPOSED_ROWS = range(2, 5)
 _MANY_ROWS = 64  # of which the arithmetic, and not reading the weights, takes the time
 _LARGE = 2 << 20  # numbers of a matrix that a core's own cache does not hold
-
-
-@functools.cache
-def _maker() -> str:
-    """ "AMD" or "Intel" for a processor of the two kinds that were measured, else ""."""
-    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return ""
-    info = Path("/proc/cpuinfo")
-    name = info.read_text() if info.is_file() else platform.processor()
-    return "AMD" if "AuthenticAMD" in name else "Intel" if "GenuineIntel" in name else ""
-
-
-@functools.cache
-def bfloat16_is_slow() -> bool:
-    """Whether this processor's products are known to be quicker in float32 than in bfloat16."""
-    return _maker() == "Intel" and not torch.cpu._is_amx_tile_supported()
 
 
 def gelu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -109,7 +91,7 @@ class Packing(nn.Module):
         if x.dtype == torch.bfloat16:
             pays = rows <= _MANY_ROWS or not bfloat16_is_slow()
         else:
-            pays = 4 <= rows <= _MANY_ROWS or _maker() != "Intel"
+            pays = 4 <= rows <= _MANY_ROWS or cpu_maker() != "Intel"
         return self._packed if pays else None
 
     def train(self, mode: bool = True) -> Packing:
@@ -142,12 +124,12 @@ class Linear(Packing, nn.Linear):
         if input.dtype == torch.bfloat16 and rows > _MANY_ROWS and bfloat16_is_slow():
             bias = None if self.bias is None else self.bias.float()
             return _finish(F.linear(input.float(), self.weight.float(), bias), then).bfloat16()
-        if input.dtype == torch.float32 and _maker() == "AMD":
+        if input.dtype == torch.float32 and cpu_maker() == "AMD":
             if rows in _TRANSPOSED_ROWS and self.out_features >= self.in_features:
                 return _finish(self._transposed(input, rows), then)
             return onednn(input, self.weight, self.bias, then)
         large = self.weight.numel() >= _LARGE
-        if input.dtype == torch.float32 and _maker() == "Intel" and large and 5 <= rows <= 32:
+        if input.dtype == torch.float32 and cpu_maker() == "Intel" and large and 5 <= rows <= 32:
             return onednn(input, self.weight, self.bias, then)
         return _finish(F.linear(input, self.weight, self.bias), then)
 

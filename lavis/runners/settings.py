@@ -46,7 +46,7 @@ class RunConfig:
     runner: str = "runner_base"
     seed: int = 42
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fast", "fp32", "bf16", "fp16"] = "auto"
     amp: bool | None = None
     output_dir: str = "output"
     job_id: str | None = None
