@@ -3,7 +3,8 @@
     python benchmarks/blip_caption.py                 # everything, about 25 minutes on 2 cores
     python benchmarks/blip_caption.py generate train  # parts: generate, train, load, memory
 
-Each part runs in a process of its own; sides take turns; results go to benchmarks/results/blip_caption.<processor>.json.
+Each part runs in a process of its own; sides take turns; results go to blip_caption.<processor>.json in
+benchmarks/results.
 Weights are random (speed does not depend on them), the text side's larger than at the start of training, so that no two
 tokens are about equally likely and both sides must write the same captions. Each has 20 new tokens, with 3 beams.
 """

@@ -1,15 +1,15 @@
 """CLIP's and BLIP's features, and matching one picture with many texts, beside transformers: same weights, inputs, run.
 
-    python benchmarks/features.py                      # everything; estimated 8 minutes on 2 cores
+    python benchmarks/features.py                      # everything; about 10 minutes on 2 cores
     python benchmarks/features.py clip-text itm        # parts: clip-image, clip-text, blip-image, blip-text,
                                                        # blip-multimodal, itm
     python benchmarks/features.py clip-image --threads 1 --batches 1
 
-A model's parts run in a process of their own; sides take turns; results go to benchmarks/results/features.<processor>.json. Weights
-are random (speed does not depend on them): transformers writes them as a folder, `load_model` reads it. lavis gets
-texts and tokenizes them within the time measured, transformers gets their ids. BLIP's texts have 16 tokens; CLIP's fill
-its 77 places, or have 16 tokens, which transformers pads to 77 and lavis does not. Packed weights, and transformers in
-bfloat16, run with the small batch only. 5 rounds each, 3 of matching.
+A model's parts run in a process of their own; sides take turns; results go to features.<processor>.json in
+benchmarks/results. Weights are random (speed does not depend on them): transformers writes them as a folder,
+`load_model` reads it. lavis gets texts and tokenizes them within the time measured, transformers gets their ids.
+BLIP's texts have 16 tokens; CLIP's fill its 77 places, or have 16 tokens, which transformers pads to 77 and lavis
+does not. Packed weights, and transformers in bfloat16, run with the small batch only. 5 rounds each, 3 of matching.
 """
 
 from __future__ import annotations

@@ -157,7 +157,8 @@ def backwards(clip: Mapping[str, Any]) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------- the table
 RECIPES = (
     "blip/retrieval_shapes", "blip/vqa_shapes", "blip/nlvr_shapes", "blip/entailment_shapes",
-    "blip/dialogue_shapes", "blip/video_retrieval_shapes", "blip/video_qa_shapes", "blip/video_dialogue_shapes",
+    "blip/dialogue_shapes", "blip/dialogue_generate_shapes", "blip/video_retrieval_shapes",
+    "blip/video_qa_shapes", "blip/video_dialogue_shapes",
     "albef/retrieval_shapes", "albef/vqa_shapes", "albef/nlvr_shapes", "albef/entailment_shapes",
     "alpro/retrieval_shapes", "alpro/qa_shapes",
 )  # fmt: skip

@@ -27,6 +27,7 @@ STARTING_WEIGHTS = {
     "deit": "https://dl.fbaipublicfiles.com/deit/deit_base_patch16_224-b5f2ef4d.pth",
     "bert": "google-bert/bert-base-uncased:model.safetensors",
     "tiny_shapes": str(ASSETS / "tiny_shapes"),  # the packaged captioner
+    "tiny_shapes_vqa": str(ASSETS / "blip_vqa_shapes"),  # the packaged model for questions about drawings
 }
 VOCABULARIES = {"bert": "bert-base-uncased.txt", "tiny": "tiny_vocab.txt"}
 
@@ -111,8 +112,8 @@ class VisionTextModel(BaseModel):
 
         Args:
             init: {"visual_encoder": source, "text_encoder": source, "text_decoder": source}; a source is "deit",
-                "bert" or "tiny_shapes" (`STARTING_WEIGHTS`), or a path, URL or Hugging Face id of such a file, or of a
-                model of this library, of which the same module is taken.
+                "bert", "tiny_shapes" or "tiny_shapes_vqa" (`STARTING_WEIGHTS`), or a path, URL or Hugging Face id of
+                such a file, or of a model of this library, of which the same module is taken.
         """
         for name, source in init.items():
             module = getattr(self, name, None)
