@@ -147,11 +147,12 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
     between about 0.7 and 1.2, small ones too.
     """
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices if wide else matrices.mT
+    x = matrices if wide else matrices.mT.contiguous()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(5):
+    for _ in range(5):  # x <- 3.4445 x + (-4.775 a + 2.0315 a²) x, a = x xᵀ; sums in the products' passes
         a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        polynomial = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return x if wide else x.mT
 
 
