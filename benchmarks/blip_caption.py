@@ -252,9 +252,10 @@ def main() -> None:
     elif sys.argv[1:2] == ["--part"]:
         print(json.dumps(PARTS[sys.argv[2]]()))
     else:
-        from benchmarks.common import place_of, write
+        from benchmarks.common import RESULTS, by_processor, write
 
-        path = place_of("blip_caption")
+        name = by_processor("blip_caption")
+        path = RESULTS / f"{name}.json"
         results = json.loads(path.read_text()) if path.is_file() else {}
         for part in sys.argv[1:] or PARTS:
             done = subprocess.run(
@@ -263,7 +264,7 @@ def main() -> None:
             results[part] = json.loads(done.stdout.splitlines()[-1])
             print(part, json.dumps(results[part], indent=1))
             results.pop("machine", None)
-            write("blip_caption", {"threads": THREADS, **results}, path)
+            write(name, {"threads": THREADS, **results})
 
 
 if __name__ == "__main__":

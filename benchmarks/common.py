@@ -64,14 +64,14 @@ def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
     return {"median": statistics.median(each), "least": each[0], "greatest": each[-1]}
 
 
-def place_of(name: str) -> Path:
-    """Where the results of this kind of processor go: speeds of two kinds don't mix."""
+def by_processor(name: str) -> str:
+    """A name for results of this kind of processor: speeds of two kinds don't mix."""
     words = re.findall(r"[a-z0-9]+", re.sub(r"\((r|tm)\)|processor|cpu", "", machine()["cpu"].lower()))
-    return RESULTS / f"{name}.{'-'.join(words[:2])}.json"
+    return f"{name}.{'-'.join(words[:2])}"
 
 
-def write(name: str, data: Mapping[str, Any], path: Path | None = None) -> Path:
+def write(name: str, data: Mapping[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
-    path = path or RESULTS / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **data}, indent=1) + "\n")
     return path

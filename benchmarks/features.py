@@ -272,9 +272,10 @@ def main() -> None:
         print(json.dumps(run_parts(args.parts, args.batches)))
         return
 
-    from benchmarks.common import place_of, write
+    from benchmarks.common import RESULTS, by_processor, write
 
-    path = place_of("features")
+    name = by_processor("features")
+    path = RESULTS / f"{name}.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
     for _, parts in itertools.groupby([p for p in PARTS if not args.parts or p in args.parts], key=model_of):
         command = [sys.executable, __file__, *parts, "--part", "--threads", str(args.threads)]
@@ -284,7 +285,7 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         results |= found
         results.pop("machine", None)
-        write("features", results, path)
+        write(name, results)
 
 
 if __name__ == "__main__":

@@ -193,6 +193,7 @@ def main() -> None:
             "iterations": run.iterations,
             "minutes": round(run.seconds / 60, 1),
             "threads": torch.get_num_threads(),
+            "cpu": machine()["cpu"],  # the file's `machine` is that of the last one
             "beside it": beside(dataset),
         }
         if recipe == "blip/video_qa_shapes":  # frames side by side, as in the paper

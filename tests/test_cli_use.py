@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from lavis.cli.main import main
+from lavis.common.device import PRECISIONS
 from lavis.common.files import read_jsonl
 from lavis.datasets.builders import load_dataset
 from lavis.datasets.shapes.scene import COLORS, SHAPES
@@ -573,6 +574,7 @@ def test_completion_of_commands_options_and_values() -> None:
     assert set(bash("lavis c")) >= {"caption", "classify", "convert", "completion"}
     assert "--labels" in bash("lavis classify --la") and bash("lavis classify --head it") == ["itc", "itm"]
     assert bash("lavis caption --precision f") == ["fast", "fp32", "fp16"]
+    assert set(bash("lavis caption --precision ")) == set(PRECISIONS)
     assert "classify" in _completed("zsh", _TYPER_COMPLETE_ARGS="lavis cl")
 
 

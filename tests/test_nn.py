@@ -203,6 +203,22 @@ def test_a_large_batch_in_slices_is_the_same(monkeypatch, kind):
         whole = run(x)
         monkeypatch.setattr(slices, "_BYTES", 3 * 17 * 128 * 4)
         torch.testing.assert_close(run(x), whole)
+        # who looks on sees the whole batch
+        blocks, seen = module.blocks if kind == "vit" else module.resblocks, []
+        handle = blocks[1].register_forward_hook(lambda m, inputs, output: seen.append(len(output)))
+        run(x)
+        handle.remove()
+        blocks[1].attn.kept = []
+        run(x)
+        assert [*seen, *map(len, blocks[1].attn.kept)] == [7, 7]
+
+
+def test_dropout_that_is_switched_on_alone_drops():
+    torch.manual_seed(0)
+    layer = TextTransformer(SMALL).encoder.layer[0].eval()
+    layer.output.dropout.train()
+    x, other = torch.randn(2, 3, 64), torch.randn(2, 3, 32)
+    assert not torch.equal(layer.output(x, other), layer.output(x, other))
 
 
 def test_layers_that_decide_are_not_rounded_by_autocast():

@@ -78,7 +78,7 @@ def bfloat16_is_quick() -> bool:
     """Whether this CPU's large products are known to be quicker in bfloat16 than in float32.
 
     AMD's with AVX-512 BF16 were seen to be (1.6 times in training small models), Intel's without AMX not to be (0.6);
-    those with AMX have units of their own for it.
+    those with AMX have units of their own for it and are taken for quick untested.
     """
     if _has("amx_tile"):
         return True

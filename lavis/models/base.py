@@ -369,7 +369,8 @@ class BaseModel(nn.Module):
         """Keep (or drop) a second copy of the weights in the CPU's fastest layout, for generation.
 
         Decoding steps get faster for the memory of the weights once more. Undone by
-        `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices.
+        `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices. Self-attention of
+        texts then is one product, which passes by hooks on its query, key and value.
         """
         for module in reversed(list(self.modules())):  # parts before wholes, which may take their place
             if isinstance(module, Packing):

@@ -56,7 +56,8 @@ def attend(
         and q.dtype == torch.bfloat16
         and (torch.is_grad_enabled() or (bfloat16_is_slow() and grouped.shape[2] > 64))
     ):
-        # The CPU's bfloat16 backward is 8 times as slow as its float32 one (docs/log.md).
+        # The CPU's bfloat16 backward is 8 times as slow as its float32 one (docs/log.md), and some processors'
+        # products are slow in it altogether.
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(
                 grouped.float(), k.float(), v.float(), attn_mask=mask, dropout_p=dropout

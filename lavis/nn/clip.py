@@ -149,8 +149,7 @@ class Transformer(nn.Module):
         mask = None
         if causal:
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-        readers = (block.attn for block in self.resblocks)
-        return in_slices(lambda part: self._run(part, mask), x, 4 * self.width, readers)  # type: ignore[arg-type]
+        return in_slices(lambda part: self._run(part, mask), x, self.resblocks)
 
     def _run(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         for block in self.resblocks:

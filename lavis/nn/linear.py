@@ -10,10 +10,10 @@ and reads the weights anew for every row:
 
 On an Intel Xeon with AVX-512 MKL is the quickest for up to 4 rows and for many, as fast as memory lets it:
 
-- 5 to 32 rows of a large matrix: oneDNN, 1.1 to 1.8 times as fast;
-- packed weights, 4 to 64 rows: 1.1 to 1.8 times;
-- many rows in bfloat16 without AMX: in float32, weights converted on the way, 1.6 times, because bfloat16's own
-  instructions are the slower ones there.
+- 5 to 32 rows of a large matrix: oneDNN, about as fast to 1.8 times;
+- packed weights, 4 to 64 rows: 2.5 times as fast for few rows of a large matrix, about as fast for many;
+- many rows in bfloat16 without AMX: in float32, weights converted on the way, 1.2 to 1.6 times, because bfloat16's own
+  instructions are the slower ones there; not a vocabulary's matrix, whose conversion takes longer than it saves.
 
 All apply only without autograd, on a CPU. Where nothing was measured (other processors) MKL or what PyTorch has in its
 place does all.
@@ -30,6 +30,7 @@ from lavis.common.device import bfloat16_is_slow, cpu_maker
 _TRANSPOSED_ROWS = range(2, 5)
 _MANY_ROWS = 64  # of which the arithmetic, and not reading the weights, takes the time
 _LARGE = 2 << 20  # numbers of a matrix that a core's own cache does not hold
+_CONVERTIBLE = 6 << 20  # numbers whose float32 copy the allocator has at hand, see lavis.nn.slices
 
 
 def gelu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -37,6 +38,11 @@ def gelu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     if type(layer) is not Linear or layer._forward_hooks or torch.is_grad_enabled():
         return F.gelu(layer(x))
     return layer.product(x, "gelu")
+
+
+def _better_in_float32(x: torch.Tensor, rows: int, weight: torch.Tensor) -> bool:
+    many = rows > _MANY_ROWS and weight.numel() <= _CONVERTIBLE
+    return many and x.dtype == torch.bfloat16 and bfloat16_is_slow()
 
 
 def _finish(x: torch.Tensor, then: str) -> torch.Tensor:
@@ -89,7 +95,7 @@ class Packing(nn.Module):
             return None
         rows = x.numel() // x.shape[-1]
         if x.dtype == torch.bfloat16:
-            pays = rows <= _MANY_ROWS or not bfloat16_is_slow()
+            pays = not _better_in_float32(x, rows, self._packed)
         else:
             pays = 4 <= rows <= _MANY_ROWS or cpu_maker() != "Intel"
         return self._packed if pays else None
@@ -121,15 +127,13 @@ class Linear(Packing, nn.Linear):
         packed = self.packed_for(input)
         if packed is not None:
             return onednn(input, packed, self.bias, then)
-        if input.dtype == torch.bfloat16 and rows > _MANY_ROWS and bfloat16_is_slow():
+        if _better_in_float32(input, rows, self.weight):
             bias = None if self.bias is None else self.bias.float()
             return _finish(F.linear(input.float(), self.weight.float(), bias), then).bfloat16()
-        if input.dtype == torch.float32 and cpu_maker() == "AMD":
-            if rows in _TRANSPOSED_ROWS and self.out_features >= self.in_features:
-                return _finish(self._transposed(input, rows), then)
-            return onednn(input, self.weight, self.bias, then)
-        large = self.weight.numel() >= _LARGE
-        if input.dtype == torch.float32 and cpu_maker() == "Intel" and large and 5 <= rows <= 32:
+        maker = cpu_maker() if input.dtype == torch.float32 else ""
+        if maker == "AMD" and rows in _TRANSPOSED_ROWS and self.out_features >= self.in_features:
+            return _finish(self._transposed(input, rows), then)
+        if maker == "AMD" or (maker == "Intel" and 5 <= rows <= 32 and self.weight.numel() >= _LARGE):
             return onednn(input, self.weight, self.bias, then)
         return _finish(F.linear(input, self.weight, self.bias), then)
 

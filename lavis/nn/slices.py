@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from lavis.nn.attention import Reader
 
@@ -14,23 +15,28 @@ _BYTES = 24 << 20
 
 
 def in_slices(
-    run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, hidden: int, readers: Iterable[Reader]
+    run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, blocks: nn.ModuleList
 ) -> torch.Tensor:
     """`run(x)`, whose items (the first dimension) don't depend on one another.
 
     Args:
         run: (B, N, D) -> (B, N, D).
         x: (B, N, D).
-        hidden: width of the widest states inside.
-        readers: the attentions inside; while one keeps its weights, all items go at once.
+        blocks: what runs, with inner states about four times as wide as x. While something looks on there (an
+            attention that keeps its weights, a hook), all items go at once.
     """
-    items = max(_BYTES // max(x.shape[1] * hidden * x.element_size(), 1), 1)
+    items = max(_BYTES // (x.shape[1] * x.shape[2] * 4 * x.element_size()), 1)
     if (
-        x.shape[0] <= items
+        len(x) <= items
         or x.device.type != "cpu"
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or any(reader.kept is not None for reader in readers)
+        or any(_watched(module) for module in blocks.modules())
     ):
         return run(x)
     return torch.cat([run(part) for part in x.split(items)])
+
+
+def _watched(module: nn.Module) -> bool:
+    kept = isinstance(module, Reader) and module.kept is not None
+    return kept or bool(module._forward_hooks or module._forward_pre_hooks)

@@ -166,7 +166,7 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         x = self.dense(x)
-        if self.training:  # in a decoding step even the call of an idle module takes time
+        if self.dropout.training:  # in a decoding step even the call of an idle module takes time
             x = self.dropout(x)
         return self.LayerNorm(x + residual)
 

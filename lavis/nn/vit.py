@@ -150,7 +150,6 @@ class VisionTransformer(nn.Module):
             )
         self.image_size = image_size
         self.init_std, self.sincos = config.init_std, config.sincos
-        self.hidden = int(config.width * config.mlp_ratio)
         self.checkpoint_from = config.depth - checkpoint_blocks
         patches = (image_size // config.patch_size) ** 2
         self.patch_embed = PatchEmbed(config.patch_size, config.width)
@@ -190,8 +189,7 @@ class VisionTransformer(nn.Module):
 
     def encode(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
         """All blocks over embedded tokens (B, N, D), each given `more`, then the last norm."""
-        readers = (block.attn for block in self.blocks)
-        return in_slices(lambda part: self._encode(part, *more), x, self.hidden, readers)  # type: ignore[arg-type]
+        return in_slices(lambda part: self._encode(part, *more), x, self.blocks)
 
     def _encode(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
         for i, block in enumerate(self.blocks):
