@@ -2,10 +2,12 @@
 
     python benchmarks/shapes_heads.py output/heads                       # every head: train, test, write
     python benchmarks/shapes_heads.py output/heads blip/vqa_shapes       # some of them
+    python benchmarks/shapes_heads.py output/speed --speed               # only how long training takes here
 
 A head that was interrupted goes on where it was, a finished one is only read. Writes
 benchmarks/results/shapes_heads.json, one entry per recipe: the test figures, minutes of training, chance,
-a baseline that reads the text alone, and the ceiling that the data allows.
+a baseline that reads the text alone, and the ceiling that the data allows. With --speed only the entry's `speed`
+is written: samples a second of the first iterations, and the minutes that all iterations take at that speed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -90,13 +93,13 @@ TEXT_ONLY: dict[str, Reading] = {
 }
 
 
-def beside(dataset: str) -> dict[str, float]:
-    """Percent without pictures, and the ceiling, of a data set's test split."""
+def beside(dataset: str, options: Mapping[str, Any]) -> dict[str, float]:
+    """Percent without pictures, and the ceiling, of a data set's test split; options: as in a recipe."""
     from lavis.datasets.builders import load_dataset
     from lavis.datasets.shapes.clip_language import clip_ceiling_percent
     from lavis.datasets.shapes.retrieval import ceiling_percent
 
-    splits = load_dataset(dataset)
+    splits = load_dataset(dataset, **options)
     kind = dataset.removeprefix("shapes_")
     if kind in TEXT_ONLY:
         read, answer = TEXT_ONLY[kind]
@@ -158,10 +161,43 @@ def backwards(clip: Mapping[str, Any]) -> dict[str, Any]:
 RECIPES = (
     "blip/retrieval_shapes", "blip/vqa_shapes", "blip/nlvr_shapes", "blip/entailment_shapes",
     "blip/dialogue_shapes", "blip/dialogue_generate_shapes", "blip/video_retrieval_shapes",
-    "blip/video_qa_shapes", "blip/video_dialogue_shapes",
+    "blip/video_qa_shapes", "blip/video_dialogue_shapes", "blip/video_dialogue_generate_shapes",
     "albef/retrieval_shapes", "albef/vqa_shapes", "albef/nlvr_shapes", "albef/entailment_shapes",
     "alpro/retrieval_shapes", "alpro/qa_shapes",
 )  # fmt: skip
+
+
+def speed(recipe: str, output: Path, iterations: int = 150) -> dict[str, Any]:
+    """Minutes of training by the speed of its first iterations, evaluation left out.
+
+    The first pass over a data set is the slowest, as pictures are drawn in it.
+    """
+    import torch
+
+    from benchmarks.common import machine
+    from lavis.common.config import Config
+    from lavis.runners import train
+
+    every = 25
+    config = Config.load(recipe)
+    run = train(
+        recipe,
+        options=["run.valid_splits=[]", "run.test_splits=[]", f"run.iters_per_inner_epoch={iterations}"],
+        output_dir=str(output),
+        job_id=recipe.replace("/", "_"),
+        max_iters=iterations,
+        log_freq=every,
+    )
+    log = [json.loads(line) for line in (Path(run.output_dir) / "log.txt").read_text().splitlines()]
+    windows = [e["samples_per_second"] for e in log if e["event"] == "step"][1:]  # the first one warms up
+    rate = statistics.median(windows)
+    minutes = config.run.max_iters * config.run.batch_size_train / rate / 60
+    return {
+        "cpu": machine()["cpu"],
+        "threads": torch.get_num_threads(),
+        "samples_per_second": round(rate, 1),
+        "minutes": round(minutes, 1),
+    }
 
 
 def main() -> None:
@@ -175,11 +211,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("recipes", nargs="*", default=RECIPES)
+    parser.add_argument("--speed", action="store_true")
     arguments = parser.parse_args()
     path = RESULTS / "shapes_heads.json"
+
+    def keep(recipe: str, entry: Mapping[str, Any], kept: Callable[[str], bool]) -> None:
+        """Write an entry, with those keys of the old one that are `kept`."""
+        print(recipe, entry)
+        # read again, as others may have been written meanwhile
+        results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        old = {k: v for k, v in results.get(recipe, {}).items() if kept(k)}
+        write("shapes_heads", results | {"machine": machine(), recipe: old | dict(entry)})
+
     for recipe in arguments.recipes:
+        if arguments.speed:
+            keep(recipe, {"speed": speed(recipe, arguments.output)}, lambda key: True)
+            continue
         config = Config.load(recipe)
-        dataset = next(iter(config.datasets))
+        dataset, options = next(iter(config.datasets.items()))
         run = train(
             recipe,
             output_dir=str(arguments.output),
@@ -194,16 +243,13 @@ def main() -> None:
             "minutes": round(run.seconds / 60, 1),
             "threads": torch.get_num_threads(),
             "cpu": machine()["cpu"],  # the file's `machine` is that of the last one
-            "beside it": beside(dataset),
+            "beside it": beside(dataset, options),
         }
         if recipe == "blip/video_qa_shapes":  # frames side by side, as in the paper
             found["beside it"]["ceiling without order"] = ceiling_without_order(
-                load_dataset(dataset)["test"].records
+                load_dataset(dataset, **options)["test"].records
             )
-        print(recipe, found)
-        # read again, as others may have been written meanwhile
-        results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        write("shapes_heads", results | {"machine": machine(), recipe: found})
+        keep(recipe, found, lambda key: key == "speed")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(common, "find_pictures", interrupted)
+    monkeypatch.setattr(common, "find_media", interrupted)
     assert main(["caption", "x.png"]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "lavis: interrupted"
 
@@ -146,19 +146,19 @@ def test_a_users_module_is_imported(
 
 # ---------------------------------------------------------------- finding pictures, answers, models
 def test_pictures_of_files_folders_and_patterns(pictures: Path) -> None:
-    found, problems = common.find_pictures([str(pictures)])
+    found, problems = common.find_media([str(pictures)])
     assert [p.relative_to(pictures).as_posix() for p in found] == [
         "deep/er/r.JPEG", "deep/q.jpg", "p0.png", "p1.png", "p2.png", "p3.png",
     ]  # fmt: skip
     assert not problems
-    found, problems = common.find_pictures([f"{pictures}/p[12].png", f"{pictures}/p1.png", "nope.png"])
+    found, problems = common.find_media([f"{pictures}/p[12].png", f"{pictures}/p1.png", "nope.png"])
     assert [p.name for p in found] == ["p1.png", "p2.png"]
     assert problems == ["nope.png: there is no such file or folder"]
-    assert len(common.find_pictures([f"{pictures}/**/*.jpg"])[0]) == 1
+    assert len(common.find_media([f"{pictures}/**/*.jpg"])[0]) == 1
 
 
 def test_an_empty_folder_is_a_problem(tmp_path: Path) -> None:
-    found, problems = common.find_pictures([str(tmp_path)])
+    found, problems = common.find_media([str(tmp_path)])
     assert not found and "no pictures in this folder" in problems[0]
 
 

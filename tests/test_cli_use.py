@@ -1,4 +1,5 @@
-"""Commands that use a model on pictures: match, classify, features, index, search, explain, dialogue, convert."""
+"""Commands that use a model on pictures or clips: ask, match, classify, features, index, search, explain, dialogue,
+convert."""
 
 from __future__ import annotations
 
@@ -108,7 +109,7 @@ def test_help_lists_commands_under_headings(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (["match", "PICTURE"], "match needs at least one picture and a text"),
+        (["match", "PICTURE"], "match needs at least one picture or clip and a text"),
         (["match", "PICTURE", "PICTURE"], "is a file; put the text last or give --text"),
         (["match", "nope.png", "a circle"], "nope.png: there is no such file or folder"),
         (["match", "EMPTY", "a circle"], "no pictures in this folder"),
@@ -146,13 +147,24 @@ def test_help_lists_commands_under_headings(capsys: pytest.CaptureFixture[str]) 
             "has no such word; it has a, circle",
         ),
         (["explain", "PICTURE", "a", "--json", "--model", "clip/tiny"], "can't be explained word by word"),
-        (["dialogue", "nope.png"], "there is no picture nope.png"),
-        (["dialogue", "PICTURE", "--model", "clip/tiny"], "does not talk about pictures"),
+        (["dialogue", "nope.png"], "there is no file nope.png"),
+        (
+            ["dialogue", "PICTURE", "--model", "clip/tiny"],
+            "does not answer questions; choose a model such as",
+        ),
         (["caption", "PICTURE", "--model", "clip/tiny"], "does not write captions; choose a model such as"),
         (
-            ["ask", "PICTURE", "what?", "--model", "blip_video_qa/tiny"],
-            "does not answer questions about pictures",
+            ["ask", "PICTURE", "what?", "--model", "clip/tiny"],
+            "does not answer questions; choose a model such as",
         ),
+        (["ask", "PICTURE", "what?", "--model", "alpro_qa/tiny"], "knows 33 answers by number only"),
+        (
+            ["ask", "PICTURE", "what?", "--model", "alpro_qa/tiny", "--answers", "a,b"],
+            "knows 33 answers, but 2 names are given",
+        ),
+        (["caption", "PICTURE", "--model", "blip_video_qa/tiny"], "does not write captions about pictures"),
+        (["match", "DRAWINGS", "a", "--model", "alpro_retrieval/tiny"], "no clips in this folder"),
+        (["search", "EMPTY", "--picture", "nope.mp4"], "--picture: there is no file nope.mp4"),
         (["convert", "x.pth"], "Name a folder: --to my_model"),
         (["convert", "x.pth", "--to", "x"], "which model are the weights x.pth of"),
         (["convert", "x.pth", "--to", "x", "--model", "clip/tiny"], "no file or folder 'x.pth'"),
@@ -165,7 +177,11 @@ def test_bad_input_is_one_line_and_code_2(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LAVIS_OFFLINE", "1")
-    places = {"PICTURE": str(drawings / "p00.png"), "EMPTY": str(drawings / "empty")}
+    places = {
+        "PICTURE": str(drawings / "p00.png"),
+        "EMPTY": str(drawings / "empty"),
+        "DRAWINGS": str(drawings),
+    }
     assert main([places.get(word, word) for word in command]) == 2
     captured = capsys.readouterr()
     said = [
@@ -478,6 +494,111 @@ def test_sheet_and_page(run: Callable[..., Ran], drawings: Path, tmp_path: Path)
     code, rows, said = run(*query)
     assert code == 1 and len(rows) == 7 and "there is no picture" in said
     assert len(_Page(page.read_text(encoding="utf-8")).pictures) == 6
+
+
+# ------------------------------------------------------------------------------------ clips
+
+CLIPS = ROOT / "lavis" / "app" / "demo" / "examples"
+TOLD = (
+    "a yellow heart grows and then a pink heart shrinks",
+    "a yellow square grows while a blue square moves up and a yellow circle stays still",
+)  # of clip_0 and clip_2
+ALPRO = "alpro_retrieval/tiny_shapes"
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """The three packaged clips, in a folder with a drawing and a text that calls itself a clip."""
+    pytest.importorskip("av")
+    folder = tmp_path / "clips"
+    (folder / "more").mkdir(parents=True)
+    for i in range(3):
+        shutil.copy(CLIPS / f"clip_{i}.webm", folder / "more" if i == 2 else folder)
+    shutil.copy(CLIPS / "drawing_00.png", folder)
+    return folder
+
+
+def test_texts_and_clips(run: Callable[..., Ran], clips: Path) -> None:
+    code, rows, _ = run("match", clips, "-t", TOLD[0], "-t", TOLD[1], "--model", ALPRO)
+    assert code == 0 and [Path(r["video"]).stem for r in rows[::2]] == ["clip_0", "clip_1", "clip_2"]
+    fits = [[r["match"] for r in rows[i : i + 2]] for i in (0, 2, 4)]
+    assert fits[0][0] > 0.5 > fits[0][1] and fits[2][1] > 0.5 > fits[2][0] and max(fits[1]) < 0.5
+    code, rows, _ = run("classify", clips, "--labels", ",".join(TOLD), "--model", ALPRO,
+                        "--template", "{}")  # fmt: skip
+    assert code == 0 and [rows[0]["label"], rows[2]["label"]] == [*TOLD] and len(rows) == 3
+
+
+def test_a_picture_is_a_clip_in_which_nothing_moves(run: Callable[..., Ran], clips: Path) -> None:
+    from lavis.inference import Encoder, load
+
+    code, rows, _ = run("match", clips / "drawing_00.png", "a red star stays still", "--model", ALPRO)
+    encoder = Encoder(load(ALPRO, device="cpu"))
+    with Image.open(clips / "drawing_00.png") as picture:
+        still = encoder.images([[picture.convert("RGB")] * 8]) @ encoder.texts(["a red star stays still"]).T
+    assert code == 0 and rows[0]["cosine"] == pytest.approx(float(still), abs=2e-6)
+
+
+def test_clips_that_can_not_be_used(run: Callable[..., Ran], clips: Path) -> None:
+    (clips / "text.mp4").write_text("no clip")
+    code, rows, said = run("match", clips, "a heart", "--model", ALPRO)
+    assert code == 1 and len(rows) == 3 and "text.mp4" in said
+    code, rows, said = run("caption", clips / "clip_0.webm")
+    assert code == 2 and not rows and "is a clip, and blip_caption/tiny_shapes is for pictures" in said
+
+
+def test_questions_about_clips(run: Callable[..., Ran], clips: Path, tmp_path: Path) -> None:
+    from lavis.datasets.shapes.clip_questions import CLIP_ANSWERS
+
+    asked = ["ask", clips, "-q", "what moves?", "-q", "how many hearts are there?"]
+    code, rows, _ = run(
+        *asked, "--model", "blip_video_qa/tiny_shapes", "--answers", "0,1,2", "--batch-size", "2"
+    )
+    assert code == 0 and len(rows) == 6 and {r["answer"] for r in rows} <= {"0", "1", "2"}
+    assert [Path(r["video"]).stem for r in rows] == [f"clip_{i}" for i in (0, 0, 1, 1, 2, 2)]
+    # classes have no names in the model: the data's own file has them, in any order
+    names = tmp_path / "train_ans2label.json"
+    names.write_text(json.dumps({name: i for i, name in reversed(list(enumerate(CLIP_ANSWERS)))}))
+    code, rows, _ = run(*asked, "--model", "alpro_qa/tiny_shapes", "--answers", names, "--scores")
+    assert code == 0 and len(rows) == 6 and all(r["answer"] in CLIP_ANSWERS for r in rows)
+    assert all(np.exp(r["logprob"]) == pytest.approx(r["score"]) for r in rows)
+    names.write_text('{"a": 0, "b": 2}')
+    code, _, said = run(*asked, "--model", "alpro_qa/tiny_shapes", "--answers", names)
+    assert code == 2 and "should be 0 to 1, each once" in said
+
+
+def test_dialogue_about_a_clip(run: Callable[..., Ran], clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("is there a heart?\nwhat color is it?\n"))
+    code, rows, _ = run("dialogue", clips / "clip_0.webm", "--json", "--model", "blip_video_dialogue/tiny",
+                        "--caption", "two hearts")  # fmt: skip
+    assert code == 0 and [r["round"] for r in rows] == [1, 2]
+    assert all(r["video"] == str(clips / "clip_0.webm") for r in rows)
+
+
+def test_vectors_of_clips_are_found_again(run: Callable[..., Ran], clips: Path, tmp_path: Path) -> None:
+    place, out = tmp_path / "i", tmp_path / "vectors"
+    code, rows, _ = run("index", clips, "--to", place, "--model", ALPRO)
+    assert code == 0 and rows[0]["clips"] == 3
+    code, rows, _ = run("search", place, TOLD[1], "--rerank", "3", "--html", tmp_path / "s.html")
+    assert code == 0 and Path(rows[0]["video"]).stem == "clip_2" and rows[0]["match"] > 0.5
+    page = _Page((tmp_path / "s.html").read_text(encoding="utf-8"))
+    assert len(page.pictures) == 3 and page.pictures[0]["alt"] == "clip_2.webm"
+    code, rows, _ = run("search", place, "--picture", clips / "clip_1.webm", "-k", "1")
+    assert Path(rows[0]["video"]).stem == "clip_1" and rows[0]["score"] > 0.999
+
+    model = "alpro_feature_extractor/tiny_shapes"
+    code, rows, _ = run("features", clips, "--out", out, "--model", model)
+    assert code == 0 and rows[0]["rows"] == 3
+    listed = list(read_jsonl(out / "shard-00000.jsonl"))
+    assert [Path(r["video"]).stem for r in listed] == ["clip_0", "clip_1", "clip_2"]
+    vectors = np.load(out / "shard-00000.npy")
+    assert vectors.shape == (3, 64) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    code, _, said = run("features", clips, "--out", out, "--model", model)
+    assert code == 0 and "3 of 3 rows were there already" in said
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(f"video,text\nclip_0.webm,{TOLD[0]}\nmore/clip_2.webm,{TOLD[1]}\n")
+    code, rows, _ = run("features", clips, "--mode", "multimodal", "--texts", pairs, "--out", tmp_path / "m",
+                        "--model", model)  # fmt: skip
+    assert code == 0 and rows[0]["rows"] == 2
 
 
 # ------------------------------------------------------------------------------------ explain, dialogue, convert

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from lavis.common.files import read_jsonl
+from lavis.datasets.base import open_picture
 from lavis.datasets.builders import load_dataset
 from lavis.datasets.shapes.render import render
 from lavis.datasets.shapes.scene import COLORS, SHAPES, Scene, draw_scene
@@ -334,7 +335,7 @@ def test_a_question_answering_model_talks(drawings: list[Image.Image]) -> None:
     assert chosen.answer in ("seven", "eight") and 0.5 <= chosen.score <= 1
     with pytest.raises(ValueError, match="the question is empty"):
         talk.ask("  ")
-    with pytest.raises(ValueError, match="does not talk about pictures"):
+    with pytest.raises(ValueError, match="does not answer questions; choose"):
         Conversation(load("blip_caption/tiny_shapes", device="cpu"), drawings[0])
 
 
@@ -373,12 +374,15 @@ def test_pictures_are_read_in_order_and_only_as_many_as_are_needed(tmp_path: Pat
     paths[7].write_bytes(b"no picture")
     taken = []
 
+    def value_of(path: Path) -> int:
+        return open_picture(path).getpixel((0, 0))[0]
+
     def source():
         for path in paths:
             taken.append(path)
             yield path
 
-    reading = read_batches(source(), lambda p: p.getpixel((0, 0))[0], 4)
+    reading = read_batches(source(), value_of, 4)
     first = next(reading)
     assert [value for _, value in first] == [0, 1, 2, 3] and len(taken) <= 12
     second = next(reading)
@@ -386,7 +390,7 @@ def test_pictures_are_read_in_order_and_only_as_many_as_are_needed(tmp_path: Pat
     assert [value for batch in reading for _, value in batch] == list(range(8, 40))
     reading.close()
     with pytest.raises(ValueError, match="1 or more"):
-        next(read_batches(paths, lambda p: p, 0))
+        next(read_batches(paths, value_of, 0))
 
 
 @pytest.mark.parametrize("format", ["npy", "safetensors", "parquet"])

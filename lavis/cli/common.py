@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lavis.common.files import PICTURES, pictures_in
+from lavis.common.files import MEDIA, media_in
 
 if TYPE_CHECKING:
     from lavis.inference import Loaded
@@ -49,6 +49,15 @@ def load(spec: str, checkpoint: str | None, device: str, precision: str) -> Load
     return loaded
 
 
+def sees(spec: str, *defaults: str) -> str:
+    """What a model is for, "image" or "video"; the default models are for pictures."""
+    if spec in defaults:
+        return "image"
+    from lavis import inference
+
+    return inference.sees(spec)
+
+
 def note_default(
     model: str, checkpoint: str | None, default: str, knows: str, better: str, size: str = ""
 ) -> None:
@@ -75,14 +84,18 @@ def _matching(pattern: Path) -> list[Path]:
     return sorted(p for p in Path(*parts[:first]).glob("/".join(parts[first:])) if p.is_file())
 
 
-def find_pictures(paths: Sequence[str], null: bool = False) -> tuple[list[Path], list[str]]:
-    """Pictures of files, folders (searched to any depth) and patterns, in order, each once.
+NAMES = {"image": "picture", "video": "clip"}  # of what a model sees, in words
+
+
+def find_media(paths: Sequence[str], null: bool = False, sees: str = "image") -> tuple[list[Path], list[str]]:
+    """Pictures or clips of files, folders (searched to any depth) and patterns, in order, each once.
 
     Args:
         paths: "-" stands for the paths that standard input has, see `read_paths`.
+        sees: which of both folders are searched for, "image" or "video".
 
     Returns:
-        The pictures, and one message per path that gave none.
+        The files, and one message per path that gave none.
     """
     found: dict[Path, None] = {}
     problems = []
@@ -95,10 +108,10 @@ def find_pictures(paths: Sequence[str], null: bool = False) -> tuple[list[Path],
     for text in paths:
         path = Path(text).expanduser()
         if path.is_dir():
-            inside = sorted(pictures_in(path))
+            inside = sorted(media_in(path, sees))
             if not inside:
                 problems.append(
-                    f"{text}: no pictures in this folder (looked for {', '.join(sorted(PICTURES))})"
+                    f"{text}: no {NAMES[sees]}s in this folder (looked for {', '.join(MEDIA[sees])})"
                 )
         elif path.exists():
             inside = [path]
@@ -119,7 +132,7 @@ def read_answers(text: str | None) -> list[str] | None:
 
 
 def read_names(text: str, option: str, what: str) -> list[str]:
-    """`a,b,c`, or a file with one name per line or a JSON list; each once.
+    """`a,b,c`, or a file with one name per line, a JSON list, or JSON {name: number} with numbers from 0; each once.
 
     Args:
         text: the option's value. option, what: how messages call it, and one of the names.
@@ -132,6 +145,12 @@ def read_names(text: str, option: str, what: str) -> list[str]:
     if path.is_file():
         content = path.read_text(encoding="utf-8-sig")
         answers = json.loads(content) if path.suffix == ".json" else content.splitlines()
+        if isinstance(answers, dict):
+            if sorted(answers.values(), key=str) != sorted(range(len(answers)), key=str):
+                raise ValueError(
+                    f"{path}: the numbers of the {what}s should be 0 to {len(answers) - 1}, each once"
+                )
+            answers = sorted(answers, key=answers.__getitem__)
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
             raise ValueError(f'{path}: expected a JSON list of {what}s, such as ["yes", "no"]')
     elif path.suffix in (".json", ".txt") and "," not in text:
@@ -166,7 +185,7 @@ def split_last(
     example = "what is this?" if what == "question" else "a red circle"
     if len(paths) < 2:
         raise ValueError(
-            f"{command} needs at least one picture and a {what}: "
+            f"{command} needs at least one picture or clip and a {what}: "
             f'lavis {command} photo.jpg "{example}", or lavis {command} photo.jpg --{what} "{example}"'
         )
     texts = [paths.pop()]

@@ -1,4 +1,4 @@
-"""`lavis match` and `lavis classify`: how well texts fit pictures, and which of some labels fits best."""
+"""`lavis match` and `lavis classify`: how well texts fit pictures or clips, and which of some labels fits best."""
 
 from __future__ import annotations
 
@@ -39,20 +39,21 @@ def match(
     pretty: options.Pretty = False,
     null: options.Null = False,
 ) -> None:
-    """How well texts fit pictures.
+    """How well texts fit pictures (or clips, with a model of clips).
 
-    Prints one JSON object per picture and text: {"image", "text", "match", "cosine"}. match is the probability
-    that the text fits, from the model's matching head (null for a model without one, such as CLIP); cosine compares
-    the vectors of both, from -1 to 1.
+    Prints one JSON object per picture and text: {"image", "text", "match", "cosine"}, with "video" in place of "image"
+    for a clip. match is the probability that the text fits, from the model's matching head (null for a model without
+    one, such as CLIP); cosine compares the vectors of both, from -1 to 1.
 
     \b
     Examples:
       lavis match photo.jpg "a dog on a beach" --model blip_retrieval/coco
       lavis match photos/ -t "a dog" -t "a cat" --out matches.jsonl
       lavis match drawing.png "a red circle" --pretty
+      lavis match clips/ -t "a dog jumps" --model alpro_retrieval/msrvtt
     """
     paths, texts = common.split_last(arguments, text, "match", "text")
-    pictures = Pictures.of(paths, null)
+    pictures = Pictures.of(paths, null, common.sees(model, MATCHER))
     common.note_default(model, checkpoint, MATCHER, options.SHAPES, _BETTER)
     from lavis.inference import Encoder
 
@@ -64,19 +65,19 @@ def match(
             for k, each in enumerate(texts):
                 chance = None if chances is None else round(float(chances[i, k]), 6)
                 yield {
-                    "image": str(path), "text": each, "match": chance, "cosine": round(float(cosines[i, k]), 6),
+                    pictures.sees: str(path), "text": each, "match": chance, "cosine": round(float(cosines[i, k]), 6),
                 }  # fmt: skip
 
-    pictures.run(predict, encoder.prepare, batch_size, out, _plain_match if pretty else None)
+    pictures.run(predict, encoder.loaded.read, batch_size, out, _plain_match if pretty else None)
 
 
 def _plain_match(row: Row) -> str:
     chance = "" if row["match"] is None else f"{row['match']:.3f} fits, "
-    return f"{row['image']}  {row['text']}\n  {chance}cosine {row['cosine']:.3f}"
+    return f"{row.get('image') or row['video']}  {row['text']}\n  {chance}cosine {row['cosine']:.3f}"
 
 
 def classify(
-    paths: options.Paths,
+    paths: options.MediaPaths,
     labels: Annotated[
         str,
         typer.Option(
@@ -112,7 +113,8 @@ def classify(
     """Choose among labels that the model was never trained on (zero-shot).
 
     Prints one JSON object per picture: {"image", "label", "probability", "labels", "probabilities"}, the latter two
-    of the best --top-k. Probabilities are among the given labels, so one is always likely.
+    of the best --top-k, with "video" in place of "image" for a clip (with a model of clips). Probabilities are among
+    the given labels, so one is always likely.
 
     \b
     Examples:
@@ -123,7 +125,7 @@ def classify(
     """
     names = _labels(labels)
     fillable = _templates(templates or [])
-    pictures = Pictures.of(paths, null)
+    pictures = Pictures.of(paths, null, common.sees(model, CLASSIFIER))
     common.note_default(model, checkpoint, CLASSIFIER, options.SHAPES, "clip/ViT-B-32")
     from lavis.inference import Encoder, ZeroShot
 
@@ -135,10 +137,10 @@ def classify(
         for path, best, places in zip(paths, chances.tolist(), order.tolist(), strict=True):
             kept = [names[place] for place in places[:top_k]]
             shares = [round(share, 6) for share in best[:top_k]]
-            row: Row = {"image": str(path), "label": kept[0], "probability": shares[0]}
+            row: Row = {pictures.sees: str(path), "label": kept[0], "probability": shares[0]}
             yield row | ({"labels": kept, "probabilities": shares} if top_k > 1 else {})
 
-    pictures.run(predict, encoder.prepare, batch_size, out, _plain_labels if pretty else None)
+    pictures.run(predict, encoder.loaded.read, batch_size, out, _plain_labels if pretty else None)
 
 
 def _labels(text: str) -> list[str]:
@@ -177,5 +179,8 @@ def _templates(given: list[str]) -> list[Any]:
 def _plain_labels(row: Row) -> str:
     names, shares = row.get("labels", [row["label"]]), row.get("probabilities", [row["probability"]])
     return "\n".join(
-        [row["image"], *(f"  {100 * s:5.1f} %  {n}" for n, s in zip(names, shares, strict=True))]
+        [
+            row.get("image") or row["video"],
+            *(f"  {100 * s:5.1f} %  {n}" for n, s in zip(names, shares, strict=True)),
+        ]
     )

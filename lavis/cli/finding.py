@@ -1,4 +1,4 @@
-"""`lavis index` and `lavis search`: pictures by text, by picture, or by both."""
+"""`lavis index` and `lavis search`: pictures or clips by text, by picture, or by both."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def index(
         list[str] | None,
         typer.Argument(
             metavar="[PATH...]",
-            help="Folders (or pictures, or patterns) to index; - reads paths from standard input. None: those that the "
+            help="Folders (or files, or patterns) to index; - reads paths from standard input. None: those that the "
             "index is of.",
         ),
     ] = None,
@@ -52,9 +52,9 @@ def index(
     precision: options.Precision = "auto",
     null: options.Null = False,
 ) -> None:
-    """Build a searchable index of pictures, or update one.
+    """Build a searchable index of pictures (or clips, with a model of clips), or update one.
 
-    New and changed pictures (by size and time) are encoded; those that are gone are forgotten. An interrupted update
+    New and changed files (by size and time) are encoded; those that are gone are forgotten. An interrupted update
     goes on when it is run again. Prints a summary as JSON.
 
     \b
@@ -63,6 +63,7 @@ def index(
       lavis index --to photos.index
       lavis index more_photos/ --to photos.index
       lavis index --remove more_photos/ --to photos.index
+      lavis index clips/ --to clips.index --model alpro_retrieval/msrvtt
     """
     if to is None:
         raise ValueError("where should the index go? Name a folder: --to photos.index")
@@ -73,10 +74,11 @@ def index(
     if there is None and not given:
         raise ValueError(f"{to} is no index yet; name the folders that it should be of")
     roots = _roots(there, given, list(remove or []))
-    pictures, problems = common.find_pictures([*roots, *([_STDIN] if _STDIN in given else [])], null)
-    if there is None and not pictures:
-        raise FileNotFoundError("; ".join(problems))
     spec = model or (there.spec if there is not None else MATCHER)
+    sees = common.sees(spec, MATCHER)
+    files, problems = common.find_media([*roots, *([_STDIN] if _STDIN in given else [])], null, sees)
+    if there is None and not files:
+        raise FileNotFoundError("; ".join(problems))
     if checkpoint is None and there is not None and model is None:
         checkpoint = there.checkpoint
     if there is None:
@@ -87,17 +89,18 @@ def index(
     there.set_roots([*roots, *([_STDIN] if _STDIN in given else [])])
     for problem in problems:
         common.note(problem)
-    with counter("picture") as tell:
-        done = there.update(pictures, encoder, tell, batch_size)
+    name = common.NAMES[sees]
+    with counter(name) as tell:
+        done = there.update(files, encoder, tell, batch_size)
     for path, reason in done.failed:
         common.note(reason if str(path) in reason else f"{path}: {reason}")
     summary = {
-        "index": str(to), "pictures": len(there), "added": done.added, "changed": done.changed,
+        "index": str(to), f"{name}s": len(there), "added": done.added, "changed": done.changed,
         "removed": done.removed, "unchanged": done.unchanged, "failed": len(done.failed),
     }  # fmt: skip
     print(to_line(summary))
     if done.failed:
-        common.note(f"{len(done.failed)} pictures could not be used; see above")
+        common.note(f"{len(done.failed)} {name}s could not be used; see above")
         raise typer.Exit(1)
 
 
@@ -106,7 +109,7 @@ def _roots(there: Index | None, given: Sequence[str], remove: Sequence[str]) -> 
 
     Raises:
         ValueError: a list on standard input is missing; a folder to remove is not in the index.
-        FileNotFoundError: a folder is not there, and its pictures would be forgotten.
+        FileNotFoundError: a folder is not there, and what it holds would be forgotten.
     """
     known = [] if there is None else list(there.roots)
     if _STDIN in known and _STDIN not in given:
@@ -127,7 +130,7 @@ def _roots(there: Index | None, given: Sequence[str], remove: Sequence[str]) -> 
             continue
         if root in added:
             raise FileNotFoundError(f"{root}: there is no such file or folder")
-        # its pictures would be forgotten, which is not what a disk that is not mounted should do
+        # what it holds would be forgotten, which is not what a disk that is not mounted should do
         raise FileNotFoundError(
             f"{root}, which the index is of, is not there; if it is gone for good, take it out with --remove {root}"
         )
@@ -153,13 +156,11 @@ class _Query:
 
 def search(
     place: Annotated[Path, typer.Argument(metavar="INDEX", help="What `lavis index` made.")],
-    text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="What the pictures should show.")
-    ] = None,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What they should show.")] = None,
     picture: Annotated[
-        Path | None, typer.Option("--picture", help="A picture they should look like.")
+        Path | None, typer.Option("--picture", help="A picture (or clip) they should look like.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="How many pictures.")] = 20,
+    k: Annotated[int, typer.Option("-k", "--top-k", min=1, help="How many to give.")] = 20,
     rerank: Annotated[
         int,
         typer.Option(min=0, help="Read so many of the nearest again and order them by the matching head."),
@@ -183,8 +184,8 @@ def search(
 ) -> None:
     """Search an index by text, by picture, or by both added.
 
-    Prints one JSON object per picture, the best first: {"image", "score"}, score being the cosine with the query; with
-    --rerank also "match", the probability that the text fits.
+    Prints one JSON object per picture, the best first: {"image", "score"} ("video" for a clip), score being the cosine
+    with the query; with --rerank also "match", the probability that the text fits.
 
     \b
     Examples:
@@ -197,56 +198,52 @@ def search(
         raise ValueError(
             'what should be looked for? Give a text, --picture FILE, or both: lavis search INDEX "a dog"'
         )
-    from lavis.datasets.base import open_picture
+    if picture is not None and not picture.expanduser().is_file():
+        raise FileNotFoundError(f"--picture: there is no file {picture}")
     from lavis.inference import Encoder, Index
 
     there = Index.open(place)
-    shown = None if picture is None else open_picture(picture.expanduser(), upright=True)
     spec = model or there.spec
-    encoder = Encoder(
-        common.load(spec, checkpoint or (None if model else there.checkpoint), device, precision)
-    )
-    hits = there.search(encoder, text, shown, k, rerank, (text_weight, picture_weight))
+    loaded = common.load(spec, checkpoint or (None if model else there.checkpoint), device, precision)
+    like = None if picture is None else loaded.read(picture.expanduser())
+    hits = there.search(Encoder(loaded), text, like, k, rerank, (text_weight, picture_weight))
     if not hits:
-        common.note(f"the index {place} has no pictures")
+        common.note(f"the index {place} has no {common.NAMES[loaded.sees]}s")
     lost = [hit for hit in hits[: rerank or 0] if hit.match is None]
     for hit in lost:
         common.note(f"{hit.path} could not be read for --rerank; update the index: lavis index --to {place}")
     with writing(out) as target:
         for hit in hits:
-            row = _row(hit)
+            row = _row(hit, loaded.sees)
             print(printable(_plain(row)) if pretty else to_line(row), file=target)
-    missing = _show(hits, _Query(text, picture), sheet, html)
+    missing = _show(hits, loaded.sees, _Query(text, picture), sheet, html)
     if lost or missing:
         raise typer.Exit(1)
 
 
-def _row(hit: Hit) -> Row:
-    row: Row = {"image": str(hit.path), "score": round(hit.score, 6)}
+def _row(hit: Hit, sees: str) -> Row:
+    row: Row = {sees: str(hit.path), "score": round(hit.score, 6)}
     return row if hit.match is None else {**row, "match": round(hit.match, 6)}
 
 
 def _plain(row: Row) -> str:
     chance = f"  {row['match']:.3f} fits" if "match" in row else ""
-    return f"{row['score']:.3f}{chance}  {row['image']}"
+    return f"{row['score']:.3f}{chance}  {row.get('image') or row['video']}"
 
 
-def _show(hits: Sequence[Hit], query: _Query, sheet: Path | None, html: Path | None) -> int:
-    """Write sheet and page, if they are wanted and there is something; how many pictures could not be read."""
+def _show(hits: Sequence[Hit], sees: str, query: _Query, sheet: Path | None, html: Path | None) -> int:
+    """Write sheet and page, if they are wanted and there is something; how many files could not be read."""
     if (sheet is None and html is None) or not hits:
         return 0
     from lavis.cli.search_page import search_page
     from lavis.common.files import write_text
-    from lavis.datasets.base import open_picture
     from lavis.inference.sheet import Tile, contact_sheet
 
     missing = 0
     pictures: list[Any] = []
     for hit in hits:
         try:
-            shown = open_picture(hit.path, upright=True)
-            shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            pictures.append(shown)
+            pictures.append(_thumbnail(hit.path, sees))
         except OSError as e:
             common.note(str(e))
             pictures.append(None)
@@ -261,3 +258,28 @@ def _show(hits: Sequence[Hit], query: _Query, sheet: Path | None, html: Path | N
     if html is not None:
         write_text(html.expanduser(), search_page(str(query), hits, pictures))
     return missing
+
+
+def _thumbnail(path: Path, sees: str) -> Any:
+    """A picture made small; of a clip four of its frames, in rows of two.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    from PIL import Image
+
+    from lavis.datasets.base import open_picture
+    from lavis.datasets.shown import clip_frames
+
+    if sees == "image":
+        small = open_picture(path, upright=True)
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        return small
+    frames = [Image.fromarray(frame) for frame in clip_frames(path, 4)]
+    for frame in frames:
+        frame.thumbnail((_THUMBNAIL // 2, _THUMBNAIL // 2))
+    width, height = frames[0].size
+    sheet = Image.new("RGB", (2 * width, 2 * height), "#dddddd")
+    for i, frame in enumerate(frames):
+        sheet.paste(frame, (i % 2 * width, i // 2 * height))
+    return sheet

@@ -17,10 +17,12 @@ CLASSIFIER = "albef_retrieval/tiny_shapes"  # surer than MATCHER about texts tha
 EXTRACTOR = "blip_feature_extractor/tiny_shapes"
 SHAPES = "drawings of coloured shapes"  # what they know
 
-PathList = typer.Argument(
-    metavar="PATH...", help="Pictures, folders or patterns; - reads paths from standard input."
+_PATHS = "{}, folders or patterns; - reads paths from standard input."
+Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help=_PATHS.format("Pictures"))]
+MediaList = typer.Argument(
+    metavar="PATH...", help=_PATHS.format("Pictures (or clips, with a model of clips)")
 )
-Paths = Annotated[list[str], PathList]
+MediaPaths = Annotated[list[str], MediaList]
 Null = Annotated[bool, typer.Option("--null", "-0", help="The paths that - reads are separated by NUL.")]
 Model = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""Pictures in, rows out: what commands that go through pictures share.
+"""Pictures or clips in, rows out: what commands that go through them share.
 
 A picture that cannot be read is reported, the others go on, and the exit code is 1.
 """
@@ -24,29 +24,35 @@ Predict = Callable[[list[Any], list[Path]], Iterable[Row]]
 
 @dataclass
 class Pictures:
-    """The pictures of a call, and how many could not be used."""
+    """The pictures (or clips, if `sees` is "video") of a call, and how many could not be used."""
 
     paths: list[Path]
     failed: int
+    sees: str = "image"
 
     @classmethod
-    def of(cls, paths: Sequence[str], null: bool = False) -> Pictures:
-        """See `common.find_pictures`; what is wrong with a path is said.
+    def of(cls, paths: Sequence[str], null: bool = False, sees: str = "image") -> Pictures:
+        """See `common.find_media`; what is wrong with a path is said.
 
         Raises:
-            FileNotFoundError: there is no picture at all.
+            FileNotFoundError: there is nothing at all.
         """
-        found, problems = common.find_pictures(paths, null)
+        found, problems = common.find_media(paths, null, sees)
         if not found:
-            raise FileNotFoundError("; ".join(problems) or "no pictures were given")
+            raise FileNotFoundError("; ".join(problems) or f"no {common.NAMES[sees]}s were given")
         for problem in problems:
             common.note(problem)
-        return cls(found, len(problems))
+        return cls(found, len(problems), sees)
+
+    @property
+    def name(self) -> str:
+        """ "picture" or "clip"."""
+        return common.NAMES[self.sees]
 
     def run(
         self,
         predict: Predict,
-        prepare: Callable[[Any], Any],
+        read: Callable[[Path], Any],
         batch_size: int,
         out: Path | None,
         plain: Callable[[Row], str] | None = None,
@@ -54,16 +60,16 @@ class Pictures:
         """Predict for all, print results as they come, and set the exit code.
 
         Args:
-            predict: prepared pictures and their paths to rows.
-            prepare: what is done with each picture in a thread.
+            predict: what was read of files, and their paths, to rows.
+            read: `Loaded.read`, or what is done with each file in a thread.
             out: a file to write to; None: standard output.
             plain: a row for people; None: JSON lines.
         """
         from lavis.inference.reading import read_batches
 
         done = 0
-        with writing(out) as target, progress(len(self.paths), "picture", out is None) as bar:
-            for batch in read_batches(self.paths, prepare, batch_size):
+        with writing(out) as target, progress(len(self.paths), self.name, out is None) as bar:
+            for batch in read_batches(self.paths, read, batch_size):
                 for path, picture in batch:
                     if isinstance(picture, Exception):
                         self.report(path, str(picture))
@@ -89,7 +95,7 @@ class Pictures:
             typer.Exit: some could not.
         """
         if done == 0:
-            raise OSError(f"none of the {len(self.paths)} pictures could be read")
+            raise OSError(f"none of the {len(self.paths)} {self.name}s could be read")
         if self.failed:
             common.note(f"{self.failed} of {self.failed + done} inputs could not be used; see above")
             raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`lavis caption` and `lavis ask`: pictures in, JSON lines out."""
+"""`lavis caption` and `lavis ask`: pictures or clips in, JSON lines out."""
 
 from __future__ import annotations
 
@@ -64,8 +64,10 @@ def caption(
         )
     pictures = Pictures.of(paths, null)
     common.note_default(model, checkpoint, CAPTIONER, options.SHAPES, "blip_caption/base_coco", "0.9 GB")
+    import torch
+
     loaded = common.load(model, checkpoint, device, precision)
-    network = able(loaded, "generate", "write captions", "blip_caption/base_coco")
+    network = _captioner(loaded)
     lengths = {"max_length": max_length, "min_length": min_length}
     arguments: dict[str, Any] = {
         "use_nucleus_sampling": nucleus, "num_beams": num_beams, "num_captions": num_captions, "top_p": top_p,
@@ -77,12 +79,21 @@ def caption(
 
     def predict(images: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
         with loaded.autocast():
-            texts = network.generate({"image": _batch(images, network)}, **arguments)
+            texts = network.generate({"image": torch.stack(images).to(network.device)}, **arguments)
         for i, path in enumerate(paths):
             mine = slice(i * num_captions, (i + 1) * num_captions)
             yield _row({"image": str(path)}, "caption", texts, mine, scores)
 
-    pictures.run(predict, loaded.vis, batch_size, out, _plain if pretty else None)
+    pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None)
+
+
+def _captioner(loaded: Any) -> Any:
+    if not hasattr(loaded.model, "generate") or loaded.sees != "image":
+        subject = " about pictures" if loaded.sees != "image" else ""
+        raise ValueError(
+            f"{loaded.spec} does not write captions{subject}; choose a model such as blip_caption/base_coco"
+        )
+    return loaded.model
 
 
 def ask(
@@ -99,7 +110,9 @@ def ask(
     ] = None,
     answers: Annotated[
         str | None,
-        typer.Option(help="Choose among these: a,b,c or a file with one per line or a JSON list."),
+        typer.Option(
+            help="Choose among these: a,b,c or a file with one per line, a JSON list or {answer: number}."
+        ),
     ] = None,
     model: options.Model = ANSWERER,
     checkpoint: options.Checkpoint = None,
@@ -113,62 +126,38 @@ def ask(
     pretty: options.Pretty = False,
     null: options.Null = False,
 ) -> None:
-    """Ask questions about pictures.
+    """Ask questions about pictures (or clips, with a model of clips).
 
-    Prints one JSON object per picture and question: {"image", "question", "answer"}. Without --answers the
-    model writes its answer freely.
+    Prints one JSON object per picture and question: {"image", "question", "answer"} ("video" for a clip). Without
+    --answers the model writes its answer freely; alpro_qa, which knows answers by number, needs their names.
 
     \b
     Examples:
       lavis ask photo.jpg "how many people are there?" --model blip_vqa/vqav2
       lavis ask photos/ -q "is it day or night?" -q "is it raining?" --answers day,night,yes,no
       lavis ask drawing.png "what color is the star?" --answers answers.txt --scores
+      lavis ask clip.mp4 "what is the man doing?" --model blip_video_qa/vqav2
+      lavis ask clips/ -q "what is played?" --model alpro_qa/msrvtt --answers train_ans2label.json
     """
     paths, questions = common.split_last(arguments, question, "ask", "question")
     choices = common.read_answers(answers)
-    pictures = Pictures.of(paths, null)
+    pictures = Pictures.of(paths, null, common.sees(model, ANSWERER))
     common.note_default(model, checkpoint, ANSWERER, options.SHAPES, "blip_vqa/vqav2", "1.4 GB")
-    loaded = common.load(model, checkpoint, device, precision)
-    network = able(loaded, "predict_answers", "answer questions", "blip_vqa/vqav2")
-    asked = [loaded.txt(q) for q in questions]
-
-    def predict(images: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
-        samples = {"image": _batch(images, network), "text_input": asked * len(paths)}
-        with loaded.autocast():
-            texts = network.predict_answers(
-                samples,
-                num_beams=num_beams,
-                inference_method="rank" if choices else "generate",
-                max_len=max_len,
-                answer_list=choices,
-                return_scores=True,
-            )
-        for place in range(len(paths) * len(questions)):
-            i, k = divmod(place, len(questions))
-            start = {"image": str(paths[i]), "question": questions[k]}
-            yield _row(start, "answer", texts, slice(place, place + 1), scores)
-
-    pictures.run(predict, loaded.vis, batch_size, out, _plain if pretty else None)
-
-
-def able(loaded: Any, method: str, what: str, better: str) -> Any:
-    """The model, if it can do what a command is for.
-
-    Raises:
-        ValueError: it can't, or is for clips.
-    """
-    if not hasattr(loaded.model, method) or loaded.sees != "image":
-        subject = "about pictures " if loaded.sees != "image" else ""
-        raise ValueError(
-            f"{loaded.spec} does not {what} {subject}".rstrip() + f"; choose a model such as {better}"
-        )
-    return loaded.model
-
-
-def _batch(pictures: list[Any], network: Any) -> Any:
     import torch
 
-    return torch.stack(pictures).to(network.device)
+    from lavis.inference.answering import Answerer
+
+    loaded = common.load(model, checkpoint, device, precision)
+    answerer = Answerer(loaded, choices, num_beams, max_len)
+
+    def predict(media: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
+        texts = answerer(torch.stack(media), questions * len(paths))
+        for place in range(len(paths) * len(questions)):
+            i, k = divmod(place, len(questions))
+            start = {pictures.sees: str(paths[i]), "question": questions[k]}
+            yield _row(start, "answer", texts, slice(place, place + 1), scores)
+
+    pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None)
 
 
 def _row(start: dict[str, Any], key: str, texts: Any, mine: slice, scores: bool) -> dict[str, Any]:
@@ -191,5 +180,5 @@ def _plain(row: dict[str, Any]) -> str:
         text if number is None else f"{text}  ({number:.3f})"
         for text, number in zip(texts, numbers if len(numbers) == len(texts) else [None] * len(texts))
     ]
-    head = row["image"] + (f"  {row['question']}" if "question" in row else "")
+    head = (row.get("image") or row["video"]) + (f"  {row['question']}" if "question" in row else "")
     return f"{head}\n  " + "\n  ".join(lines)

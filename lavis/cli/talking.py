@@ -1,4 +1,4 @@
-"""`lavis dialogue`: questions about a picture, one after another."""
+"""`lavis dialogue`: questions about a picture or clip, one after another."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ def register(app: typer.Typer) -> None:
 
 
 def dialogue(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture.")],
+    picture: Annotated[
+        Path, typer.Argument(metavar="PICTURE", help="A picture (or a clip, with a model of clips).")
+    ],
     caption: Annotated[
         str | None,
-        typer.Option(help="What the picture shows; needed by dialogue models (blip_vis_dialogue)."),
+        typer.Option(
+            help="What it shows; needed by dialogue models (blip_vis_dialogue, blip_video_dialogue)."
+        ),
     ] = None,
     answers: Annotated[
         str | None,
@@ -37,11 +41,11 @@ def dialogue(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Ask about a picture, one question after another.
+    """Ask about a picture or clip, one question after another.
 
     Questions are typed, or read from standard input, one per line; an empty line is skipped, "quit" or the end of
     input ends. A dialogue model heeds the rounds before; a question answering model takes each question by itself. With
-    --json: {"image", "round", "question", "answer", "score"}.
+    --json: {"image" (or "video"), "round", "question", "answer", "score"}.
 
     \b
     Examples:
@@ -49,14 +53,15 @@ def dialogue(
       lavis dialogue photo.jpg --model my_dialogue --caption "a street at night" --answers answers.txt
       lavis dialogue photo.jpg --json < questions.txt
     """
-    from lavis.datasets.base import open_picture
-
-    shown = open_picture(picture.expanduser(), upright=True)
+    picture = picture.expanduser()
+    if not picture.is_file():
+        raise FileNotFoundError(f"there is no file {picture}")
     choices = common.read_answers(answers)
     common.note_default(model, checkpoint, ANSWERER, options.SHAPES, "blip_vqa/vqav2", "1.4 GB")
     from lavis.inference.dialogue import Conversation
 
-    talk = Conversation(common.load(model, checkpoint, device, precision), shown, caption, choices)
+    loaded = common.load(model, checkpoint, device, precision)
+    talk = Conversation(loaded, loaded.read(picture), caption, choices)
     failed = 0
     for question in _questions():
         try:
@@ -67,7 +72,7 @@ def dialogue(
             continue
         if as_json:
             row = {
-                "image": str(picture), "round": len(talk.turns), "question": turn.question,
+                loaded.sees: str(picture), "round": len(talk.turns), "question": turn.question,
                 "answer": turn.answer, "score": round(turn.score, 6),
             }  # fmt: skip
             print(to_line(row), flush=True)

@@ -1,4 +1,4 @@
-"""`lavis features`: vectors of pictures or texts, in files."""
+"""`lavis features`: vectors of pictures, clips or texts, in files."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def register(app: typer.Typer) -> None:
 
 
 def features(
-    paths: Annotated[list[str] | None, options.PathList] = None,
+    paths: Annotated[list[str] | None, options.MediaList] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The folder to write.")] = None,
     mode: Annotated[
         str,
         typer.Option(
-            help="image, text (lines of --texts), or multimodal (texts that have read their pictures).",
+            help="image (of clips, too), text (lines of --texts), or multimodal (texts that have read their pictures).",
             autocompletion=common.one_of(*_MODES),
         ),
     ] = "image",
@@ -39,7 +39,7 @@ def features(
         Path | None,
         typer.Option(
             help="Of mode text: a file with one text per line. Of multimodal: a table (JSONL, CSV, TSV) with the "
-            "columns image and text; PATH is then the folder that its pictures lie in."
+            "columns image (or video) and text; PATH is then the folder that its pictures lie in."
         ),
     ] = None,
     format: Annotated[
@@ -59,7 +59,7 @@ def features(
     precision: options.Precision = "auto",
     null: options.Null = False,
 ) -> None:
-    """Write vectors of pictures or texts to files, in shards.
+    """Write vectors of pictures, clips or texts to files, in shards.
 
     Vectors of images and texts have length 1 and lie in one space, so their products are cosines. Beside each
     shard-00000.npy is shard-00000.jsonl, which names its rows; features.json describes the whole. Run again after an
@@ -71,6 +71,7 @@ def features(
       lavis features photos/ --out vectors --model clip/ViT-B-32
       lavis features --mode text --texts captions.txt --out text_vectors
       lavis features photos/ --mode multimodal --texts pairs.csv --out fused
+      lavis features clips/ --out clip_vectors --model alpro_feature_extractor/base
       find photos -name "*.jpg" | lavis features - --out vectors --format parquet
       torchrun --nproc_per_node=4 -m lavis features photos/ --out vectors --device cuda
     """
@@ -79,14 +80,15 @@ def features(
     for name, value, choices in (("--mode", mode, _MODES), ("--format", format, _FORMATS)):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; it must be {', '.join(choices)}")
-    items, pictures = _known_to_all(lambda: _inputs(list(paths or []), mode, texts, null))
+    sees = _known_to_all(lambda: common.sees(model, EXTRACTOR))
+    items, pictures = _known_to_all(lambda: _inputs(list(paths or []), mode, texts, null, sees))
     common.note_default(model, checkpoint, EXTRACTOR, options.SHAPES, "blip_feature_extractor/base")
     from lavis.common import dist
     from lavis.inference import Encoder
     from lavis.inference.features import extract
 
     encoder = Encoder(common.load(model, checkpoint, device, precision))
-    with counter("text" if mode == "text" else "picture") as tell:
+    with counter("text" if mode == "text" else pictures.name) as tell:
         done = extract(
             encoder, items, out, mode, format, shard_size, batch_size, half, tell if dist.is_main() else None
         )
@@ -127,7 +129,9 @@ def _width(folder: Path) -> int:
     return int(read_json(folder.expanduser() / SUMMARY)["width"])
 
 
-def _inputs(paths: list[str], mode: str, texts: Path | None, null: bool) -> tuple[list[Item], Pictures]:
+def _inputs(
+    paths: list[str], mode: str, texts: Path | None, null: bool, sees: str
+) -> tuple[list[Item], Pictures]:
     from lavis.inference.features import Item
 
     if mode != "image" and texts is None:
@@ -139,8 +143,8 @@ def _inputs(paths: list[str], mode: str, texts: Path | None, null: bool) -> tupl
             raise ValueError(
                 "which pictures? Give files, folders or patterns, or - to read paths from standard input"
             )
-        pictures = Pictures.of(paths, null)
-        return [Item(image=path) for path in pictures.paths], pictures
+        pictures = Pictures.of(paths, null, sees)
+        return [_item(sees, path) for path in pictures.paths], pictures
     assert texts is not None
     if mode == "text":
         if paths:
@@ -150,22 +154,27 @@ def _inputs(paths: list[str], mode: str, texts: Path | None, null: bool) -> tupl
         lines = texts.expanduser().read_text(encoding="utf-8-sig").splitlines()
         found = [Item(text=line) for line in lines if line.strip()]
     else:
-        found = _pairs(texts, paths)
+        found = _pairs(texts, paths, sees)
     if not found:
         raise ValueError(f"{texts} has no texts")
-    return found, Pictures([], 0)
+    return found, Pictures([], 0, sees)
 
 
-def _pairs(table: Path, paths: Sequence[str]) -> list[Item]:
-    from lavis.datasets.tables import read_table
+def _item(sees: str, path: Path, text: str | None = None) -> Item:
     from lavis.inference.features import Item
+
+    return Item(video=path, text=text) if sees == "video" else Item(image=path, text=text)
+
+
+def _pairs(table: Path, paths: Sequence[str], sees: str) -> list[Item]:
+    from lavis.datasets.tables import read_table
 
     if len(paths) > 1 or (paths and not Path(paths[0]).expanduser().is_dir()):
         raise ValueError("--mode multimodal takes one PATH, the folder that the table's pictures lie in")
     root = Path(paths[0]).expanduser() if paths else table.expanduser().parent
     found = []
     for line, row in read_table(table):
-        if not isinstance(row.get("image"), str) or not isinstance(row.get("text"), str):
-            raise ValueError(f"{table}, line {line}: the columns image and text are needed")
-        found.append(Item(image=root / row["image"], text=row["text"]))
+        if not isinstance(row.get(sees), str) or not isinstance(row.get("text"), str):
+            raise ValueError(f"{table}, line {line}: the columns {sees} and text are needed")
+        found.append(_item(sees, root / row[sees], row["text"]))
     return found

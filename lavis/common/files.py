@@ -187,9 +187,12 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-PICTURES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"])
+# Suffixes. A GIF is either; clips are in the order in which names without a suffix are tried.
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+CLIPS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv", ".3gp", ".gif")
+MEDIA = {"image": PICTURES, "video": CLIPS}  # by what a model sees
 
 
-def pictures_in(folder: Path) -> Iterator[Path]:
-    """The pictures of a folder, at any depth, told by their suffixes."""
-    return (p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+def media_in(folder: Path, kind: str = "image") -> Iterator[Path]:
+    """The pictures ("image") or clips ("video") of a folder, at any depth, told by their suffixes."""
+    return (p for p in folder.rglob("*") if p.suffix.lower() in MEDIA[kind] and p.is_file())

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv", ".3gp", ".gif")
-
 _WORTH_SEEKING = 4  # frames saved; going to a key frame discards those that the decoder holds back
 _INTRA = 1  # FFmpeg's AV_PICTURE_TYPE_I, a picture that needs no other
 # a packet may say "as before", and give no picture of its own

@@ -24,9 +24,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lavis.common.files import CLIPS
 from lavis.datasets.base import Dataset, Grouping, MissingMediaError, Plan, Record, locate
 from lavis.datasets.captioning import CaptionDataset, as_list
-from lavis.datasets.clips import SUFFIXES
 from lavis.datasets.collate import Sample
 from lavis.datasets.dialogue import DialogueDataset
 from lavis.datasets.retrieval import RetrievalDataset
@@ -49,7 +49,7 @@ class VideoDataset(Dataset):
         path = self._media_path(str(record["video"]))
         if path.is_file():
             return path
-        named = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
+        named = (path.with_name(path.name + suffix) for suffix in CLIPS)
         return next((file for file in named if file.is_file()), path)
 
     def media_names(self, record: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,10 @@ Nothing here prints; the command line, the web demo and notebooks call it.
 from lavis.inference.encoder import Encoder
 from lavis.inference.explain import Explanation, explain, overlay
 from lavis.inference.index import Hit, Index, Update
-from lavis.inference.loading import Loaded, load, split_model
+from lavis.inference.loading import Loaded, load, sees, split_model
 from lavis.inference.zero_shot import ZeroShot, classify
 
 __all__ = [
     "Encoder", "Explanation", "Hit", "Index", "Loaded", "Update", "ZeroShot",
-    "classify", "explain", "load", "overlay", "split_model",
+    "classify", "explain", "load", "overlay", "sees", "split_model",
 ]  # fmt: skip

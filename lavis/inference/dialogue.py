@@ -1,4 +1,4 @@
-"""A conversation about a picture: questions one after another, with the answers so far."""
+"""A conversation about a picture or clip: questions one after another, with the answers so far."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from lavis.inference.answering import Answerer
 from lavis.inference.loading import Loaded
-from lavis.models.answers import Answering
 from lavis.models.blip_dialogue import BlipDialogue
 
 
@@ -27,14 +25,14 @@ class Turn:
 
 
 class Conversation:
-    """Questions about one picture.
+    """Questions about one picture or clip.
 
-    A dialogue model (`blip_vis_dialogue`) reads the rounds before each question. A visual question answering model
-    answers each question by itself.
+    A dialogue model (`blip_vis_dialogue`, `blip_video_dialogue`) reads the rounds before each question. A question
+    answering model answers each question by itself.
 
     Args:
         loaded: the model.
-        picture: a Pillow picture, or what `loaded.vis` made of one.
+        picture: a Pillow picture, a clip's file or frames, or what `loaded.prepare` made of one.
         caption: what a dialogue model reads beside the picture; needed by it, unused by others.
         candidates: answers to choose from; None: the model writes them.
 
@@ -54,11 +52,6 @@ class Conversation:
         candidates: Sequence[str] | None = None,
     ) -> None:
         model = loaded.model
-        if loaded.sees != "image" or not isinstance(model, Answering | BlipDialogue):
-            raise ValueError(
-                f"{loaded.spec} does not talk about pictures; choose a model that does, such as blip_vqa/vqav2, or a "
-                "blip_vis_dialogue of your own"
-            )
         self.reads_history = isinstance(model, BlipDialogue)
         if isinstance(model, BlipDialogue):
             if not (caption or "").strip():
@@ -67,8 +60,8 @@ class Conversation:
                 raise ValueError(f"{loaded.spec} chooses among answers; give some")
         self.loaded, self.caption = loaded, caption
         self.candidates = None if candidates is None else list(candidates)
-        tensor = picture if isinstance(picture, torch.Tensor) else loaded.vis(picture)
-        self._image = tensor[None].to(model.device)
+        self._answerer = None if self.reads_history else Answerer(loaded, candidates)
+        self._media = loaded.prepare(picture)[None].to(model.device)
         self.turns: list[Turn] = []
 
     def ask(self, question: str) -> Turn:
@@ -80,27 +73,19 @@ class Conversation:
         cleaned = self.loaded.txt(question)
         if not cleaned.strip():
             raise ValueError("the question is empty")
-        model = self.loaded.model
-        with self.loaded.autocast():
-            if isinstance(model, BlipDialogue):
-                answer, score = self._in_dialogue(model, cleaned)
-            else:
-                answer, score = self._alone(model, cleaned)
+        if self._answerer is not None:
+            found = self._answerer(self._media, [question])
+            answer, score = found.texts[0], found.scores[0]
+        else:
+            with self.loaded.autocast():
+                answer, score = self._in_dialogue(cleaned)
         self.turns.append(Turn(question, answer.strip(), score))
         return self.turns[-1]
 
-    def _alone(self, model: Any, question: str) -> tuple[str, float]:
-        found = model.predict_answers(
-            {"image": self._image, "text_input": [question]},
-            inference_method="rank" if self.candidates else "generate",
-            answer_list=self.candidates,
-            return_scores=True,
-        )
-        return found.texts[0], found.scores[0]
-
-    def _in_dialogue(self, model: BlipDialogue, question: str) -> tuple[str, float]:
+    def _in_dialogue(self, question: str) -> tuple[str, float]:
+        model: Any = self.loaded.model
         samples = {
-            "image": self._image,
+            self.loaded.sees: self._media,
             "caption": [self.loaded.txt(self.caption or "")],
             "text_input": [question],
             "dialog": [[(self.loaded.txt(t.question), t.answer) for t in self.turns]],

@@ -24,8 +24,8 @@ PAIRS_AT_ONCE = 256  # of pictures and texts that are matched
 class Encoder:
     """Any model with a common space of pictures and texts: CLIP, and BLIP's, ALBEF's and ALPRO's with projections.
 
-    A picture is a Pillow picture or what `loaded.vis` has made of one. Models of clips take a clip (a file, frames)
-    in its place; to them a picture is a clip in which nothing moves.
+    A picture is a Pillow picture or what `loaded.prepare` has made of one; models of clips take a clip (a file,
+    frames) in its place.
 
     Attributes:
         loaded: the model.
@@ -54,17 +54,8 @@ class Encoder:
             self.scale = 1 / float(torch.as_tensor(getattr(model, "temp", TEMPERATURE)).detach())
 
     # ------------------------------------------------------------------------------ pictures
-    def prepare(self, picture: Any) -> torch.Tensor:
-        """What the model takes of a picture; can run in threads while the model computes."""
-        if isinstance(picture, torch.Tensor):
-            return picture
-        single = (
-            self.loaded.sees == "video" and not isinstance(picture, list | tuple) and hasattr(picture, "mode")
-        )
-        return self.loaded.vis([picture] if single else picture)
-
     def _batch(self, pictures: Sequence[Any]) -> torch.Tensor:
-        return torch.stack([self.prepare(p) for p in pictures]).to(self.model.device)
+        return torch.stack([self.loaded.prepare(p) for p in pictures]).to(self.model.device)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[Any]) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Vectors of many pictures or texts, written to files in shards; goes on where it was interrupted.
+"""Vectors of many pictures, clips or texts, written to files in shards; goes on where it was interrupted.
 
     features.json           what is in the folder: model, kind of vectors, shards, how many rows
     shard-00000.npy         vectors (rows, E); or .safetensors, or .parquet with the names as a column
-    shard-00000.jsonl       one line per row: {"image"} and {"text"} as given
+    shard-00000.jsonl       one line per row: {"image"} or {"video"}, and {"text"}, as given
     shard-00000.json        written last: the shard is complete, and these are its checksums
 
 A shard is a fixed stretch of the list of inputs, encoded in batches of fixed places, and written by one rank. So order
@@ -37,25 +37,30 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Item:
-    """What a vector is of: a picture's file, a text, or a text over a picture."""
+    """What a vector is of: the file of a picture or clip, a text, or a text over one of them."""
 
     image: Path | None = None
     text: str | None = None
+    video: Path | None = None
+
+    @property
+    def file(self) -> Path | None:
+        return self.video if self.image is None else self.image
 
     def named(self) -> dict[str, str]:
         """As a line of the list."""
-        out = {} if self.image is None else {"image": str(self.image)}
-        return out if self.text is None else {**out, "text": self.text}
+        fields = {"image": self.image, "video": self.video, "text": self.text}
+        return {name: str(value) for name, value in fields.items() if value is not None}
 
     def stamp(self) -> list[Any]:
         """What tells that it has changed."""
-        if self.image is None:
+        if self.file is None:
             return [self.text]
         try:
-            stat = self.image.stat()
+            stat = self.file.stat()
         except OSError:
-            return [str(self.image), None, None, self.text]
-        return [str(self.image), stat.st_size, stat.st_mtime_ns, self.text]
+            return [str(self.file), None, None, self.text]
+        return [str(self.file), stat.st_size, stat.st_mtime_ns, self.text]
 
 
 @dataclass
@@ -82,10 +87,10 @@ def extract(
     """Write the vectors of pictures or texts to a folder. All ranks must call this together.
 
     Args:
-        items: with pictures, texts or both, as the mode needs.
-        mode: "image" or "text": vectors of length 1 in the common space. "multimodal": states of texts that have read
-            their pictures, the first token's.
-        format: "npy", "safetensors" (one tensor "features") or "parquet" (columns image, text, features).
+        items: with pictures (or clips, for a model of clips), texts or both, as the mode needs.
+        mode: "image" (of clips, too) or "text": vectors of length 1 in the common space. "multimodal": states of texts
+            that have read their pictures, the first token's.
+        format: "npy", "safetensors" (one tensor "features") or "parquet" (columns image or video, text, features).
         shard_size: items of a shard; what an interruption can lose.
         half: store float16 instead of float32.
         progress: told (done, all) of this rank's items.
@@ -221,7 +226,7 @@ class _Job:
         failed: list[list[str]] = []
         for batch in self._batches(part):
             ready = [(item, picture) for item, picture in batch if not isinstance(picture, Exception)]
-            failed += [[str(item.image), str(e)] for item, e in batch if isinstance(e, Exception)]
+            failed += [[str(item.file), str(e)] for item, e in batch if isinstance(e, Exception)]
             if ready:
                 rows.append(self._encode([i for i, _ in ready], [p for _, p in ready]).numpy())
                 good += [item for item, _ in ready]
@@ -246,9 +251,9 @@ class _Job:
             for start in range(0, len(part), self.batch_size):
                 yield [(item, None) for item in part[start : start + self.batch_size]]
             return
-        paths = [item.image for item in part if item.image is not None]
+        paths = [item.file for item in part if item.file is not None]
         at = 0
-        for batch in read_batches(paths, self.encoder.prepare, self.batch_size):
+        for batch in read_batches(paths, self.encoder.loaded.read, self.batch_size):
             yield [(part[at + i], picture) for i, (_, picture) in enumerate(batch)]
             at += len(batch)
 
@@ -285,7 +290,7 @@ def _packed(format: str, table: np.ndarray, items: Sequence[Item]) -> bytes:
         key: pa.array(
             [item.named()[key].encode(errors="backslashreplace").decode() for item in items], pa.string()
         )
-        for key in ("image", "text")
+        for key in ("image", "video", "text")
         if items and key in items[0].named()
     }
     flat = pa.array(table.reshape(-1), kind)

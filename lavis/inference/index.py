@@ -241,7 +241,7 @@ class Index:
         total = db.execute(f"{count} listed WHERE path NOT IN (SELECT path FROM entries)").fetchone()[0]
         was_there = {row[0] for row in db.execute("SELECT path FROM altered")}
         seen = 0
-        for batch in read_batches(not_encoded(db), encoder.prepare, batch_size):
+        for batch in read_batches(not_encoded(db), encoder.loaded.read, batch_size):
             good = [(path, picture) for path, picture in batch if not isinstance(picture, Exception)]
             done.failed += [(path, str(e)) for path, e in batch if isinstance(e, Exception)]
             if good:
@@ -429,7 +429,7 @@ def _reranked(encoder: Encoder, text: str, hits: Sequence[Hit], batch_size: int 
     by_path = {hit.path: hit for hit in hits}
     matched: list[tuple[float, Hit]] = []
     lost: list[Hit] = []
-    for batch in read_batches([hit.path for hit in hits], encoder.prepare, batch_size):
+    for batch in read_batches([hit.path for hit in hits], encoder.loaded.read, batch_size):
         lost += [by_path[path] for path, picture in batch if isinstance(picture, Exception)]
         good = [(by_path[path], picture) for path, picture in batch if not isinstance(picture, Exception)]
         if not good:

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from lavis.common import device as devices
+from lavis.common.files import CLIPS, PICTURES
 from lavis.common.registry import registry, suggest
+from lavis.datasets.base import open_picture
 from lavis.models import BaseModel, load_model_and_preprocess
+from lavis.models.base import read_description
 
 _VALUES = 1024  # of a tensor that a fingerprint looks at
 
@@ -38,6 +42,33 @@ class Loaded:
     precision: str = "fp32"
     checkpoint: str | None = None
 
+    def prepare(self, item: Any) -> torch.Tensor:
+        """What the model takes of a picture or clip, or a tensor that is that already.
+
+        To a model of clips a picture is a clip in which nothing moves. Can run in threads while the model computes.
+        """
+        if isinstance(item, torch.Tensor):
+            return item
+        return self.vis([item] if self.sees == "video" and isinstance(item, Image.Image) else item)
+
+    def read(self, path: Path) -> torch.Tensor:
+        """`prepare` of a file: an upright picture, or a clip.
+
+        Raises:
+            OSError: it can't be read.
+            ValueError: it is a clip, and the model is for pictures.
+            ImportError: it is a clip, and PyAV is not installed.
+        """
+        moves = path.suffix.lower() in CLIPS
+        if moves and self.sees == "video":
+            return self.prepare(path)
+        if moves and path.suffix.lower() not in PICTURES:
+            raise ValueError(
+                f"{path} is a clip, and {self.spec} is for pictures; choose a model of clips, such as "
+                "blip_video_qa/vqav2 or alpro_retrieval/msrvtt"
+            )
+        return self.prepare(open_picture(path, upright=True))
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A fresh context in which the model computes in its precision."""
         return devices.autocast(self.model.device, self.precision)
@@ -45,7 +76,7 @@ class Loaded:
     @property
     def sees(self) -> str:
         """ "image" or "video": the key of the model's samples."""
-        return str(getattr(self.model, "MEDIA", "image"))
+        return _media_of(type(self.model))
 
     @property
     def is_random(self) -> bool:
@@ -92,6 +123,29 @@ def split_model(spec: str) -> tuple[str, str | None]:
     raise ValueError(
         f"there is no model {spec!r}; give <name>/<type> (see `lavis models`) or a checkpoint's folder.{near}"
     )
+
+
+def sees(spec: str) -> str:
+    """What a model is for, "image" or "video", told without loading it.
+
+    Args and Raises: as `split_model`.
+    """
+    name, _ = split_model(spec)
+    arch = name
+    if Path(name).is_dir():
+        try:
+            arch = str(read_description(Path(name))["arch"])
+        except (
+            OSError,
+            ValueError,
+        ):  # loading says what is wrong; or transformers wrote it: a model of pictures
+            return "image"
+    known = arch in registry.list_models()
+    return _media_of(registry.get_model_class(arch)) if known else "image"
+
+
+def _media_of(model_class: type) -> str:
+    return str(getattr(model_class, "MEDIA", "image"))
 
 
 def load(spec: str, checkpoint: str | None = None, device: str = "auto", precision: str = "auto") -> Loaded:

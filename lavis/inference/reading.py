@@ -1,4 +1,4 @@
-"""Pictures of files, decoded and prepared in threads while the model works on those before."""
+"""Pictures or clips of files, decoded and prepared in threads while the model works on those before."""
 
 from __future__ import annotations
 
@@ -10,43 +10,41 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lavis.datasets.base import open_picture
-
 AHEAD = 2  # batches that are being read while one is used
 Read = tuple[Path, Any]
 
 
 def read_batches(
-    paths: Iterable[Path], prepare: Callable[[Any], Any], size: int, threads: int | None = None
+    paths: Iterable[Path], read: Callable[[Path], Any], size: int, threads: int | None = None
 ) -> Iterator[list[Read]]:
-    """Read pictures, upright, in batches and in order.
+    """Read files in batches and in order.
 
     Args:
         paths: the files; only as many are taken as are being read.
-        prepare: what is done with each in its thread, such as the model's processor.
+        read: what is done with each in its thread, such as `Loaded.read`.
         size: files of a batch.
         threads: how many decode at once; None: as many as there are processors, 2 to 8.
 
     Yields:
-        (path, what `prepare` gave, or the OSError or ValueError with which it could not be read) of each file.
+        (path, what `read` gave, or the OSError or ValueError with which it could not be read) of each file.
     """
     if size < 1:
-        raise ValueError(f"a batch of {size} pictures was asked for; it must have 1 or more")
+        raise ValueError(f"a batch of {size} files was asked for; it must have 1 or more")
     threads = threads or max(2, min(8, os.cpu_count() or 1))
 
-    def read(path: Path) -> Any:
+    def attempt(path: Path) -> Any:
         try:
-            return prepare(open_picture(path, upright=True))
+            return read(path)
         except (OSError, ValueError) as e:
             return e
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="read-pictures")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read-media")
     try:
         waiting: deque[list[tuple[Path, Future[Any]]]] = deque()
         source = iter(paths)
         while True:
             while len(waiting) <= AHEAD:
-                part = [(path, pool.submit(read, path)) for path in islice(source, size)]
+                part = [(path, pool.submit(attempt, path)) for path in islice(source, size)]
                 if not part:
                     break
                 waiting.append(part)

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from lavis.common.files import CLIPS
 from lavis.datasets.base import Dataset, MissingMediaError, Record, UnreadableMediaError
-from lavis.datasets.clips import SUFFIXES, Clip
+from lavis.datasets.clips import Clip
 from lavis.datasets.shown import clip_frames
 
 SHOWN_AS_THEY_ARE = {
@@ -67,7 +68,7 @@ def media_of(dataset: Dataset, record: Record) -> list[Media]:
     if dataset.vis_root is not None:
         names = dataset.media_names(record)
         if dataset.data_type == "features":
-            names = [n for n in names if Path(n).suffix.lower() in SUFFIXES]
+            names = [n for n in names if Path(n).suffix.lower() in CLIPS]
         return [Media(moving, name, inside(dataset.vis_root, name)) for name in names]
     if hasattr(dataset, "pictures"):
         return [Media(False, str(name)) for name in record.get("images", ("left", "right"))]

@@ -37,22 +37,14 @@ class Answering(Page):
         """The answer to each question of a batch, about its picture."""
         import torch
 
-        image = torch.stack([loaded.vis(p) for p in picture]).to(loaded.model.device)
-        return answer(loaded, {"image": image}, question, answers)
+        return answer(loaded, torch.stack([loaded.prepare(p) for p in picture]), question, answers)
 
 
-def answer(
-    loaded: Any, media: dict[str, Any], questions: list[str], answers: tuple[str, ...]
-) -> list[list[Row]]:
+def answer(loaded: Any, media: Any, questions: list[str], answers: tuple[str, ...]) -> list[list[Row]]:
     """One row a question: the answer and its probability (among the listed ones, or of all that could be written)."""
-    samples = {**media, "text_input": [loaded.txt(q) for q in questions]}
-    with loaded.autocast():
-        found = loaded.model.predict_answers(
-            samples,
-            inference_method="rank" if answers else "generate",
-            answer_list=list(answers) or None,
-            return_scores=True,
-        )
+    from lavis.inference.answering import Answerer
+
+    found = Answerer(loaded, answers)(media, questions)
     shares = found.scores if answers else [math.exp(value) for value in found.logprobs]
     return [
         [Row(text.strip() or "(no answer)", share, percent(share))]

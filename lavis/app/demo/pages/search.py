@@ -20,7 +20,7 @@ from lavis.app.demo.page import (
     TextInput,
     percent,
 )
-from lavis.common.files import PICTURES, pictures_in
+from lavis.common.files import PICTURES, media_in
 from lavis.common.registry import registry
 
 
@@ -62,9 +62,9 @@ class Search(Page):
                 index = Index.open(gallery)
                 self.models = (index.spec,)
                 self._built[index.spec] = index
-            elif next(pictures_in(gallery), None) is None:
+            elif next(media_in(gallery), None) is None:
                 raise FileNotFoundError(
-                    f"--gallery {gallery}: there are no pictures in this folder ({', '.join(sorted(PICTURES))})"
+                    f"--gallery {gallery}: there are no pictures in this folder ({', '.join(PICTURES)})"
                 )
 
     def run(
@@ -93,7 +93,7 @@ class Search(Page):
                 folder = self.settings.work / f"index-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
                 begun = Index.exists(folder)  # and not finished, else it would be in _built
                 index = Index.open(folder) if begun else Index.create(folder, spec)
-                index.update(sorted(pictures_in(self.settings.gallery or EXAMPLES)), encoder)
+                index.update(sorted(media_in(self.settings.gallery or EXAMPLES)), encoder)
                 self._built[spec] = index
             return self._built[spec]
 

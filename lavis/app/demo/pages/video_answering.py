@@ -28,5 +28,4 @@ class VideoAnswering(Page):
 
     def run(self, loaded: Any, clip: Any, question: str, answers: tuple[str, ...] = ()) -> list[Row]:
         """The answer and its probability."""
-        media = {"video": loaded.vis(clip)[None].to(loaded.model.device)}
-        return answer(loaded, media, [question], answers)[0]
+        return answer(loaded, loaded.prepare(clip)[None], [question], answers)[0]

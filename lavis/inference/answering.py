@@ -1,0 +1,87 @@
+"""Answers to questions about pictures and clips, by every model that gives answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lavis.inference.loading import Loaded
+from lavis.models.alpro import AlproQA
+from lavis.models.answers import Answering
+from lavis.models.outputs import Texts
+
+
+class Answerer:
+    """Answers questions: in the model's own words, or with one of some answers.
+
+    Args:
+        loaded: a model for visual question answering, or ALPRO's, which has a class per answer.
+        answers: to choose from; None: the model writes. For ALPRO they name its classes, in order.
+        num_beams, max_len: of written answers; max_len in tokens.
+
+    Raises:
+        ValueError: another kind of model; answers that are missing or don't fit.
+    """
+
+    def __init__(
+        self, loaded: Loaded, answers: Sequence[str] | None = None, num_beams: int = 3, max_len: int = 10
+    ) -> None:
+        model = loaded.model
+        if not isinstance(model, Answering | AlproQA):
+            raise ValueError(
+                f"{loaded.spec} does not answer questions; choose a model such as blip_vqa/vqav2, of clips "
+                "blip_video_qa/vqav2"
+            )
+        if isinstance(model, AlproQA):
+            classes = model.config.num_classes
+            if not answers:
+                raise ValueError(
+                    f"{loaded.spec} knows {classes} answers by number only; give their names, in order, as "
+                    "the file that came with its data has them (such as train_ans2label.json)"
+                )
+            if len(answers) != classes:
+                raise ValueError(
+                    f"{loaded.spec} knows {classes} answers, but {len(answers)} names are given; it takes the file "
+                    "that came with its data, such as train_ans2label.json"
+                )
+        self.loaded, self.answers = loaded, list(answers) if answers else None
+        self.num_beams, self.max_len = num_beams, max_len
+
+    def __call__(self, media: torch.Tensor, questions: Sequence[str]) -> Texts:
+        """Answer.
+
+        Args:
+            media: pictures (B, 3, h, w) or clips (B, 3, T, h, w), as `Loaded.prepare` makes them.
+            questions: B·G, a picture's next to one another.
+
+        Returns:
+            B·G answers; `scores` are probabilities among the given answers, or of written ones logprob per token.
+        """
+        model = self.loaded.model
+        samples = {
+            self.loaded.sees: media.to(model.device),
+            "text_input": [self.loaded.txt(q) for q in questions],
+        }
+        with self.loaded.autocast():
+            if isinstance(model, AlproQA):
+                return self._classified(model, samples)
+            assert isinstance(model, Answering)
+            found = model.predict_answers(
+                samples,
+                num_beams=self.num_beams,
+                inference_method="rank" if self.answers else "generate",
+                max_len=self.max_len,
+                answer_list=self.answers,
+                return_scores=True,
+            )
+        assert isinstance(found, Texts)
+        return found
+
+    def _classified(self, model: AlproQA, samples: dict[str, object]) -> Texts:
+        logits = model.predict(samples)["predictions"]
+        assert logits is not None and self.answers is not None
+        best = logits.float().log_softmax(dim=1).max(dim=1)  # (B·G,)
+        return Texts(
+            [self.answers[i] for i in best.indices.tolist()], best.values.tolist(), best.values.exp().tolist()
+        )
