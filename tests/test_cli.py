@@ -98,7 +98,7 @@ def test_global_options_go_anywhere_and_options_take_several() -> None:
         (["caption", "*.nothing"], "no file matches this pattern"),
         (["caption", "x.png", "--num-beams", "0"], "Invalid value for '--num-beams'"),
         (["caption", "x.png", "--num-captions", "9"], "more than --num-beams 3"),
-        (["ask", "x.png"], "at least one picture and a question"),
+        (["ask", "x.png"], "at least one picture or clip and a question"),
         (["train"], "which recipe"),
         (["train", "blip/nope"], "no packaged recipe"),
         (["train", "blip/caption_shapes", "--options", "run.max_epoc=1"], "Did you mean 'max_epoch'"),
@@ -171,6 +171,11 @@ def test_answers_of_lists_and_files(tmp_path: Path) -> None:
     assert common.read_answers(str(tmp_path / "a.txt")) == ["one", "two"]
     assert common.read_answers(str(tmp_path / "a.json")) == ["x", "y"]
     with pytest.raises(ValueError, match="JSON list of answers"):
+        common.read_answers(str(tmp_path / "b.json"))
+    (tmp_path / "b.json").write_text('{"x": 1, "y": 0}')
+    assert common.read_answers(str(tmp_path / "b.json")) == ["y", "x"]
+    (tmp_path / "b.json").write_text('{"x": ')
+    with pytest.raises(ValueError, match=r"b\.json is no JSON"):
         common.read_answers(str(tmp_path / "b.json"))
     with pytest.raises(ValueError, match="no answer in it"):
         common.read_answers(",")

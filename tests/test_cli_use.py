@@ -563,7 +563,7 @@ def test_questions_about_clips(run: Callable[..., Ran], clips: Path, tmp_path: P
     assert all(np.exp(r["logprob"]) == pytest.approx(r["score"]) for r in rows)
     names.write_text('{"a": 0, "b": 2}')
     code, _, said = run(*asked, "--model", "alpro_qa/tiny_shapes", "--answers", names)
-    assert code == 2 and "should be 0 to 1, each once" in said
+    assert code == 2 and "their numbers from 0 on, each once" in said
 
 
 def test_dialogue_about_a_clip(run: Callable[..., Ran], clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:

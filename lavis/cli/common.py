@@ -144,11 +144,16 @@ def read_names(text: str, option: str, what: str) -> list[str]:
     path = Path(text).expanduser()
     if path.is_file():
         content = path.read_text(encoding="utf-8-sig")
-        answers = json.loads(content) if path.suffix == ".json" else content.splitlines()
+        try:
+            answers = json.loads(content) if path.suffix == ".json" else content.splitlines()
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{path} is no JSON: {e}") from e
         if isinstance(answers, dict):
-            if sorted(answers.values(), key=str) != sorted(range(len(answers)), key=str):
+            numbers = list(range(len(answers)))
+            if sorted(answers.values(), key=str) != sorted(numbers, key=str):
                 raise ValueError(
-                    f"{path}: the numbers of the {what}s should be 0 to {len(answers) - 1}, each once"
+                    f"{path}: expected a JSON list of {what}s, or their numbers from 0 on, each once: "
+                    '{"yes": 0, "no": 1}'
                 )
             answers = sorted(answers, key=answers.__getitem__)
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
