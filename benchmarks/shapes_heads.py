@@ -6,8 +6,8 @@
 
 A head that was interrupted goes on where it was, a finished one is only read. Writes
 benchmarks/results/shapes_heads.json, one entry per recipe: the test figures, minutes of training, chance,
-a baseline that reads the text alone, and the ceiling that the data allows. With --speed only the entry's `speed`
-is written: samples a second of the first iterations, and the minutes that all iterations take at that speed.
+a baseline that reads the text alone, and the ceiling that the data allows. With --speed an entry
+"<recipe>, speed": samples a second of the first iterations, and the minutes that all iterations take at that speed.
 """
 
 from __future__ import annotations
@@ -215,17 +215,15 @@ def main() -> None:
     arguments = parser.parse_args()
     path = RESULTS / "shapes_heads.json"
 
-    def keep(recipe: str, entry: Mapping[str, Any], kept: Callable[[str], bool]) -> None:
-        """Write an entry, with those keys of the old one that are `kept`."""
-        print(recipe, entry)
+    def keep(name: str, entry: Mapping[str, Any]) -> None:
+        print(name, entry)
         # read again, as others may have been written meanwhile
         results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        old = {k: v for k, v in results.get(recipe, {}).items() if kept(k)}
-        write("shapes_heads", results | {"machine": machine(), recipe: old | dict(entry)})
+        write("shapes_heads", results | {"machine": machine(), name: entry})
 
     for recipe in arguments.recipes:
         if arguments.speed:
-            keep(recipe, {"speed": speed(recipe, arguments.output)}, lambda key: True)
+            keep(f"{recipe}, speed", speed(recipe, arguments.output))
             continue
         config = Config.load(recipe)
         dataset, options = next(iter(config.datasets.items()))
@@ -249,7 +247,7 @@ def main() -> None:
             found["beside it"]["ceiling without order"] = ceiling_without_order(
                 load_dataset(dataset, **options)["test"].records
             )
-        keep(recipe, found, lambda key: key == "speed")
+        keep(recipe, found)
 
 
 if __name__ == "__main__":

@@ -538,6 +538,20 @@ def test_a_picture_is_a_clip_in_which_nothing_moves(run: Callable[..., Ran], cli
     assert code == 0 and rows[0]["cosine"] == pytest.approx(float(still), abs=2e-6)
 
 
+def test_a_clip_of_any_name(run: Callable[..., Ran], clips: Path) -> None:
+    (clips / "clip_0.webm").rename(clips / "clip")
+    code, rows, _ = run("match", clips / "clip", TOLD[0], "--model", ALPRO)
+    assert code == 0 and rows[0]["match"] > 0.5
+
+
+def test_a_gif_is_what_the_model_sees(run: Callable[..., Ran], clips: Path) -> None:
+    first = Image.new("RGB", (64, 64), "red")
+    first.save(clips / "a.gif", save_all=True, append_images=[Image.new("RGB", (64, 64), "blue")] * 3)
+    for model, key in ((ALPRO, "video"), ("blip_retrieval/tiny_shapes", "image")):
+        code, rows, _ = run("match", clips / "a.gif", "a circle", "--model", model)
+        assert code == 0 and rows[0][key] == str(clips / "a.gif")
+
+
 def test_clips_that_can_not_be_used(run: Callable[..., Ran], clips: Path) -> None:
     (clips / "text.mp4").write_text("no clip")
     code, rows, said = run("match", clips, "a heart", "--model", ALPRO)
@@ -582,6 +596,10 @@ def test_vectors_of_clips_are_found_again(run: Callable[..., Ran], clips: Path, 
     assert code == 0 and Path(rows[0]["video"]).stem == "clip_2" and rows[0]["match"] > 0.5
     page = _Page((tmp_path / "s.html").read_text(encoding="utf-8"))
     assert len(page.pictures) == 3 and page.pictures[0]["alt"] == "clip_2.webm"
+    # a picture that was named is in an index of clips, and shown as what it is
+    run("index", clips, clips / "drawing_00.png", "--to", tmp_path / "both", "--model", ALPRO)
+    code, rows, _ = run("search", tmp_path / "both", "a star", "--sheet", tmp_path / "s.png")
+    assert code == 0 and len(rows) == 4
     code, rows, _ = run("search", place, "--picture", clips / "clip_1.webm", "-k", "1")
     assert Path(rows[0]["video"]).stem == "clip_1" and rows[0]["score"] > 0.999
 

@@ -186,6 +186,21 @@ def test_search_in_a_folder_of_ones_own_and_in_an_index(pool, tmp_path):
         page("search", tmp_path, gallery=_empty(tmp_path))
 
 
+def test_a_gallery_of_clips_shows_their_frames(pool, tmp_path):
+    from lavis.datasets.clips import Clip
+    from lavis.inference import Encoder, Index
+
+    with pool.use("alpro_retrieval/tiny_shapes") as loaded:
+        index = Index.create(tmp_path / "index", loaded.spec)
+        index.update([EXAMPLES / f"clip_{i}.webm" for i in range(3)], Encoder(loaded))
+        found = page("search", tmp_path, gallery=tmp_path / "index").run(
+            loaded, text="a yellow heart grows and then a pink heart shrinks"
+        )
+    assert found[0].title == "clip_0.webm" and all("can't be read" not in f.note for f in found)
+    with Clip(EXAMPLES / "clip_0.webm") as clip:
+        assert found[0].picture.size == (2 * clip.size[0], 2 * clip.size[1])  # four frames
+
+
 def _empty(tmp_path):
     (tmp_path / "empty").mkdir()
     return tmp_path / "empty"

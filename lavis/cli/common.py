@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lavis.inference import Loaded
 
 
+NAMES = {"image": "picture", "video": "clip"}  # of what a model sees, in words
+
+
 def one_of(*names: str) -> Callable[[str], list[str]]:
     """What shell completion offers for an option."""
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
@@ -49,9 +52,9 @@ def load(spec: str, checkpoint: str | None, device: str, precision: str) -> Load
     return loaded
 
 
-def sees(spec: str, *defaults: str) -> str:
-    """What a model is for, "image" or "video"; the default models are for pictures."""
-    if spec in defaults:
+def sees(spec: str, default: str) -> str:
+    """What a model is for, "image" or "video"; a command's default is for pictures, which is known without torch."""
+    if spec == default:
         return "image"
     from lavis import inference
 
@@ -82,9 +85,6 @@ def _matching(pattern: Path) -> list[Path]:
     parts = pattern.parts
     first = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
     return sorted(p for p in Path(*parts[:first]).glob("/".join(parts[first:])) if p.is_file())
-
-
-NAMES = {"image": "picture", "video": "clip"}  # of what a model sees, in words
 
 
 def find_media(paths: Sequence[str], null: bool = False, sees: str = "image") -> tuple[list[Path], list[str]]:
@@ -149,13 +149,13 @@ def read_names(text: str, option: str, what: str) -> list[str]:
         except json.JSONDecodeError as e:
             raise ValueError(f"{path} is no JSON: {e}") from e
         if isinstance(answers, dict):
-            numbers = list(range(len(answers)))
-            if sorted(answers.values(), key=str) != sorted(numbers, key=str):
+            if sorted(map(str, answers.values())) != sorted(map(str, range(len(answers)))):
                 raise ValueError(
                     f"{path}: expected a JSON list of {what}s, or their numbers from 0 on, each once: "
                     '{"yes": 0, "no": 1}'
                 )
-            answers = sorted(answers, key=answers.__getitem__)
+            numbers = answers
+            answers = sorted(numbers, key=lambda name: int(numbers[name]))
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
             raise ValueError(f'{path}: expected a JSON list of {what}s, such as ["yes", "no"]')
     elif path.suffix in (".json", ".txt") and "," not in text:

@@ -10,7 +10,7 @@ import typer
 
 from lavis.cli import common, options
 from lavis.cli.options import CLASSIFIER, MATCHER
-from lavis.cli.pictures import Pictures, Row
+from lavis.cli.pictures import Pictures, Row, file_of
 
 _BETTER = "blip_retrieval/coco"
 
@@ -73,7 +73,7 @@ def match(
 
 def _plain_match(row: Row) -> str:
     chance = "" if row["match"] is None else f"{row['match']:.3f} fits, "
-    return f"{row.get('image') or row['video']}  {row['text']}\n  {chance}cosine {row['cosine']:.3f}"
+    return f"{file_of(row)}  {row['text']}\n  {chance}cosine {row['cosine']:.3f}"
 
 
 def classify(
@@ -179,8 +179,5 @@ def _templates(given: list[str]) -> list[Any]:
 def _plain_labels(row: Row) -> str:
     names, shares = row.get("labels", [row["label"]]), row.get("probabilities", [row["probability"]])
     return "\n".join(
-        [
-            row.get("image") or row["video"],
-            *(f"  {100 * s:5.1f} %  {n}" for n, s in zip(names, shares, strict=True)),
-        ]
+        [file_of(row), *(f"  {100 * s:5.1f} %  {n}" for n, s in zip(names, shares, strict=True))]
     )

@@ -11,7 +11,7 @@ import typer
 
 from lavis.cli import common, options
 from lavis.cli.options import MATCHER
-from lavis.cli.pictures import Row, counter, save_png, writing
+from lavis.cli.pictures import Row, counter, file_of, save_png, writing
 from lavis.common.files import printable, to_line
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _row(hit: Hit, sees: str) -> Row:
 
 def _plain(row: Row) -> str:
     chance = f"  {row['match']:.3f} fits" if "match" in row else ""
-    return f"{row['score']:.3f}{chance}  {row.get('image') or row['video']}"
+    return f"{row['score']:.3f}{chance}  {file_of(row)}"
 
 
 def _show(hits: Sequence[Hit], sees: str, query: _Query, sheet: Path | None, html: Path | None) -> int:
@@ -237,13 +237,14 @@ def _show(hits: Sequence[Hit], sees: str, query: _Query, sheet: Path | None, htm
         return 0
     from lavis.cli.search_page import search_page
     from lavis.common.files import write_text
+    from lavis.datasets.shown import preview
     from lavis.inference.sheet import Tile, contact_sheet
 
     missing = 0
     pictures: list[Any] = []
     for hit in hits:
         try:
-            pictures.append(_thumbnail(hit.path, sees))
+            pictures.append(preview(hit.path, sees, _THUMBNAIL))
         except OSError as e:
             common.note(str(e))
             pictures.append(None)
@@ -258,28 +259,3 @@ def _show(hits: Sequence[Hit], sees: str, query: _Query, sheet: Path | None, htm
     if html is not None:
         write_text(html.expanduser(), search_page(str(query), hits, pictures))
     return missing
-
-
-def _thumbnail(path: Path, sees: str) -> Any:
-    """A picture made small; of a clip four of its frames, in rows of two.
-
-    Raises:
-        OSError: it can't be read.
-    """
-    from PIL import Image
-
-    from lavis.datasets.base import open_picture
-    from lavis.datasets.shown import clip_frames
-
-    if sees == "image":
-        small = open_picture(path, upright=True)
-        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        return small
-    frames = [Image.fromarray(frame) for frame in clip_frames(path, 4)]
-    for frame in frames:
-        frame.thumbnail((_THUMBNAIL // 2, _THUMBNAIL // 2))
-    width, height = frames[0].size
-    sheet = Image.new("RGB", (2 * width, 2 * height), "#dddddd")
-    for i, frame in enumerate(frames):
-        sheet.paste(frame, (i % 2 * width, i // 2 * height))
-    return sheet

@@ -22,6 +22,11 @@ Row = dict[str, Any]
 Predict = Callable[[list[Any], list[Path]], Iterable[Row]]
 
 
+def file_of(row: Row) -> str:
+    """What a row is about, a picture's or a clip's file."""
+    return str(row["image"] if "image" in row else row["video"])
+
+
 @dataclass
 class Pictures:
     """The pictures (or clips, if `sees` is "video") of a call, and how many could not be used."""

@@ -10,7 +10,7 @@ import typer
 
 from lavis.cli import common, options
 from lavis.cli.options import ANSWERER, CAPTIONER
-from lavis.cli.pictures import Pictures
+from lavis.cli.pictures import Pictures, file_of
 
 _TRAINED_LENGTHS = {"max_length": 40, "min_length": 5}  # of CAPTIONER's captions
 
@@ -180,5 +180,5 @@ def _plain(row: dict[str, Any]) -> str:
         text if number is None else f"{text}  ({number:.3f})"
         for text, number in zip(texts, numbers if len(numbers) == len(texts) else [None] * len(texts))
     ]
-    head = (row.get("image") or row["video"]) + (f"  {row['question']}" if "question" in row else "")
+    head = file_of(row) + (f"  {row['question']}" if "question" in row else "")
     return f"{head}\n  " + "\n  ".join(lines)

@@ -187,10 +187,16 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-# Suffixes. A GIF is either; clips are in the order in which names without a suffix are tried.
+# Suffixes; of clips in the order in which names without one are tried.
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 CLIPS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv", ".3gp", ".gif")
 MEDIA = {"image": PICTURES, "video": CLIPS}  # by what a model sees
+
+
+def is_clip(path: Path, sees: str) -> bool:
+    """Whether a file is a clip, told by its suffix; what may be either (a GIF) or neither is what a model `sees`."""
+    still, moves = (path.suffix.lower() in suffixes for suffixes in (PICTURES, CLIPS))
+    return sees == "video" if still == moves else moves
 
 
 def media_in(folder: Path, kind: str = "image") -> Iterator[Path]:

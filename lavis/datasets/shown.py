@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lavis.datasets.base import Dataset, Record
+from lavis.common.files import is_clip
+from lavis.datasets.base import Dataset, Record, open_picture
 from lavis.datasets.clips import Clip
 from lavis.datasets.vqa import ANSWER_KEYS
 
@@ -124,6 +125,29 @@ def clip_frames(clip: Path | np.ndarray, count: int) -> np.ndarray:
         return clip[_spread(len(clip), count)]
     with Clip(clip) as opened:
         return opened.frames(_spread(len(opened), count))
+
+
+def preview(path: Path, sees: str, side: int) -> Image.Image:
+    """A file as one picture of at most `side` pixels: itself, or four frames of a clip in rows of two.
+
+    Args:
+        sees: "image" or "video", see `lavis.common.files.is_clip`.
+
+    Raises:
+        UnreadableMediaError: it is missing or damaged. ImportError: it is a clip, and PyAV is not installed.
+    """
+    if not is_clip(path, sees):
+        picture = open_picture(path, upright=True)
+        picture.thumbnail((side, side))
+        return picture
+    frames = [Image.fromarray(frame) for frame in clip_frames(path, 4)]
+    for frame in frames:
+        frame.thumbnail((side // 2, side // 2))
+    width, height = frames[0].size
+    sheet = Image.new("RGB", (2 * width, 2 * height), "#dddddd")
+    for i, frame in enumerate(frames):
+        sheet.paste(frame, (i % 2 * width, i // 2 * height))
+    return sheet
 
 
 def _spread(length: int, count: int) -> list[int]:

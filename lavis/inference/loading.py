@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lavis.common import device as devices
-from lavis.common.files import CLIPS, PICTURES
+from lavis.common.files import is_clip
 from lavis.common.registry import registry, suggest
 from lavis.datasets.base import open_picture
 from lavis.models import BaseModel, load_model_and_preprocess
@@ -59,15 +59,14 @@ class Loaded:
             ValueError: it is a clip, and the model is for pictures.
             ImportError: it is a clip, and PyAV is not installed.
         """
-        moves = path.suffix.lower() in CLIPS
-        if moves and self.sees == "video":
+        if not is_clip(path, self.sees):
+            return self.prepare(open_picture(path, upright=True))
+        if self.sees == "video":
             return self.prepare(path)
-        if moves and path.suffix.lower() not in PICTURES:
-            raise ValueError(
-                f"{path} is a clip, and {self.spec} is for pictures; choose a model of clips, such as "
-                "blip_video_qa/vqav2 or alpro_retrieval/msrvtt"
-            )
-        return self.prepare(open_picture(path, upright=True))
+        raise ValueError(
+            f"{path} is a clip, and {self.spec} is for pictures; choose a model of clips, such as "
+            "blip_video_qa/vqav2 or alpro_retrieval/msrvtt"
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A fresh context in which the model computes in its precision."""
@@ -130,18 +129,12 @@ def sees(spec: str) -> str:
 
     Args and Raises: as `split_model`.
     """
-    name, _ = split_model(spec)
-    arch = name
-    if Path(name).is_dir():
-        try:
-            arch = str(read_description(Path(name))["arch"])
-        except (
-            OSError,
-            ValueError,
-        ):  # loading says what is wrong; or transformers wrote it: a model of pictures
-            return "image"
-    known = arch in registry.list_models()
-    return _media_of(registry.get_model_class(arch)) if known else "image"
+    arch, _ = split_model(spec)
+    if Path(arch).is_dir():
+        # transformers' folders don't name an arch and are of pictures; what is wrong with others is said on loading
+        with contextlib.suppress(OSError, ValueError):
+            arch = str(read_description(Path(arch))["arch"])
+    return _media_of(registry.get_model_class(arch)) if arch in registry.list_models() else "image"
 
 
 def _media_of(model_class: type) -> str:

@@ -20,6 +20,7 @@ from lavis.app.demo.page import (
     TextInput,
     percent,
 )
+from lavis.app.demo.results import LARGEST_SIDE
 from lavis.common.files import PICTURES, media_in
 from lavis.common.registry import registry
 
@@ -81,7 +82,7 @@ class Search(Page):
             k=count,
             rerank=max(reranked, count) if text and reranked and encoder.matches else 0,
         )
-        return [_shown(hit) for hit in hits]
+        return [_shown(hit, loaded.sees) for hit in hits]
 
     def _index(self, encoder: Any) -> Any:
         """The gallery's index for a model, built at its first search."""
@@ -98,12 +99,12 @@ class Search(Page):
             return self._built[spec]
 
 
-def _shown(hit: Any) -> Shown:
-    from lavis.datasets.base import open_picture
+def _shown(hit: Any, sees: str) -> Shown:
+    from lavis.datasets.shown import preview
 
     match = "" if hit.match is None else f"match {percent(hit.match)}\n"
     note = f"{match}cosine {hit.score:.3f}"
     try:
-        return Shown(open_picture(hit.path, upright=True), hit.path.name, note)
+        return Shown(preview(hit.path, sees, LARGEST_SIDE), hit.path.name, note)
     except OSError:  # it was there when the index was built
         return Shown(Image.new("RGB", (64, 64), "grey"), hit.path.name, f"{note}; can't be read any more")
