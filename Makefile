@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+# Tiny models compute on one thread, so several files of tests run side by side.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, os.cpu_count() or 1))')
+PYTEST := $(BIN)/python -m pytest -q --dist loadfile
 
 .PHONY: quickstart test test-full lint types docs check-python clean
 
@@ -10,11 +13,11 @@ quickstart: $(VENV)/.core
 	$(BIN)/python examples/quickstart.py
 
 test: lint types
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -n $(WORKERS) -m "not slow"
 
 test-full:
 	@$(MAKE) --no-print-directory test
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -n 2 -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
