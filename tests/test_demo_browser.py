@@ -4,6 +4,7 @@ Needs Debian's `chromium` and Playwright; without a browser the tests are skippe
 """
 
 import os
+import re
 import shutil
 from contextlib import contextmanager
 
@@ -117,6 +118,26 @@ def test_a_page_gives_its_result(chromium, demo, name, size):
             " && !(e.ariaLabel || e.labels?.length || e.innerText.trim() || e.title)).map(e => e.outerHTML)"
         )
         assert unnamed == []
+
+
+def test_reading_a_gallery_shows_how_far_it_is_beside_the_button(chromium, tmp_path):
+    (tmp_path / "gallery").mkdir()
+    for number in range(1200):
+        Image.new("RGB", (64, 64), (number % 256, number // 256, 0)).save(tmp_path / f"gallery/{number}.png")
+    with (
+        running(tmp_path, "--gallery", str(tmp_path / "gallery")) as demo,
+        watched(chromium, demo, "wide") as page,
+    ):
+        page.set_viewport_size({"width": 1280, "height": 700})
+        go(page, demo, "search")
+        page.locator("button.primary").click()
+        progress = page.locator(".progress-level-inner")
+        progress.first.wait_for()
+        assert re.search(r"reading the gallery, once: [\d,]+ of 1,200", progress.inner_text())  # one, not several
+        page.wait_for_function("scrollY > 100")  # the button lies below, and the results stay in view
+        assert progress.bounding_box()["y"] > 0
+        assert " s with " in page.wait_for_selector(".lv-message").inner_text()
+        assert page.locator(".lv-result img").count() == 6
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lavis.app.demo.models import Choice, Pool
-from lavis.app.demo.page import Page, values_of
+from lavis.app.demo.page import Page, Progress, values_of
 from lavis.app.demo.results import message
 from lavis.app.demo.uploads import Limits
 
@@ -57,11 +57,12 @@ class Caller:
         self._guard = threading.Lock()  # of _waiting and _turns
         self._turns: defaultdict[str | None, threading.Lock] = defaultdict(threading.Lock)
 
-    def __call__(self, *values: Any) -> list[str]:
+    def __call__(self, *values: Any, progress: Progress | None = None) -> list[str]:
         """HTML of the message, then of each output.
 
         Args:
             values: the model's spec (where the page has models), then the inputs, as the browser sends them.
+            progress: told how far a page is that `reports`.
         """
         try:
             call = self._checked(values)
@@ -72,7 +73,7 @@ class Caller:
             turn = self._turns[call.spec]
         with turn:
             if call.reply is None:
-                self._compute(self._batch(call))
+                self._compute(self._batch(call), progress)
         assert call.reply is not None
         return call.reply
 
@@ -95,14 +96,15 @@ class Caller:
             self._waiting = [c for c in self._waiting if c not in batch]
         return batch
 
-    def _compute(self, batch: list[_Call]) -> None:
+    def _compute(self, batch: list[_Call], progress: Progress | None) -> None:
         """Give each call of a batch its reply; an error that is no sentence for the visitor is raised."""
         first = batch[0]
         lists = {name: [call.own[name] for call in batch] for name in self.page.batched}
+        told = {"progress": progress} if progress and self.page.reports else {}
         try:
             with self.pool.use(first.spec) if first.spec else nullcontext() as loaded:
                 start = time.perf_counter()
-                found = self.page.run(loaded, **first.common, **lists)
+                found = self.page.run(loaded, **first.common, **lists, **told)
                 seconds = time.perf_counter() - start
             results = found if self.page.batched else [found]
         except READABLE as e:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -89,14 +89,29 @@ def _page(pages: Sequence[Ready], ready: Ready) -> None:
     triggers += [shown[field.name].submit for field in page.inputs if isinstance(field, TextInput)]
     gr.on(
         triggers,
-        ready.caller,
+        _reporting(ready.caller) if page.reports else ready.caller,
         inputs=given,
         outputs=[said, *results],
+        show_progress_on=results[0],
         preprocess=False,  # `fields` check what comes, and open no file but uploads
         concurrency_limit=AT_ONCE,
         api_name=ready.name,
         scroll_to_output=True,
     )
+
+
+def _reporting(caller: Caller) -> Callable[..., list[str]]:
+    """A caller whose progress Gradio shows over the results; Gradio finds the parameter by its default."""
+
+    def call(progress: gr.Progress = gr.Progress(), *values: Any) -> list[str]:  # noqa: B008
+        return caller(
+            *values,
+            progress=lambda done, total, what: progress(
+                done / max(total, 1), f"{what}: {done:,} of {total:,}"
+            ),
+        )
+
+    return call
 
 
 def _picker(ready: Ready) -> gr.Dropdown:

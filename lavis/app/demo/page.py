@@ -6,7 +6,7 @@ neither the browser nor Gradio, so it is tested by calling `run`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,9 +24,10 @@ from lavis.app.demo.results import Bars, Layers, Pictures, Result, Row, Shown
 
 __all__ = [
     "EXAMPLES", "Bars", "ChoiceInput", "ClipInput", "Field", "Layers", "LinesInput", "NumberInput", "Page",
-    "PictureInput", "Pictures", "Result", "Row", "Settings", "Shown", "TextInput", "percent",
+    "PictureInput", "Pictures", "Progress", "Result", "Row", "Settings", "Shown", "TextInput", "percent", "silent",
 ]  # fmt: skip
 
+Progress = Callable[[int, int, str], None]  # told (done, of how many, what is being done)
 EXAMPLES = Path(__file__).parent / "examples"
 
 
@@ -58,6 +59,7 @@ class Page:
         batched: names of inputs that may differ between calls which are computed together; all other inputs are
             equal in a batch. Not empty: `run` gets a list for each of these and returns a list of results.
         largest_batch: calls computed together, at most.
+        reports: `run` can take minutes and is also given `progress` (`Progress`), which the visitor sees.
     """
 
     title: ClassVar[str]
@@ -70,6 +72,7 @@ class Page:
     order: ClassVar[int] = 100
     batched: ClassVar[Sequence[str]] = ()
     largest_batch: ClassVar[int] = 8
+    reports: ClassVar[bool] = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -90,6 +93,10 @@ class Page:
             ValueError, OSError, ImportError: what the visitor should read, as one sentence.
         """
         raise NotImplementedError
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Progress that nobody sees."""
 
 
 def percent(share: float) -> str:

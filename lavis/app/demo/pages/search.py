@@ -15,10 +15,12 @@ from lavis.app.demo.page import (
     Page,
     PictureInput,
     Pictures,
+    Progress,
     Settings,
     Shown,
     TextInput,
     percent,
+    silent,
 )
 from lavis.app.demo.results import LARGEST_SIDE
 from lavis.common.files import PICTURES, media_in
@@ -47,6 +49,7 @@ class Search(Page):
     outputs = (Pictures("found", "Pictures, the best first"),)
     examples = tuple(EXAMPLES / f"drawing_{i:02d}.png" for i in range(4))
     order = 30
+    reports = True
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -69,13 +72,19 @@ class Search(Page):
                 )
 
     def run(
-        self, loaded: Any, text: str = "", picture: Any = None, count: int = 6, reranked: int = 12
+        self,
+        loaded: Any,
+        text: str = "",
+        picture: Any = None,
+        count: int = 6,
+        reranked: int = 12,
+        progress: Progress = silent,
     ) -> list[Shown]:
         """Pictures with their scores, the best first."""
         from lavis.inference import Encoder
 
         encoder = Encoder(loaded)
-        hits = self._index(encoder).search(
+        hits = self._index(encoder, progress).search(
             encoder,
             text=text or None,
             picture=picture,
@@ -84,7 +93,7 @@ class Search(Page):
         )
         return [_shown(hit, loaded.sees) for hit in hits]
 
-    def _index(self, encoder: Any) -> Any:
+    def _index(self, encoder: Any, progress: Progress) -> Any:
         """The gallery's index for a model, built at its first search."""
         from lavis.inference import Index
 
@@ -94,7 +103,11 @@ class Search(Page):
                 folder = self.settings.work / f"index-{hashlib.sha256(spec.encode()).hexdigest()[:16]}"
                 begun = Index.exists(folder)  # and not finished, else it would be in _built
                 index = Index.open(folder) if begun else Index.create(folder, spec)
-                index.update(sorted(media_in(self.settings.gallery or EXAMPLES)), encoder)
+                index.update(
+                    sorted(media_in(self.settings.gallery or EXAMPLES)),
+                    encoder,
+                    lambda done, total: progress(done, total, "reading the gallery, once"),
+                )
                 self._built[spec] = index
             return self._built[spec]
 
