@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -49,7 +50,7 @@ def copies(tmp_path: Path, gallery: tuple[list[Path], list[str]]) -> list[Path]:
 def _vectors(index: Index) -> dict[Path, np.ndarray]:
     """Every picture's vector, found by asking for it."""
     rows = np.fromfile(index._place() / module.FEATURES, dtype="<f4").reshape(-1, index.width)
-    with sqlite3.connect(index._place() / module.ENTRIES) as db:
+    with contextlib.closing(sqlite3.connect(index._place() / module.ENTRIES)) as db:
         return {Path(os.fsdecode(p)): rows[r] for r, p in db.execute("SELECT row, path FROM entries")}
 
 

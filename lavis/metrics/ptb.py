@@ -323,6 +323,9 @@ def raw_tokens(text: str) -> list[str]:
 # A token may span, or look across, a space only here; everywhere else space-separated chunks are
 # independent, and captions share most of their chunks.
 _ACROSS_SPACE = re.compile(r"[\d)]\s+\d|<.*\s|\.\s+[.\d]|\b\w\.\s+[A-Z]")
+# Not str.split: Python takes the separators 1c to 1f and no-break spaces for spaces, which may be within a token here.
+_BETWEEN_SPACES = re.compile(rf"[^ \t\n\v\f\r{''.join(map(chr, _SPACES))}]+")
+_SEPARATORS = ("\x1c", "\x1d", "\x1e", "\x1f")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -339,5 +342,8 @@ def tokenize(text: str) -> str:
         The tokens joined by spaces, "" if nothing is left.
     """
     if _ACROSS_SPACE.search(text) is not None:
-        return " ".join([t for t in raw_tokens(text) if t not in PUNCTUATION])
-    return " ".join(filter(None, map(_chunk, text.split())))
+        tokenized = " ".join([t for t in raw_tokens(text) if t not in PUNCTUATION])
+    else:
+        tokenized = " ".join(filter(None, map(_chunk, _BETWEEN_SPACES.findall(text))))
+    # pycocoevalcap strips each line that it reads
+    return tokenized.rstrip() if text.endswith(_SEPARATORS) else tokenized

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import weakref
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -129,6 +130,14 @@ def existing_index(cls: type[Dataset], plan: Plan, split: str) -> Index | None:
     return None
 
 
+class _Connection:
+    """A thread's connection, closed when the thread or the index is gone."""
+
+    def __init__(self, address: str) -> None:
+        self.database = sqlite3.connect(address, uri=True, check_same_thread=False)
+        weakref.finalize(self, self.database.close)
+
+
 class Index:
     """An index that is there; may be used by many threads.
 
@@ -149,9 +158,10 @@ class Index:
         """What a query gives."""
         if not hasattr(self._local, "connection"):
             # immutable: nobody writes to a finished index, so no locks are needed
-            address = f"file:{urllib.parse.quote(str(self.path))}?mode=ro&immutable=1"
-            self._local.connection = sqlite3.connect(address, uri=True, check_same_thread=False)
-        return self._local.connection.execute(sql, values).fetchall()
+            self._local.connection = _Connection(
+                f"file:{urllib.parse.quote(str(self.path))}?mode=ro&immutable=1"
+            )
+        return self._local.connection.database.execute(sql, values).fetchall()
 
     def positions(self, query: Query, answer: str = "", kind: str = "") -> np.ndarray | None:
         """The records that fit, in order, (n,) int32; None: all of them."""
