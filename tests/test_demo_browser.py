@@ -133,9 +133,8 @@ def test_reading_a_gallery_shows_how_far_it_is_beside_the_button(chromium, tmp_p
         page.locator("button.primary").click()
         progress = page.locator(".progress-level-inner")
         progress.first.wait_for()
-        assert re.search(
-            r"reading the gallery, once: [\d,]+ of 1,200", progress.inner_text()
-        )  # one, not several
+        # one, not one for each output
+        assert re.search(r"reading the gallery, once: [\d,]+ of 1,200", progress.inner_text())
         page.wait_for_function("scrollY > 100")  # the button lies below, and the results stay in view
         assert progress.bounding_box()["y"] > 0
         assert " s with " in page.wait_for_selector(".lv-message").inner_text()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lavis.app.demo.models import Choice, Pool
-from lavis.app.demo.page import Page, Progress, values_of
+from lavis.app.demo.page import Page, Progress, silent, values_of
 from lavis.app.demo.results import message
 from lavis.app.demo.uploads import Limits
 
@@ -57,7 +57,7 @@ class Caller:
         self._guard = threading.Lock()  # of _waiting and _turns
         self._turns: defaultdict[str | None, threading.Lock] = defaultdict(threading.Lock)
 
-    def __call__(self, *values: Any, progress: Progress | None = None) -> list[str]:
+    def __call__(self, *values: Any, progress: Progress = silent) -> list[str]:
         """HTML of the message, then of each output.
 
         Args:
@@ -96,11 +96,11 @@ class Caller:
             self._waiting = [c for c in self._waiting if c not in batch]
         return batch
 
-    def _compute(self, batch: list[_Call], progress: Progress | None) -> None:
+    def _compute(self, batch: list[_Call], progress: Progress) -> None:
         """Give each call of a batch its reply; an error that is no sentence for the visitor is raised."""
         first = batch[0]
         lists = {name: [call.own[name] for call in batch] for name in self.page.batched}
-        told = {"progress": progress} if progress and self.page.reports else {}
+        told = {"progress": progress} if self.page.reports else {}
         try:
             with self.pool.use(first.spec) if first.spec else nullcontext() as loaded:
                 start = time.perf_counter()
