@@ -352,6 +352,27 @@ def test_gradcam_of_a_batch_equals_each_alone_and_works_on_frozen_models():
     assert max(m.max() for m in maps) > 0
 
 
+def test_maps_of_two_pictures_side_by_side():
+    """BLIP's twin cross-attention: the left picture's keys first, each half with a softmax of its own."""
+    model = random_model("blip_nlvr")
+    first, second = (layer.crossattention for layer in model.text_encoder.encoder.layer[:2])
+    left, right, other = images(3).unsqueeze(1)
+    texts = {"text_input": [TEXTS[0]]}
+
+    def look(right):
+        samples = {"image0": left, "image1": right, **texts}
+        (maps,) = attention_maps([first], lambda: model.predict(samples))
+        (shares,), _ = gradcam([second], lambda: model.fused(samples)[0][:, 0].sum(dim=1))
+        return maps, shares
+
+    (maps, shares), (others, _) = look(right), look(other)
+    assert maps.shape == shares.shape == (1, len(model.tokenizer.encode(TEXTS[0])), 2 * 65)
+    torch.testing.assert_close(maps.unflatten(-1, (2, 65)).sum(-1), torch.ones(*maps.shape[:2], 2))
+    torch.testing.assert_close(maps[..., :65], others[..., :65])  # nothing of the right picture is in it
+    assert not torch.allclose(maps[..., 65:], others[..., 65:], rtol=1e-3)
+    assert shares[..., :65].max() > 0 < shares[..., 65:].max()
+
+
 def test_gradcam_finds_what_decides():
     """A score that reads one key only has its map there."""
     model = random_model("blip_feature_extractor")

@@ -640,6 +640,32 @@ def test_explain(run: Callable[..., Ran], drawings: Path, tmp_path: Path) -> Non
         "explain", drawings / "p00.png", "what color?", "--json", "--model", "blip_vqa/tiny_easy_vqa"
     )
     assert code == 0 and rows[0]["question"] == "what color?" and rows[0]["words"] == ["what", "color?"]
+    pair = (drawings / "p00.png", "both have a heart", "--right", drawings / "p01.png")
+    code, rows, _ = run("explain", *pair, "--json", "--out", out, "--model", "blip_nlvr/tiny_shapes")
+    assert code == 0 and rows[0]["right"] == str(pair[-1]) and rows[0]["text"] in ("true", "false")
+    assert np.array(rows[0]["maps"]).shape == (4, 2, 8, 8) and rows[0]["given"] == pair[1]
+    code, _, said = run("explain", *pair, "--json")
+    assert code == 2 and "blip_retrieval/tiny_shapes takes no second picture, --right" in said
+    code, _, said = run("explain", *pair[:2], "--json", "--model", "albef_nlvr/tiny_shapes")
+    assert code == 2 and "judges two pictures; give the second, --right PICTURE" in said
+
+
+def test_explain_a_clip(run: Callable[..., Ran], clips: Path, tmp_path: Path) -> None:
+    out, model = tmp_path / "frames.png", ("--model", "blip_video_retrieval/tiny_shapes")
+    code, rows, _ = run("explain", clips / "clip_0.webm", TOLD[0], "--json", "--out", out, *model)
+    words = TOLD[0].split()
+    assert code == 0 and rows[0]["words"] == words and np.array(rows[0]["maps"]).shape == (
+        len(words), 8, 8, 8
+    )  # fmt: skip
+    with Image.open(out) as picture:
+        assert picture.width > 8 * 100 and picture.height > len(words) * 100
+    code, rows, _ = run("explain", clips / "drawing_00.png", "a heart", "--out", out, *model)
+    with Image.open(out) as picture:  # a clip in which nothing moves is shown once
+        assert code == 0 and picture.width < 900
+    code, _, said = run("explain", clips / "clip_0.webm", "a heart", "--out", out)
+    assert code == 2 and "clip_0.webm is a clip, and blip_retrieval/tiny_shapes is for pictures" in said
+    code, _, said = run("explain", clips / "clip_0.webm", "a", "--out", out, "--model", ALPRO)
+    assert code == 2 and "can't be explained word by word" in said
 
 
 def test_dialogue_of_standard_input(

@@ -19,7 +19,7 @@ from lavis.datasets.shapes.scene import COLORS, SHAPES, Scene, draw_scene
 from lavis.inference import Encoder, Loaded, ZeroShot, classify, explain, load, overlay
 from lavis.inference.convert import convert
 from lavis.inference.dialogue import Conversation
-from lavis.inference.explain import _words, explanation_sheet
+from lavis.inference.explain import _words, explanation_sheet, reads_pairs
 from lavis.inference.features import Item, extract
 from lavis.inference.reading import read_batches
 from lavis.inference.sheet import Tile, contact_sheet
@@ -286,6 +286,83 @@ def test_maps_of_words_are_those_of_their_pieces(blip: Encoder, drawings: list[I
     for place, heat in zip(places, found.maps, strict=True):
         wanted = torch.stack([maps[p + 1] for p in place]).mean(dim=0)
         np.testing.assert_allclose(heat, wanted.numpy(), rtol=1e-3, atol=1e-7)
+
+
+def test_words_look_at_the_object_in_every_frame() -> None:
+    """The packaged retrieval model on clips, unchanged: an object that moves is found where it is at the moment."""
+    loaded = load("blip_video_retrieval/tiny_shapes", device="cpu")
+    shares = []
+    for scene in _single(6, seed=7):
+        obj = scene["objects"][0]
+        moments = [{**obj, "x": 0.25 + 0.5 * i / 7} for i in range(8)]
+        frames = [render({**scene, "objects": [moment]}) for moment in moments]
+        found = explain(loaded, frames, f"a {obj['color']} {obj['shape']}")
+        assert found.maps.shape == (3, 8, 8, 8) and found.whole.shape == (8, 8, 8)
+        for word in found.maps[1:]:
+            shares += [
+                heat[_near(moment, 8)].sum() / heat.sum() for heat, moment in zip(word, moments, strict=True)
+            ]
+    assert np.mean(shares) > 0.4  # 0.17 by chance
+
+
+def test_a_clip_in_which_nothing_moves_has_a_pictures_maps(
+    blip: Encoder, drawings: list[Image.Image]
+) -> None:
+    """Frames share one softmax, so each has its part of a map of the picture alone, and all parts are alike."""
+    video = load("blip_video_retrieval/tiny_shapes", device="cpu")
+    moving = explain(video, drawings[0], "a red heart")  # eight times the same frame
+    still = explain(blip.loaded, drawings[0], "a red heart")
+    assert moving.maps.shape == (3, 8, 8, 8) and still.maps.shape == (3, 8, 8)
+    np.testing.assert_allclose(moving.maps, moving.maps[:, :1].repeat(8, axis=1), rtol=1e-3, atol=1e-8)
+    alone = explain(video, video.vis([drawings[0]])[:, :1], "a red heart")  # a clip of one frame
+    np.testing.assert_allclose(alone.maps, still.maps, rtol=1e-3, atol=1e-7)
+    assert alone.score == pytest.approx(still.score, abs=1e-3)
+
+
+def test_an_answer_about_a_clip(drawings: list[Image.Image]) -> None:
+    found = explain(load("blip_video_qa/tiny_shapes", device="cpu"), drawings[:8], "is there a heart?")
+    assert found.words == ["is", "there", "a", "heart?"] and found.maps.shape == (4, 8, 8, 8) and found.text
+
+
+@pytest.mark.parametrize("name", ["blip_classification", "albef_classification"])
+def test_a_class_by_the_words_of_its_text(name: str, drawings: list[Image.Image]) -> None:
+    loaded = load(f"{name}/tiny_shapes", device="cpu")
+    found = explain(loaded, drawings[0], "A red heart.")
+    samples = {"image": loaded.vis(drawings[0])[None], "text_input": ["a red heart"]}
+    (logits,) = loaded.model.predict(samples)["predictions"]  # type: ignore[operator]
+    assert found.text == f"class {int(logits.argmax())}" and found.score == pytest.approx(
+        float(logits.max()), abs=1e-4
+    )
+    assert found.words == ["a", "red", "heart"] and found.maps.shape == (3, 8, 8) and found.maps.max() > 0
+
+
+@pytest.mark.parametrize("name", ["blip_nlvr", "albef_nlvr"])
+def test_a_statement_about_two_pictures(name: str, drawings: list[Image.Image]) -> None:
+    loaded = load(f"{name}/tiny_shapes", device="cpu")
+    assert reads_pairs(loaded.model)
+    found = explain(loaded, drawings[:2], "The left picture has a star.")
+    samples = {f"image{i}": loaded.vis(drawings[i])[None] for i in range(2)}
+    (logits,) = loaded.model.predict({**samples, "text_input": ["the left picture has a star"]})[
+        "predictions"
+    ]  # type: ignore[operator]
+    assert found.text == ("false", "true")[int(logits.argmax())] and len(found.words) == 6
+    assert found.score == pytest.approx(float(logits.max()), abs=1e-4)
+    assert found.maps.shape == (6, 2, 8, 8) and found.maps[:, 0].max() > 0 < found.maps[:, 1].max()
+    sheet, one = explanation_sheet(drawings[:2], found), explanation_sheet(drawings[:2], found, [5])
+    assert sheet.width == 3 * one.width - 24 and sheet.height > 2 * one.height  # three words a row
+    # where what is found in the right picture counts for nothing, no word has evidence there
+    for at, layer in enumerate(loaded.model.text_encoder.encoder.layer):  # type: ignore[union-attr, arg-type]
+        if name == "blip_nlvr":
+            idle = [layer.crossattention.output.dense1]  # type: ignore[union-attr]
+        else:
+            idle = [layer.crossattention.output.dense] if layer.crosses and at % 2 else []  # type: ignore[union-attr]
+        for part in idle:
+            part.weight.data.zero_()  # type: ignore[union-attr, operator]
+    again = explain(loaded, drawings[:2], "the left picture has a star")
+    assert again.maps[:, 0].max() > 0 == again.maps[:, 1].max()
+    for wrong in (drawings[0], drawings[:3]):
+        with pytest.raises(ValueError, match="two pictures; give the left and the right one"):
+            explain(loaded, wrong, "a star")
 
 
 def test_what_can_not_be_explained(blip: Encoder, drawings: list[Image.Image]) -> None:

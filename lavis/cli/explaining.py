@@ -1,4 +1,4 @@
-"""`lavis explain`: where in a picture each word has its evidence."""
+"""`lavis explain`: where in a picture, a pair of them or a clip each word has its evidence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from lavis.cli import common, options
 from lavis.cli.options import CAPTIONER, MATCHER
 from lavis.cli.pictures import save_png
-from lavis.common.files import to_line
+from lavis.common.files import is_clip, to_line
 
 
 def register(app: typer.Typer) -> None:
@@ -18,12 +18,20 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture.")],
+    picture: Annotated[
+        Path, typer.Argument(metavar="PICTURE", help="A picture; with a model of clips also a clip.")
+    ],
     text: Annotated[
         str | None,
         typer.Argument(
             metavar="[TEXT]",
             help="The text to explain, or a question for a model that answers; none: a captioner's own caption.",
+        ),
+    ] = None,
+    right: Annotated[
+        Path | None,
+        typer.Option(
+            "--right", help="The right picture, for a model that judges statements about two (blip_nlvr)."
         ),
     ] = None,
     out: Annotated[
@@ -40,8 +48,8 @@ def explain(
         str | None,
         typer.Option(
             "--model",
-            help="A model with a matching head, a captioner, or one that answers questions (default: "
-            f"{MATCHER}, without a text {CAPTIONER}).",
+            help="A model with a matching head, a captioner, one that answers questions, or a classifier of texts "
+            f"(default: {MATCHER}, without a text {CAPTIONER}).",
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
@@ -50,7 +58,8 @@ def explain(
 ) -> None:
     """Show where in a picture each word of a text has its evidence (Grad-CAM).
 
-    Prints one JSON object: {"image", "text", "score", "words"}, with --json also "maps", a square of numbers per word.
+    Prints one JSON object: {"image", "text", "score", "words"}, with --json also "maps", a square of numbers per word
+    (of a pair or a clip a list of squares: one per picture or frame).
     A map is stretched to the full range of colours, so it shows where a word looks, not how sure the model is.
 
     \b
@@ -59,32 +68,50 @@ def explain(
       lavis explain photo.jpg --out caption.png --model blip_caption/base_coco
       lavis explain photo.jpg "what is the dog chasing?" --model blip_vqa/vqav2 --out why.png
       lavis explain drawing.png "a red circle above a blue star" --word star --out star.png
+      lavis explain left.jpg --right right.jpg "both show a dog" --model blip_nlvr/nlvr --out pair.png
+      lavis explain clip.mp4 "a dog runs" --model blip_video_retrieval/coco --out frames.png
     """
     if out is None and not as_json:
         raise ValueError("where should the maps go? Name a file, --out maps.png, or print them with --json")
     spec = model or (CAPTIONER if text is None else MATCHER)
     from lavis.datasets.base import open_picture
 
-    shown = open_picture(picture.expanduser(), upright=True)
+    # what can't be read is said before a large model is loaded
+    files = [path.expanduser() for path in (picture, right) if path is not None]
+    clip = is_clip(files[0], common.sees(spec, CAPTIONER if text is None else MATCHER))
+    shown = [] if clip else [open_picture(file, upright=True) for file in files]
     better = "blip_caption/base_coco" if text is None else "blip_retrieval/coco"
     common.note_default(spec, checkpoint, CAPTIONER if text is None else MATCHER, options.SHAPES, better)
     from lavis import inference
-    from lavis.inference.explain import explanation_sheet
+    from lavis.inference.explain import explanation_sheet, reads_pairs
 
     loaded = common.load(spec, checkpoint, device, precision)
-    found = inference.explain(loaded, shown, text, layer)
+    if clip:
+        shown = loaded.pictures(files[0])
+    pair = reads_pairs(loaded.model)
+    if pair != (right is not None):
+        needs = (
+            "judges two pictures; give the second, --right PICTURE"
+            if pair
+            else "takes no second picture, --right"
+        )
+        raise ValueError(f"{spec} {needs}")
+    several = pair or loaded.sees == "video"
+    found = inference.explain(loaded, shown if several else shown[0], text, layer)
     places = None if not word else _places(found.words, word)
     row: dict[str, Any] = {
         "image": str(picture), "text": found.text, "score": round(found.score, 6),
         "words": found.words if places is None else [found.words[i] for i in places],
     }  # fmt: skip
+    if right is not None:
+        row["right"] = str(right)
     if text is not None and found.text != text:
         row["question" if hasattr(loaded.model, "predict_answers") else "given"] = text
     if as_json:
         maps = found.maps if places is None else found.maps[places]
         row["maps"] = maps.round(8).tolist()
     if out is not None:
-        save_png(explanation_sheet(shown, found, places), out)
+        save_png(explanation_sheet(shown if several else shown[0], found, places), out)
         row["out"] = str(out)
     print(to_line(row))
 

@@ -34,10 +34,14 @@ def kept_weights(modules: Sequence[Reader]) -> Iterator[list[list[torch.Tensor]]
 
 
 def attention_maps(modules: Sequence[Reader], run: Callable[[], Any]) -> list[torch.Tensor]:
-    """Mean over heads of what each module weighs in `run()`: (R, T, N) each, rows summing to 1."""
+    """Mean over heads of what each module weighs in its last call in `run()`: (R, T, N) each, rows summing to 1.
+
+    A module that reads two pictures side by side (BLIP's NLVR2) gives (R, T, 2N), the left one's keys first; each
+    half of a row sums to 1.
+    """
     with torch.no_grad(), kept_weights(modules) as kept:
         run()
-    return [weights[-1].mean(dim=1) for weights in _called(kept)]
+    return [torch.cat(weights, dim=-1).mean(dim=1) for weights in _last_calls(modules, kept)]
 
 
 def gradcam(
@@ -51,24 +55,32 @@ def gradcam(
             differentiated, so rows must not depend on one another).
 
     Returns:
-        maps, (R, T, N) a module, not normalised; and what `score` returned.
+        maps, (R, T, N) a module (or (R, T, 2N), see `attention_maps`), not normalised; and what `score` returned.
     """
     with torch.enable_grad(), kept_weights(modules) as kept:
         value = score()
-        weights = [w[-1] for w in _called(kept)]
-        gradients = torch.autograd.grad(value.sum(), weights, allow_unused=True)
+        weights = _last_calls(modules, kept)
+        flat = [w for reads in weights for w in reads]
+        gradients = iter(torch.autograd.grad(value.sum(), flat, allow_unused=True))
     maps = []
-    for weight, gradient in zip(weights, gradients):
-        if gradient is None:
-            raise ValueError("the score does not depend on one of the modules; choose a layer that it passes")
-        maps.append((weight.detach() * gradient.clamp(min=0)).mean(dim=1))
+    for reads in weights:
+        shares = []
+        for weight in reads:
+            gradient = next(gradients)
+            if gradient is None:
+                raise ValueError(
+                    "the score does not depend on one of the modules; choose a layer that it passes"
+                )
+            shares.append((weight.detach() * gradient.clamp(min=0)).mean(dim=1))
+        maps.append(torch.cat(shares, dim=-1))
     return maps, value.detach()
 
 
-def _called(kept: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
+def _last_calls(modules: Sequence[Reader], kept: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
+    """The weights of each module's last call, one tensor for each memory that it read."""
     if not all(kept):
         raise ValueError("one of the modules was not used in this run; choose a layer that attends")
-    return kept
+    return [weights[-module.READS :] for module, weights in zip(modules, kept)]
 
 
 def patch_grid(maps: torch.Tensor, first: int = 1) -> torch.Tensor:
@@ -81,7 +93,7 @@ def patch_grid(maps: torch.Tensor, first: int = 1) -> torch.Tensor:
 
 
 def getAttMap(  # noqa: N802  the name is public
-    img: Any, attMap: Any, blur: bool = True, overlap: bool = True
+    img: Any, attMap: Any, blur: bool = True, overlap: bool = True, *, top: float | None = None
 ) -> np.ndarray:
     """A heat map over a picture (the original's function of this name).
 
@@ -90,6 +102,7 @@ def getAttMap(  # noqa: N802  the name is public
         attMap: (g, g), any range; it is stretched to 0 … 1.
         blur: smooth it with a Gaussian of 2 % of the picture's longer side.
         overlap: lay it over the picture, the stronger the more opaque; else the colours alone.
+        top: the value at which colours end, for maps that are to be compared; None: the map's greatest.
 
     Returns:
         (h, w, 3) floats from 0 to 1.
@@ -100,11 +113,14 @@ def getAttMap(  # noqa: N802  the name is public
             f"img has shape {picture.shape}; a picture (h, w, 3) with values from 0 to 1 was expected"
         )
     height, width = picture.shape[:2]
-    heat = Image.fromarray(_stretched(np.asarray(attMap, dtype=np.float32)))
+    values = np.asarray(attMap, dtype=np.float32)
+    heat = Image.fromarray(_stretched(values))
     grown = np.asarray(heat.resize((width, height), Image.Resampling.BICUBIC))
     if blur:
         grown = _smoothed(grown, 0.02 * max(height, width))
     grown = _stretched(grown)
+    if top is not None:
+        grown = grown * min(1.0, float(values.max()) / top if top > 0 else 0.0)
     colours = _jet(grown)
     if not overlap:
         return colours

@@ -18,6 +18,7 @@ from lavis.common.registry import registry, suggest
 from lavis.datasets.base import open_picture
 from lavis.models import BaseModel, load_model_and_preprocess
 from lavis.models.base import read_description
+from lavis.processors.video import choose_frames
 
 _VALUES = 1024  # of a tensor that a fingerprint looks at
 
@@ -59,14 +60,25 @@ class Loaded:
             ValueError: it is a clip, and the model is for pictures.
             ImportError: it is a clip, and PyAV is not installed.
         """
-        if not is_clip(path, self.sees):
-            return self.prepare(open_picture(path, upright=True))
-        if self.sees == "video":
-            return self.prepare(path)
-        raise ValueError(
-            f"{path} is a clip, and {self.spec} is for pictures; choose a model of clips, such as "
-            "blip_video_qa/vqav2 or alpro_retrieval/msrvtt"
-        )
+        return self.prepare(path if self._is_clip(path) else open_picture(path, upright=True))
+
+    def pictures(self, path: Path) -> list[Image.Image]:
+        """What the model looks at in a file, to be shown: an upright picture, or evenly spread frames of a clip.
+
+        Raises: as `read`.
+        """
+        if self._is_clip(path):
+            return choose_frames(path, getattr(self.vis, "n_frms", None))
+        return [open_picture(path, upright=True)]
+
+    def _is_clip(self, path: Path) -> bool:
+        clip = is_clip(path, self.sees)
+        if clip and self.sees == "image":
+            raise ValueError(
+                f"{path} is a clip, and {self.spec} is for pictures; choose a model of clips, such as "
+                "blip_video_qa/vqav2 or alpro_retrieval/msrvtt"
+            )
+        return clip
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A fresh context in which the model computes in its precision."""

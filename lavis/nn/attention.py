@@ -112,8 +112,11 @@ class Reader:
     """Part of a module that attends: reading, and keeping the weights of each call for maps and Grad-CAM.
 
     The module sets `heads`, and `weight_dropout` if it has any. `kept` is None, and nothing is kept; a list
-    there receives weights (R, H, T, N), see lavis.common.gradcam.
+    there receives weights (R, H, T, N), see lavis.common.gradcam. `READS`: how many memories a call reads, each by
+    a `read` of its own.
     """
+
+    READS = 1
 
     heads: int
     training: bool

@@ -262,6 +262,8 @@ class TwinResidual(nn.Module):
 class TwinCrossAttention(nn.Module, Reader):
     """Two cross-attentions side by side, one per picture (BLIP paper, section 5.4 and figure 5b)."""
 
+    READS = 2
+
     def __init__(self, config: TextConfig, merge: bool) -> None:
         super().__init__()
         self.heads, self.weight_dropout = config.heads, config.attention_dropout
