@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -65,6 +66,26 @@ def test_the_same_configuration_gives_the_same_run_whatever_the_workers(tmp_path
     assert a.output_dir != b.output_dir  # two runs within one second keep apart
     assert same(weights(a.output_dir), weights(b.output_dir))
     assert not same(weights(a.output_dir), weights(c.output_dir))
+
+
+@pytest.fixture(params=["spawn", "forkserver"])
+def started(request: pytest.FixtureRequest) -> Any:
+    """Processes are started, not forked."""
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield
+    multiprocessing.set_start_method(usual, force=True)
+
+
+def test_workers_that_are_started_instead_of_forked(started: None, tmp_path: Path) -> None:
+    """As on macOS and Windows, and from Python 3.14 on: data set and processors go to the other process."""
+    options = {
+        "datasets.shapes_video_qa.n_train": 8, "datasets.shapes_video_qa.cache": False, "run.max_iters": 2,
+        "run.iters_per_inner_epoch": 2, "run.batch_size_train": 2, "run.valid_splits": [], "run.test_splits": [],
+        "run.device": "cpu", "run.precision": "fp32", "run.output_dir": str(tmp_path),
+    }  # fmt: skip
+    a, b = (train("blip/video_qa_shapes", options={**options, "run.num_workers": n}) for n in (0, 2))
+    assert same(weights(a.output_dir), weights(b.output_dir))
 
 
 def test_validation_does_not_change_training(tmp_path: Path) -> None:
