@@ -92,6 +92,10 @@ def retrieval(count: int = 4):
     }  # fmt: skip
 
 
+def video_captions(count=2):
+    return {"video": videos(count), "text_input": [f"a picture of {text}" for text in TEXTS[:count]]}
+
+
 HEADS = {
     "nlvr": ("blip_nlvr", {}, nlvr),
     "classification": ("blip_classification", {}, classification),
@@ -100,6 +104,7 @@ HEADS = {
     "dialogue, some candidates": ("blip_vis_dialogue", {"candidates": 3}, dialogue),
     "dialogue, writing": ("blip_vis_dialogue", {"answering": "generate"}, dialogue),
     "video dialogue": ("blip_video_dialogue", {}, lambda: dialogue(video=True)),
+    "video captions": ("blip_video_caption", {}, video_captions),
     "video questions": ("blip_video_qa", {}, video_qa),
     "video retrieval": ("blip_video_retrieval", {"queue_size": 8}, retrieval),
 }
@@ -511,12 +516,17 @@ def test_a_video_of_one_frame_is_a_picture():
     for name, picture_name, samples in (
         ("blip_video_retrieval", "blip_retrieval", {"text_input": TEXTS[:3]}),
         ("blip_video_qa", "blip_vqa", {"text_input": TEXTS[:3]}),
+        ("blip_video_caption", "blip_caption", {}),
     ):
         video, picture = random_model(name), random_model(picture_name)
         assert video.state_dict().keys() == picture.state_dict().keys()
         for key, value in video.state_dict().items():
             torch.testing.assert_close(value, picture.state_dict()[key], rtol=0, atol=0)
-        if "qa" in name:
+        if "caption" in name:
+            of_video = video.forward_encoder({"video": image.unsqueeze(2)})
+            of_image = picture.forward_encoder({"image": image})
+            assert video.generate({"video": image.unsqueeze(2)}) == picture.generate({"image": image})
+        elif "qa" in name:
             of_video = video.forward_encoder({"video": image.unsqueeze(2), **samples})
             of_image = picture.forward_encoder({"image": image, **samples})
         else:

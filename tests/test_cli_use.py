@@ -162,7 +162,7 @@ def test_help_lists_commands_under_headings(capsys: pytest.CaptureFixture[str]) 
             ["ask", "PICTURE", "what?", "--model", "alpro_qa/tiny", "--answers", "a,b"],
             "knows 33 answers, but 2 names are given",
         ),
-        (["caption", "PICTURE", "--model", "blip_video_qa/tiny"], "does not write captions about pictures"),
+        (["caption", "PICTURE", "--model", "blip_video_qa/tiny"], "such as blip_video_caption/base_coco"),
         (["match", "DRAWINGS", "a", "--model", "alpro_retrieval/tiny"], "no clips in this folder"),
         (["search", "EMPTY", "--picture", "nope.mp4"], "--picture: there is no file nope.mp4"),
         (["convert", "x.pth"], "Name a folder: --to my_model"),
@@ -516,6 +516,18 @@ def clips(tmp_path: Path) -> Path:
         shutil.copy(CLIPS / f"clip_{i}.webm", folder / "more" if i == 2 else folder)
     shutil.copy(CLIPS / "drawing_00.png", folder)
     return folder
+
+
+def test_captions_of_clips(run: Callable[..., Ran], clips: Path) -> None:
+    model = ("--model", "blip_video_caption/tiny_shapes")
+    code, rows, said = run("caption", clips, *model, "--num-captions", "2")
+    found = {Path(row["video"]).name: row["captions"] for row in rows}
+    assert code == 0 and set(found) == {"clip_0.webm", "clip_1.webm", "clip_2.webm"} and not said
+    assert "pink heart" in found["clip_0.webm"][0] and all(len(texts) == 2 for texts in found.values())
+    code, rows, _ = run("caption", clips / "drawing_00.png", *model)  # a clip in which nothing moves
+    assert code == 0 and list(rows[0]) == ["video", "caption"]
+    code, _, said = run("caption", clips / "clip_0.webm")
+    assert code == 2 and "is a clip, and blip_caption/tiny_shapes is for pictures" in said
 
 
 def test_texts_and_clips(run: Callable[..., Ran], clips: Path) -> None:

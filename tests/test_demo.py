@@ -244,6 +244,14 @@ def test_the_sentence_of_a_clip_beats_those_of_others(pool, tmp_path):
             assert rows[0].text == sentence, rows
 
 
+def test_clips_are_captioned(pool, tmp_path):
+    pytest.importorskip("av")
+    with pool.use("blip_video_caption/tiny_shapes") as loaded:
+        rows = page("video_captioning", tmp_path).run(loaded, EXAMPLES / "clip_0.webm", 2)
+    assert len(rows) == 2 and rows[0].share >= rows[1].share
+    assert "pink heart" in rows[0].text and "yellow heart" in rows[0].text, rows
+
+
 def test_questions_about_clips_take_the_same_way(pool, tmp_path):
     pytest.importorskip("av")
     with pool.use("blip_video_qa/tiny_shapes") as loaded:

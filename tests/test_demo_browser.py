@@ -29,6 +29,7 @@ PAGES = {  # name: what a good result holds
     "classification": "green square",
     "matching": "a purple ring above a red triangle and a green square",
     "video_matching": "a yellow heart grows",
+    "video_captioning": "pink heart",
     "video_answering": "yes",
 }
 SIZES = {"wide": (1280, "light"), "narrow": (390, "dark")}

@@ -300,6 +300,9 @@ HEADS = {
         "blip_vis_dialogue", data="shapes_dialogue", floor=of_tokens, iterations=80, also=ranks,
         model={"answering": "generate"}, **WRITTEN, **IN_DIALOGUE,
     ),
+    "blip_video_caption": Head(
+        "blip_video_caption", "captioning", "shapes_video_caption", described, of_tokens, 80, also=captions,
+    ),
     "blip_video_qa": Head(
         "blip_video_qa", "vqa", "shapes_video_qa", HOW_MANY_LEFT, of_texts, 60, also=writes,
         options={"words": True}, **ACCURATE,

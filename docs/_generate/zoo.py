@@ -45,6 +45,7 @@ CHECKED = {
     "original's recorded ones; on tiny random weights, also those of transformers.",
     "blip_vis_dialogue": NO_PEER,
     "blip_video_dialogue": NO_PEER,
+    "blip_video_caption": ON_FRAMES,
     "blip_video_qa": ON_FRAMES,
     "blip_video_retrieval": ON_FRAMES,
     "clip": "Features, logits, loss, zero-shot classifier of ViT-B/32, ViT-B/16 and RN50 at full size equal the "

@@ -45,10 +45,10 @@ def caption(
     pretty: options.Pretty = False,
     null: options.Null = False,
 ) -> None:
-    """Caption pictures.
+    """Caption pictures (or clips, with a model of clips).
 
-    Prints one JSON object per picture, {"image", "caption"}; with --num-captions also "captions". A picture
-    that cannot be read is reported, the others go on, and the exit code is 1.
+    Prints one JSON object per picture, {"image", "caption"} ("video" for a clip); with --num-captions also "captions".
+    A picture that cannot be read is reported, the others go on, and the exit code is 1.
 
     \b
     Examples:
@@ -56,13 +56,14 @@ def caption(
       lavis caption photos/ --scores --out captions.jsonl
       lavis caption "photos/**/*.png" --nucleus --num-captions 5 --seed 1
       lavis caption photos/ --model output/20260101_120000/checkpoint_best --pretty
+      lavis caption clips/ --model blip_video_caption/base_coco
       find photos -name "*.jpg" -newer last_run -print0 | lavis caption - -0
     """
     if num_captions > num_beams and not nucleus:
         raise ValueError(
             f"--num-captions {num_captions} is more than --num-beams {num_beams}; raise it, or use --nucleus"
         )
-    pictures = Pictures.of(paths, null)
+    pictures = Pictures.of(paths, null, common.sees(model, CAPTIONER))
     common.note_default(model, checkpoint, CAPTIONER, options.SHAPES, "blip_caption/base_coco", "0.9 GB")
     import torch
 
@@ -79,20 +80,18 @@ def caption(
 
     def predict(images: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
         with loaded.autocast():
-            texts = network.generate({"image": torch.stack(images).to(network.device)}, **arguments)
+            texts = network.generate({pictures.sees: torch.stack(images).to(network.device)}, **arguments)
         for i, path in enumerate(paths):
             mine = slice(i * num_captions, (i + 1) * num_captions)
-            yield _row({"image": str(path)}, "caption", texts, mine, scores)
+            yield _row({pictures.sees: str(path)}, "caption", texts, mine, scores)
 
     pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None)
 
 
 def _captioner(loaded: Any) -> Any:
-    if not hasattr(loaded.model, "generate") or loaded.sees != "image":
-        subject = " about pictures" if loaded.sees != "image" else ""
-        raise ValueError(
-            f"{loaded.spec} does not write captions{subject}; choose a model such as blip_caption/base_coco"
-        )
+    if not hasattr(loaded.model, "generate"):
+        better = "blip_video_caption/base_coco" if loaded.sees == "video" else "blip_caption/base_coco"
+        raise ValueError(f"{loaded.spec} does not write captions; choose a model such as {better}")
     return loaded.model
 
 

@@ -22,6 +22,7 @@ _STARTING_MODELS = {
     ("vqa", "image"): (ANSWERER, "blip_vqa/vqav2"),
     ("retrieval", "image"): ("blip_retrieval/tiny_shapes", "blip_retrieval/coco"),
     ("classification", "image"): ("blip_classification/tiny_shapes", "blip_classification/base"),
+    ("captioning", "video"): ("blip_video_caption/tiny_shapes", "blip_video_caption/base_coco"),
     ("vqa", "video"): ("blip_video_qa/tiny_shapes", "blip_video_qa/vqav2"),
     ("retrieval", "video"): ("alpro_retrieval/tiny_shapes", "alpro_retrieval/msrvtt"),
     ("classification", "video"): ("alpro_qa/tiny_shapes", "alpro_qa/msrvtt"),

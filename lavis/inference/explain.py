@@ -192,7 +192,7 @@ def _caption(model: BlipCaption, samples: Samples, text: str | None, layer: int 
     # a word's pieces, moved behind the prompt; what predicts a piece is the row before it
     rows = [torch.tensor([p + start - 2 for p in place], device=ids.device) for place in places]
     with torch.no_grad():
-        image_embeds = model.visual_encoder(samples["image"])
+        image_embeds = model.forward_encoder(samples)
 
     def likely() -> torch.Tensor:
         memory = model.text_decoder.project_memory(image_embeds)

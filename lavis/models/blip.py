@@ -133,7 +133,7 @@ class BlipCaption(Blip):
         self.text_decoder.tie_weights()
 
     def forward_encoder(self, samples: Mapping[str, Any]) -> torch.Tensor:
-        """States of the pictures, (B, N, D)."""
+        """States of the pictures, (B, N, D), or of clips' frames, (B, F·N, D)."""
         return self.visual_encoder(self._image(samples))
 
     def forward_decoder(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lavis.common.registry import registry
 from lavis.models.base import Preset
+from lavis.models.blip import BlipCaption
 from lavis.models.blip_dialogue import BlipDialogue
 from lavis.models.blip_matching import BlipITM, BlipRetrieval
 from lavis.models.blip_vqa import BlipVQA
@@ -57,6 +58,19 @@ def _on_videos(preset: Preset, frames: int) -> Preset:
         vis_processor={p: {"name": f"alpro_video_{p}", "n_frms": frames} for p in ("train", "eval")},
         note=f"{preset.note}; on {frames} frames of a video",
     )
+
+
+@registry.register_model("blip_video_caption")
+class BlipVideoCaption(SeesVideo, BlipCaption):
+    """Captions videos, zero-shot from a captioner of pictures, or fine-tuned. Not in the paper, which has questions and
+    retrieval on frames (section 5.6); as `BlipCaption`, with `video` (B, 3, F, h, w) in samples."""
+
+    registered_name = "blip_video_caption"
+    RULES = replace(BlipCaption.RULES, resize=RESIZE)
+    PRESETS: ClassVar[dict[str, Preset]] = {
+        name: _on_videos(BlipCaption.PRESETS[name], frames=8)
+        for name in ("base_coco", "large_coco", "tiny", "tiny_shapes")
+    }
 
 
 @registry.register_model("blip_video_qa")

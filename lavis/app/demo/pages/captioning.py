@@ -61,27 +61,44 @@ class Captioning(Page):
         longest: int = 40,
     ) -> list[list[Row]]:
         """Captions of each picture of a batch, best first."""
-        import torch
+        return describe(
+            loaded,
+            picture,
+            captions,
+            longest,
+            use_nucleus_sampling=method == NUCLEUS,
+            num_beams=max(beams, captions),
+            top_p=top_p,
+            seed=seed,
+        )
 
-        image = torch.stack([loaded.vis(p) for p in picture]).to(loaded.model.device)
-        with loaded.autocast():
-            found = loaded.model.generate(
-                {"image": image},
-                use_nucleus_sampling=method == NUCLEUS,
-                num_beams=max(beams, captions),
-                num_captions=captions,
-                top_p=top_p,
-                seed=seed,
-                max_new_tokens=longest,
-                min_new_tokens=min(5, longest),
-                return_scores=True,
-            )
-        # of both methods the score is a log-probability per token
-        rows = [
-            Row(text.strip(), math.exp(score), percent(math.exp(score)))
-            for text, score in zip(found.texts, found.scores, strict=True)
-        ]
-        return [
-            sorted(rows[i : i + captions], key=lambda row: -(row.share or 0))
-            for i in range(0, len(rows), captions)
-        ]
+
+def describe(
+    loaded: Any, media: list[Any], captions: int, longest: int = 40, **arguments: Any
+) -> list[list[Row]]:
+    """Captions of each picture or clip of a batch, best first, with their probability per token.
+
+    Args:
+        longest: tokens of a caption, at most. arguments: of the model's `generate`.
+    """
+    import torch
+
+    samples = {loaded.sees: torch.stack([loaded.prepare(m) for m in media]).to(loaded.model.device)}
+    with loaded.autocast():
+        found = loaded.model.generate(
+            samples,
+            num_captions=captions,
+            max_new_tokens=longest,
+            min_new_tokens=min(5, longest),
+            return_scores=True,
+            **arguments,
+        )
+    # of both methods the score is a log-probability per token
+    rows = [
+        Row(text.strip(), math.exp(score), percent(math.exp(score)))
+        for text, score in zip(found.texts, found.scores, strict=True)
+    ]
+    return [
+        sorted(rows[i : i + captions], key=lambda row: -(row.share or 0))
+        for i in range(0, len(rows), captions)
+    ]
