@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lavis.app.demo.page import EXAMPLES
 from lavis.cli import common
 from lavis.cli.main import _normalized, _without_traceback, main
 from lavis.cli.runs import script
@@ -272,6 +273,17 @@ def _table(pictures: Path) -> Path:
     rows = [{"image": f"p{i}.png", "text": f"a picture number {i}"} for i in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_train_on_own_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("av")
+    table = tmp_path / "clips.csv"
+    table.write_text("video,caption\nclip_0.webm,a yellow heart grows\nclip_1.webm,a diamond moves\n")
+    call = ["--task", "captioning", "--data", str(table), "--images", str(EXAMPLES), "--out", str(tmp_path)]
+    assert main(["train", *call, "--epochs", "1", "--val", str(table)]) == 0
+    captured = capsys.readouterr()
+    assert "starting from the small packaged model blip_video_caption/tiny_shapes" in captured.err
+    assert json.loads(captured.out)["stopped"] == "finished"
 
 
 def test_train_and_evaluate_on_own_data(
