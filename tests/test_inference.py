@@ -316,6 +316,7 @@ def test_a_clip_in_which_nothing_moves_has_a_pictures_maps(
     np.testing.assert_allclose(moving.maps, moving.maps[:, :1].repeat(8, axis=1), rtol=1e-3, atol=1e-8)
     alone = explain(video, video.vis([drawings[0]])[:, :1], "a red heart")  # a clip of one frame
     np.testing.assert_allclose(alone.maps, still.maps, rtol=1e-3, atol=1e-7)
+    assert explanation_sheet([drawings[0]], alone).width > explanation_sheet([drawings[0]], alone, [1]).width
     assert alone.score == pytest.approx(still.score, abs=1e-3)
 
 

@@ -39,8 +39,8 @@ class Explanation:
 
     Attributes:
         words: W of them; of a visual question answering model the question's.
-        maps: (W, g, g) floats, 0 and above, of a picture; (W, P, g, g) of a pair's two or a clip's frames. A word of
-            several pieces has their mean. Larger is more important; only values of one word compare.
+        maps: (W, g, g) floats, 0 and above, of one picture or frame; (W, P, g, g) of a pair's two or a clip's frames. A
+            word of several pieces has their mean. Larger is more important; only values of one word compare.
         whole: (g, g) or (P, g, g), the mean over words.
         text: what is explained: the text that was given, the caption, the answer, or the class: "true" or "false" of
             a statement about two pictures, "class 0" and so on of others.
@@ -125,7 +125,7 @@ def explanation_sheet(
     tiles = [
         Tile(overlay(below, heat, heats.max()), [word if i == 0 else ""])
         for word, heats in rows
-        for i, (below, heat) in enumerate(zip(shown, heats if several else [heats]))
+        for i, (below, heat) in enumerate(zip(shown, heats.reshape(-1, *heats.shape[-2:])))
     ]
     together = min(len(rows), max(1, _COLUMNS // len(shown)))  # words in a row of the sheet
     columns = len(shown) * together if several else None
