@@ -163,6 +163,8 @@ def test_help_lists_commands_under_headings(capsys: pytest.CaptureFixture[str]) 
             "knows 33 answers, but 2 names are given",
         ),
         (["caption", "PICTURE", "--model", "blip_video_qa/tiny"], "such as blip_video_caption/base_coco"),
+        (["caption", "PICTURE", "--model", "blip_video_dialogue/tiny"], "does not write captions"),
+        (["caption", "PICTURE", "--model", "blip_vis_dialogue/tiny"], "such as blip_caption/base_coco"),
         (["match", "DRAWINGS", "a", "--model", "alpro_retrieval/tiny"], "no clips in this folder"),
         (["search", "EMPTY", "--picture", "nope.mp4"], "--picture: there is no file nope.mp4"),
         (["convert", "x.pth"], "Name a folder: --to my_model"),
@@ -666,9 +668,8 @@ def test_explain_a_clip(run: Callable[..., Ran], clips: Path, tmp_path: Path) ->
     out, model = tmp_path / "frames.png", ("--model", "blip_video_retrieval/tiny_shapes")
     code, rows, _ = run("explain", clips / "clip_0.webm", TOLD[0], "--json", "--out", out, *model)
     words = TOLD[0].split()
-    assert code == 0 and rows[0]["words"] == words and np.array(rows[0]["maps"]).shape == (
-        len(words), 8, 8, 8
-    )  # fmt: skip
+    assert code == 0 and rows[0]["words"] == words and rows[0]["video"] == str(clips / "clip_0.webm")
+    assert np.array(rows[0]["maps"]).shape == (len(words), 8, 8, 8)
     with Image.open(out) as picture:
         assert picture.width > 8 * 100 and picture.height > len(words) * 100
     code, rows, _ = run("explain", clips / "drawing_00.png", "a heart", "--out", out, *model)

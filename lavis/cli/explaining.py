@@ -58,9 +58,9 @@ def explain(
 ) -> None:
     """Show where in a picture each word of a text has its evidence (Grad-CAM).
 
-    Prints one JSON object: {"image", "text", "score", "words"}, with --json also "maps", a square of numbers per word
-    (of a pair or a clip a list of squares: one per picture or frame).
-    A map is stretched to the full range of colours, so it shows where a word looks, not how sure the model is.
+    Prints one JSON object: {"image", "text", "score", "words"} ("video" of a model of clips; of a pair also "right"),
+    with --json also "maps", a square of numbers per word (of a pair or a clip a list of squares, one per picture).
+    A word's map is stretched to the full range of colours, so it shows where the word looks, not how sure the model is.
 
     \b
     Examples:
@@ -73,15 +73,16 @@ def explain(
     """
     if out is None and not as_json:
         raise ValueError("where should the maps go? Name a file, --out maps.png, or print them with --json")
-    spec = model or (CAPTIONER if text is None else MATCHER)
+    default = CAPTIONER if text is None else MATCHER
+    spec = model or default
     from lavis.datasets.base import open_picture
 
     # what can't be read is said before a large model is loaded
     files = [path.expanduser() for path in (picture, right) if path is not None]
-    clip = is_clip(files[0], common.sees(spec, CAPTIONER if text is None else MATCHER))
+    clip = is_clip(files[0], common.sees(spec, default))
     shown = [] if clip else [open_picture(file, upright=True) for file in files]
     better = "blip_caption/base_coco" if text is None else "blip_retrieval/coco"
-    common.note_default(spec, checkpoint, CAPTIONER if text is None else MATCHER, options.SHAPES, better)
+    common.note_default(spec, checkpoint, default, options.SHAPES, better)
     from lavis import inference
     from lavis.inference.explain import explanation_sheet, reads_pairs
 
@@ -100,7 +101,7 @@ def explain(
     found = inference.explain(loaded, shown if several else shown[0], text, layer)
     places = None if not word else _places(found.words, word)
     row: dict[str, Any] = {
-        "image": str(picture), "text": found.text, "score": round(found.score, 6),
+        loaded.sees: str(picture), "text": found.text, "score": round(found.score, 6),
         "words": found.words if places is None else [found.words[i] for i in places],
     }  # fmt: skip
     if right is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +90,10 @@ def caption(
 
 
 def _captioner(loaded: Any) -> Any:
-    if not hasattr(loaded.model, "generate"):
+    # what a dialogue model has by that name writes answers, and takes none of a captioner's arguments
+    generate = getattr(loaded.model, "generate", None)
+    takes = {} if generate is None else inspect.signature(generate).parameters
+    if "num_captions" not in takes and all(p.kind is not p.VAR_KEYWORD for p in takes.values()):
         better = "blip_video_caption/base_coco" if loaded.sees == "video" else "blip_caption/base_coco"
         raise ValueError(f"{loaded.spec} does not write captions; choose a model such as {better}")
     return loaded.model

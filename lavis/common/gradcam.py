@@ -61,19 +61,11 @@ def gradcam(
         value = score()
         weights = _last_calls(modules, kept)
         flat = [w for reads in weights for w in reads]
-        gradients = iter(torch.autograd.grad(value.sum(), flat, allow_unused=True))
-    maps = []
-    for reads in weights:
-        shares = []
-        for weight in reads:
-            gradient = next(gradients)
-            if gradient is None:
-                raise ValueError(
-                    "the score does not depend on one of the modules; choose a layer that it passes"
-                )
-            shares.append((weight.detach() * gradient.clamp(min=0)).mean(dim=1))
-        maps.append(torch.cat(shares, dim=-1))
-    return maps, value.detach()
+        gradients = torch.autograd.grad(value.sum(), flat, allow_unused=True)
+    if any(gradient is None for gradient in gradients):
+        raise ValueError("the score does not depend on one of the modules; choose a layer that it passes")
+    shares = iter([(w.detach() * g.clamp(min=0)).mean(dim=1) for w, g in zip(flat, gradients)])
+    return [torch.cat([next(shares) for _ in reads], dim=-1) for reads in weights], value.detach()
 
 
 def _last_calls(modules: Sequence[Reader], kept: list[list[torch.Tensor]]) -> list[list[torch.Tensor]]:

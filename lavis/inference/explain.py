@@ -73,8 +73,8 @@ def explain(loaded: Loaded, picture: Any, text: str | None = None, layer: int | 
     """
     model = loaded.model
     method = next((how for kind, how in _KINDS.items() if isinstance(model, kind)), None)
-    crosses = method is not None and (not isinstance(model, Alignment) or model.MATCHES)
-    if method is None or not crosses or not _crossing(_words_encoder(model)):
+    # of those that compare, only some match; ALPRO's words don't cross-attend
+    if method is None or not getattr(model, "MATCHES", True) or not _crossing(_words_encoder(model)):
         raise ValueError(
             f"{loaded.spec} can't be explained word by word; choose a model with a matching head "
             "(blip_image_text_matching/base, albef_retrieval/coco), a captioner (blip_caption/base_coco), one that "

@@ -28,4 +28,4 @@ class VideoCaptioning(Page):
 
     def run(self, loaded: Any, clip: Any, captions: int = 3) -> list[Row]:
         """Captions, best first."""
-        return describe(loaded, [clip], captions, num_beams=max(5, captions))[0]
+        return describe(loaded, [clip], captions, num_beams=5)[0]
