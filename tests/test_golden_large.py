@@ -1,4 +1,5 @@
-"""Full-size models that have no stored outputs equal transformers' on the recipe's weights, from an official .pth."""
+"""Full-size models equal those of other libraries on the recipe's weights: where the original recorded no outputs
+transformers', from an official .pth; every CLIP OpenCLIP's, from a file as its training writes it."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ import pytest
 import torch
 
 from lavis.models.checkpoints import TRANSFORMERS_BLIP, Rules
+from lavis.models.clip import Clip
 from lavis.models.clip_checkpoints import TRANSFORMERS_CLIP
 from tests import golden
 from tests.reference import recipe
 
-transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.golden, pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 
 VIT_LARGE = {
@@ -23,6 +24,11 @@ VIT_LARGE = {
     "num_attention_heads": 16,
 }
 TEXTS = ["a photo of a dog", "two cats asleep on a couch, seen from above"]
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    return pytest.importorskip("transformers")
 
 
 def fill(peer: Any, name: str, rules: Rules) -> Any:
@@ -46,7 +52,7 @@ def fill(peer: Any, name: str, rules: Rules) -> Any:
     return peer.eval()
 
 
-def blip_peer(kind: str, name: str, size: int) -> Any:
+def blip_peer(transformers: Any, kind: str, name: str, size: int) -> Any:
     config = transformers.BlipConfig(
         text_config={"encoder_hidden_size": 1024, "num_attention_heads": 12, "label_smoothing": 0.1,
                      "bos_token_id": 30522, "eos_token_id": 102, "sep_token_id": 102, "pad_token_id": 0},
@@ -63,7 +69,7 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(("model_type", "size"), [("ViT-L-14", 224), ("ViT-L-14-336", 336)])
 @torch.no_grad()
-def test_clip(model_type, size, tmp_path):
+def test_clip(transformers, model_type, size, tmp_path):
     name = f"clip.{model_type}"
     model = golden.load(name, tmp_path)
     act = {"hidden_act": "quick_gelu", "projection_dim": 768}
@@ -83,10 +89,10 @@ def test_clip(model_type, size, tmp_path):
 
 
 @torch.no_grad()
-def test_blip_caption(tmp_path):
+def test_blip_caption(transformers, tmp_path):
     name = "blip_caption.large_coco"
     model = golden.load(name, tmp_path)
-    peer = blip_peer("BlipForConditionalGeneration", name, 384)
+    peer = blip_peer(transformers, "BlipForConditionalGeneration", name, 384)
     image = recipe.make_images(3, 384)
 
     ids = model.tokenizer(["a picture of a red bus on the road"] * 2).ids
@@ -108,11 +114,11 @@ def test_blip_caption(tmp_path):
 
 
 @torch.no_grad()
-def test_blip_matching(tmp_path):
+def test_blip_matching(transformers, tmp_path):
     name = "blip_image_text_matching.large"
     model = golden.load(name, tmp_path)
     size = model.config.image_size
-    peer = blip_peer("BlipForImageTextRetrieval", name, size)
+    peer = blip_peer(transformers, "BlipForImageTextRetrieval", name, size)
     image, tokens = recipe.make_images(3, size), model.tokenizer(TEXTS)
     mask = tokens.mask.long()
     first = tokens.ids.clone()
@@ -122,3 +128,26 @@ def test_blip_matching(tmp_path):
     samples = {"image": image, "text_input": TEXTS}
     assert_near(model(samples, match_head="itm"), itm)
     assert_near(model(samples, match_head="itc"), itc)
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+@pytest.mark.parametrize("model_type", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "RN50"])
+@torch.no_grad()
+def test_every_clip_equals_open_clip(model_type, quick_gelu, tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    peer = open_clip.create_model(model_type + ("-quickgelu" if quick_gelu else ""))
+    peer.load_state_dict(golden.state_dict(f"clip.{model_type}"))
+    path = tmp_path / "epoch_1.pt"
+    torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in peer.state_dict().items()}}, path)
+    model = Clip.from_config(
+        {"model_type": model_type, "weights": str(path), "quick_gelu": quick_gelu}
+    ).eval()
+    path.unlink()
+    texts = [*TEXTS, "  Caf\u00e9 \u2116 7, na\u00efve &amp; co."]
+    image, ids = recipe.make_images(3, model.config.image_size), open_clip.tokenize(texts)
+    assert torch.equal(model.tokenizer(texts, pad_to=77).ids, ids)
+    image_embeds, text_embeds, scale = peer.eval()(image, ids)
+    ours = model.extract_features({"image": image, "text_input": texts})
+    assert_near(ours.image_embeds_proj, image_embeds)
+    assert_near(ours.text_embeds_proj, text_embeds)
+    assert_near(model.logit_scale.exp(), scale)
