@@ -6,9 +6,11 @@ import json
 import math
 
 import pytest
+from PIL import Image
 
 from lavis.common.registry import registry
 from lavis.runners import train
+from tests.small import images, random_model
 
 PLAIN = {
     "train": {"name": "blip_image_eval", "image_size": 64},
@@ -74,3 +76,24 @@ def test_trains_and_evaluates(tmp_path, name, data, options, task, metric):
     assert metric in result.metrics["test"]
     written = min((tmp_path / "job" / "result").glob("test*.json"))
     assert json.loads(written.read_text())
+
+
+@pytest.mark.parametrize("name", sorted(set(registry.list_models()) - {"gpt_dialogue"}))  # it reads features
+def test_what_is_no_batch_is_refused(name):
+    model = random_model(name, **({"num_classes": 3} if name.endswith("_classification") else {}))
+    keys = ("image0", "image1") if name.endswith("_nlvr") else (getattr(model, "MEDIA", "image"),)
+    call = model.extract_features if name.endswith("feature_extractor") else model
+    rest = {
+        "image_id": [0, 1], "label": [0, 1], "answers": [0, 1], "answer": ["a", "b"], "n_answers": [1, 1],
+        "weight": [1, 1], "epoch": 0, "iters": 0, "num_iters_per_epoch": 1,
+    }  # fmt: skip
+    good = images(2) if keys != ("video",) else images(2)[:, :, None].expand(-1, -1, 8, -1, -1)
+    one_side = name.startswith("clip")  # of its samples
+    wrong = [(Image.new("RGB", (64, 64)), "a Image"), (good[:0], "an empty batch"), (None, "a NoneType")]
+    for media, found in wrong[:2] if one_side else wrong:
+        said = rf"samples\['{keys[0]}'\] is {found}; it must be a tensor \(B, 3, "
+        with pytest.raises(ValueError, match=said):
+            call({**rest, **dict.fromkeys(keys, media), "text_input": ["a", "b"]})
+    if not one_side:
+        with pytest.raises(ValueError, match=r"samples need '?(text_input|caption)"):
+            call({**rest, **dict.fromkeys(keys, good)})

@@ -187,9 +187,7 @@ class Alignment(VisionTextModel):
         if mode != "text":
             image = self.encode_image(self._image(samples))
         if mode != "image":
-            if "text_input" not in samples:
-                raise ValueError(f"mode {mode!r} needs samples['text_input']; there are {', '.join(samples)}")
-            tokens = self.tokens(self._texts(samples["text_input"], 1 if image is None else image.shape[0]))
+            tokens = self.tokens(self._texts(samples, 1 if image is None else image.shape[0]))
             if mode == "text" or self.FUSES_STATES:
                 states = self.encode_text(tokens)
             if image is not None:
@@ -215,7 +213,7 @@ class Alignment(VisionTextModel):
 
     # ------------------------------------------------------------------------------ training
     def _one_text_each(self, samples: Mapping[str, Any], pictures: int) -> list[str]:
-        texts = self._texts(samples["text_input"], pictures)
+        texts = self._texts(samples, pictures)
         if len(texts) != pictures:
             raise ValueError(f"{len(texts)} texts for {pictures} pictures; this loss takes one per picture")
         return texts

@@ -342,7 +342,7 @@ class AlproQA(Alpro, Classifier):
             loss (nats), logits (R, C), intermediate_output.
         """
         video_embeds = self.visual_encoder(self._image(samples))
-        questions = self._texts(samples["text_input"], len(video_embeds))
+        questions = self._texts(samples, len(video_embeds))
         length = self.config.max_txt_len
         tokens = self.tokenizer(questions, max_length=length, pad_to=length, device=self.device)
         text_embeds = self.encode_text(tokens)

@@ -88,7 +88,7 @@ class Answering(VisionTextModel):
             question states (B·G, T, D), their mask (B·G, T), picture states (B, N, D).
         """
         image_embeds = self.part("visual_encoder", twin)(self._image(samples))
-        questions = self._texts(samples["text_input"], image_embeds.shape[0])
+        questions = self._texts(samples, image_embeds.shape[0])
         tokens = self.tokenizer(questions, max_length=self.config.max_txt_len, device=image_embeds.device)
         tokens.ids[:, 0] = self.enc_id
         encoder = self.part("text_encoder", twin)
@@ -118,6 +118,12 @@ class Answering(VisionTextModel):
             the sequence loss is the cross entropy with theirs. `intermediate_output` with image_embeds,
             encoder_output, decoder_output, decoder_labels.
         """
+        missing = [key for key in ("answer", "n_answers", "weight") if key not in samples]
+        if missing:
+            raise ValueError(
+                f"samples need {', '.join(missing)}: answers, how many belong to each question, and what each weighs; "
+                f"they have {', '.join(samples)}"
+            )
         alpha = self._alpha(samples) if self.distilled else 0.0
         states, mask, image_embeds = self.forward_encoder(samples)
         questions, device = states.shape[0], states.device

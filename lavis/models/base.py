@@ -47,6 +47,21 @@ def inference(method: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
+def checked_batch(media: Any, name: str, shape: str) -> torch.Tensor:
+    """Pictures or clips that a model was given as samples[name].
+
+    Raises:
+        ValueError: they are no tensor, or there are none.
+    """
+    if isinstance(media, torch.Tensor) and len(media):
+        return media
+    found = "an empty batch" if isinstance(media, torch.Tensor) else f"a {type(media).__name__}"
+    raise ValueError(
+        f"samples[{name!r}] is {found}; it must be a tensor {shape} of one or more, as the processor that "
+        "load_model_and_preprocess returns and unsqueeze(0) make it"
+    )
+
+
 # ------------------------------------------------------------------------------------------ outputs
 
 

@@ -140,7 +140,7 @@ class BlipCaption(Blip):
         self, samples: Mapping[str, Any], image_embeds: torch.Tensor
     ) -> tuple[DecoderOutput, torch.Tensor]:
         """Loss and logits of the captions given the pictures' states; and the labels."""
-        texts = self._texts(samples["text_input"], image_embeds.shape[0])
+        texts = self._texts(samples, image_embeds.shape[0])
         tokens = self.tokenizer(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
         ids = tokens.ids
         ids[:, 0] = self.bos_id

@@ -159,7 +159,7 @@ class BlipDialogue(Blip):
                 f"samples need {' and '.join(missing)}: the questions, and for each the rounds before it, a list "
                 f"of (question, answer); they have {', '.join(samples)}"
             )
-        questions, dialogs = self._texts(samples["text_input"], pictures), samples["dialog"]
+        questions, dialogs = self._texts(samples, pictures), samples["dialog"]
         if len(dialogs) != len(questions):
             raise ValueError(
                 f"there are {len(questions)} questions, but `dialog` has {len(dialogs)} lists of rounds"
@@ -228,9 +228,7 @@ class BlipDialogue(Blip):
     def look(self, samples: Mapping[str, Any]) -> Seen:
         """Encode pictures, and their captions over them."""
         image_embeds = self.visual_encoder(self._image(samples))
-        if "caption" not in samples:
-            raise ValueError(f"samples need a caption for each picture; they have {', '.join(samples)}")
-        captions = self._texts(samples["caption"], len(image_embeds))
+        captions = self._texts(samples, len(image_embeds), "caption")
         if len(captions) != len(image_embeds):
             raise ValueError(
                 f"there are {len(captions)} captions for {len(image_embeds)} pictures; give one for each"

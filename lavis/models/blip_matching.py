@@ -181,7 +181,7 @@ class BlipITM(BlipMatching):
         if match_head not in ("itm", "itc"):
             raise ValueError(f"match_head is {match_head!r}; it must be 'itm' or 'itc'")
         image_embeds = self.encode_image(self._image(samples))
-        texts = self._texts(samples["text_input"], image_embeds.shape[0])
+        texts = self._texts(samples, image_embeds.shape[0])
         tokens = self.tokens(texts, max_length=self.config.max_txt_len)
         if match_head == "itm":
             return self.match_logits(TextStates(tokens), self.memorize(image_embeds))
@@ -191,9 +191,7 @@ class BlipITM(BlipMatching):
     def match_scores(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Probability that each text fits its picture (B·G,), and their cosine similarity (B·G,)."""
         image_embeds = self.encode_image(self._image(samples))
-        tokens = self.tokens(
-            self._texts(samples["text_input"], image_embeds.shape[0]), max_length=self.config.max_txt_len
-        )
+        tokens = self.tokens(self._texts(samples, image_embeds.shape[0]), max_length=self.config.max_txt_len)
         fits = self.match_logits(TextStates(tokens), self.memorize(image_embeds)).softmax(dim=1)[:, 1]
         texts = self.text_feature(self.encode_text(tokens)).unflatten(
             0, (image_embeds.shape[0], -1)

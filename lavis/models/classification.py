@@ -100,7 +100,7 @@ class Classifier(VisionTextModel):
         return encoder(tokens.ids, mask=tokens.mask, memory=memory), image_embeds
 
     def _tokens(self, samples: Mapping[str, Any], pictures: int, max_length: int | None = None) -> Tokens:
-        texts = self._texts(samples["text_input"], pictures)
+        texts = self._texts(samples, pictures)
         return self.tokenizer(texts, max_length=max_length, device=self.device)
 
     def _left_and_right(

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.common.registry import registry
-from lavis.models.base import BaseModel, Output, Preset, inference
+from lavis.models.base import BaseModel, Output, Preset, checked_batch, inference
 from lavis.models.checkpoints import Rules
 from lavis.models.clip_checkpoints import RESIZE, TRANSFORMERS_CLIP, adapted
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
@@ -237,7 +237,7 @@ class Clip(BaseModel):
     # ------------------------------------------------------------------------------ features
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Vectors of pictures (B, 3, h, w), not normalised: (B, E)."""
-        return self.visual(image.to(self.device, non_blocking=True))
+        return self.visual(checked_batch(image, "image", "(B, 3, h, w)").to(self.device, non_blocking=True))
 
     def encode_text(self, text: torch.Tensor | str | Sequence[str]) -> torch.Tensor:
         """Vectors of texts, not normalised: (R, E).

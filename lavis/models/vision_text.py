@@ -5,7 +5,7 @@ B pictures (or clips), G texts per picture, N image tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lavis.models import checkpoints
-from lavis.models.base import BaseModel, locate
+from lavis.models.base import BaseModel, checked_batch, locate
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn import momentum
 from lavis.nn.language_model import LanguageModel
@@ -151,13 +151,18 @@ class VisionTextModel(BaseModel):
     def _image(self, samples: Mapping[str, Any], key: str | None = None) -> torch.Tensor:
         """The pictures (B, 3, h, w) or clips (B, 3, T, h, w) under a key, MEDIA by default."""
         key = key or self.MEDIA
+        shape = "(B, 3, frames, h, w)" if self.MEDIA == "video" else "(B, 3, h, w)"
         if key not in samples:
-            shape = "(B, 3, frames, h, w)" if self.MEDIA == "video" else "(B, 3, h, w)"
             raise ValueError(f"samples need {key!r}, {shape}; they have {', '.join(samples) or 'nothing'}")
-        return samples[key].to(self.device, non_blocking=True)
+        return checked_batch(samples[key], key, shape).to(self.device, non_blocking=True)
 
-    def _texts(self, texts: str | Sequence[str], pictures: int) -> list[str]:
-        """A list whose length is a multiple of the number of pictures; one text serves all of them."""
+    def _texts(self, samples: Mapping[str, Any], pictures: int, key: str = "text_input") -> list[str]:
+        """The texts under a key, in a multiple of the number of pictures; one text serves all of them."""
+        if samples.get(key) is None:
+            raise ValueError(
+                f"samples need {key!r}, a text or a list of texts; they have {', '.join(samples) or 'nothing'}"
+            )
+        texts = samples[key]
         texts = [texts] * pictures if isinstance(texts, str) else list(texts)
         if not texts or len(texts) % pictures:
             raise ValueError(
