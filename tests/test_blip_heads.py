@@ -437,7 +437,7 @@ def test_what_was_said_before_counts_and_the_oldest_is_left_out_first():
     [
         ({"caption": TEXTS[:3]}, "3 texts for 4 pictures"),
         ({"caption": TEXTS * 2}, "8 captions for 4 pictures"),
-        ({"caption": None}, "need 'caption'"),
+        ({"caption": None}, "need caption: "),
         ({"dialog": TURNS[:2]}, "`dialog` has 2 lists"),
         ({"dialog": None}, "need dialog"),
         ({"answer_options": None}, "need answer_options"),

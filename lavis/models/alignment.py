@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.common import dist
-from lavis.models.base import inference
+from lavis.models.base import inference, require
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
 from lavis.models.outputs import Features, IntermediateOutput, Similarity
 from lavis.models.tokenizer import Tokens
@@ -137,8 +137,7 @@ class Alignment(VisionTextModel):
 
     def _picture_ids(self, samples: Mapping[str, Any]) -> torch.Tensor:
         """`image_id` as a tensor (B,)."""
-        if "image_id" not in samples:
-            raise ValueError("samples need image_id, integers that say which texts share a picture")
+        require(samples, ("image_id",), "integers that say which texts share a picture")
         return torch.as_tensor(samples["image_id"], device=self.device).flatten()
 
     # ------------------------------------------------------------------------------ the family's part

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lavis.models.base import inference
+from lavis.models.base import inference, require
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import SMOOTHING
 from lavis.models.tokenizer import Tokenizer
@@ -118,12 +118,11 @@ class Answering(VisionTextModel):
             the sequence loss is the cross entropy with theirs. `intermediate_output` with image_embeds,
             encoder_output, decoder_output, decoder_labels.
         """
-        missing = [key for key in ("answer", "n_answers", "weight") if key not in samples]
-        if missing:
-            raise ValueError(
-                f"samples need {', '.join(missing)}: answers, how many belong to each question, and what each weighs; "
-                f"they have {', '.join(samples)}"
-            )
+        require(
+            samples,
+            ("answer", "n_answers", "weight"),
+            "answers, how many belong to each question, and what each weighs",
+        )
         alpha = self._alpha(samples) if self.distilled else 0.0
         states, mask, image_embeds = self.forward_encoder(samples)
         questions, device = states.shape[0], states.device

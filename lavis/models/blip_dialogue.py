@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lavis.common.registry import registry
 from lavis.models.alignment import RERANKING_ROWS
 from lavis.models.answers import write_answers
-from lavis.models.base import Preset, inference
+from lavis.models.base import Preset, inference, require
 from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
@@ -153,12 +153,11 @@ class BlipDialogue(Blip):
 
     # ------------------------------------------------------------------------------ samples
     def _contexts(self, samples: Mapping[str, Any], pictures: int) -> list[Context]:
-        missing = [key for key in ("text_input", "dialog") if key not in samples]
-        if missing:
-            raise ValueError(
-                f"samples need {' and '.join(missing)}: the questions, and for each the rounds before it, a list "
-                f"of (question, answer); they have {', '.join(samples)}"
-            )
+        require(
+            samples,
+            ("text_input", "dialog"),
+            "the questions, and for each the rounds before it, a list of (question, answer)",
+        )
         questions, dialogs = self._texts(samples, pictures), samples["dialog"]
         if len(dialogs) != len(questions):
             raise ValueError(
@@ -190,10 +189,7 @@ class BlipDialogue(Blip):
 
     def _options(self, samples: Mapping[str, Any], questions: int) -> list[list[str]]:
         """The candidates of each question, equally many."""
-        if "answer_options" not in samples:
-            raise ValueError(
-                f"samples need answer_options, the candidates of each question; they have {', '.join(samples)}"
-            )
+        require(samples, ("answer_options",), "the candidates of each question")
         given = list(samples["answer_options"])
         if given and isinstance(given[0], str):
             if len(given) % questions:
@@ -212,10 +208,7 @@ class BlipDialogue(Blip):
 
     def _right(self, samples: Mapping[str, Any], questions: int, options: int) -> list[int]:
         """The place of the right answer among a question's candidates."""
-        if "gt_index" not in samples:
-            raise ValueError(
-                f"samples need gt_index, the right candidate's place; they have {', '.join(samples)}"
-            )
+        require(samples, ("gt_index",), "the right candidate's place")
         right = torch.as_tensor(samples["gt_index"]).flatten().tolist()
         if len(right) != questions or not all(0 <= place < options for place in right):
             raise ValueError(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.models.base import inference
+from lavis.models.base import inference, require
 from lavis.models.checkpoints import StateDict
 from lavis.models.outputs import IntermediateOutput, OutputWithLogits
 from lavis.models.tokenizer import Tokens
@@ -161,11 +161,9 @@ class Classifier(VisionTextModel):
 
     def _labels(self, samples: Mapping[str, Any], shape: torch.Size, needed: bool = True) -> Any:
         """Labels (R,), checked against logits of a shape (R, C); None where there are none and none are needed."""
-        if samples.get(self.LABELS) is None:
-            if needed:
-                raise ValueError(
-                    f"samples need {self.LABELS}, a class number per text; they have {', '.join(samples)}"
-                )
+        if needed:
+            require(samples, (self.LABELS,), "a class number per text")
+        elif samples.get(self.LABELS) is None:
             return None
         labels = torch.as_tensor(samples[self.LABELS], device=self.device).flatten()
         if len(labels) != shape[0]:

@@ -16,7 +16,7 @@ from torch import nn
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.models import checkpoints
-from lavis.models.base import BaseModel, Output, Preset, inference, locate
+from lavis.models.base import BaseModel, Output, Preset, inference, locate, require
 from lavis.models.checkpoints import Rules, more_rows
 from lavis.models.gpt_tokenizer import ANSWERING, GPTTokenizer
 from lavis.models.outputs import Texts
@@ -195,13 +195,12 @@ class GPTDialogue(BaseModel):
             `video_fts`, `input_ids`, `token_type_ids`, `labels`, `attn_mask`: see `forward`.
         """
         videos = self._videos(samples)
-        needed = ["text_input", "dialog", *(["caption"] if self.config.use_caption else [])]
-        missing = [key for key in (*needed, *(["answer"] if answers else [])) if key not in samples]
-        if missing:
-            raise ValueError(
-                f"samples need {', '.join(missing)} (or ids, made by the processor gpt_dialogue); they have "
-                f"{', '.join(samples)}"
-            )
+        caption, answer = ("caption",) * self.config.use_caption, ("answer",) * answers
+        require(
+            samples,
+            ("text_input", "dialog", *caption, *answer),
+            "texts of dialogues (or ids, made by the processor gpt_dialogue)",
+        )
         questions = _texts(samples["text_input"])
         if not questions or len(questions) % len(videos):
             raise ValueError(

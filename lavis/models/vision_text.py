@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lavis.models import checkpoints
-from lavis.models.base import BaseModel, checked_batch, locate
+from lavis.models.base import BaseModel, checked_batch, locate, require
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn import momentum
 from lavis.nn.language_model import LanguageModel
@@ -158,10 +158,7 @@ class VisionTextModel(BaseModel):
 
     def _texts(self, samples: Mapping[str, Any], pictures: int, key: str = "text_input") -> list[str]:
         """The texts under a key, in a multiple of the number of pictures; one text serves all of them."""
-        if samples.get(key) is None:
-            raise ValueError(
-                f"samples need {key!r}, a text or a list of texts; they have {', '.join(samples) or 'nothing'}"
-            )
+        require(samples, (key,), "a text or a list of texts")
         texts = samples[key]
         texts = [texts] * pictures if isinstance(texts, str) else list(texts)
         if not texts or len(texts) % pictures:
@@ -202,12 +199,11 @@ class VisionTextModel(BaseModel):
 
     def _alpha(self, samples: Mapping[str, Any]) -> float:
         """Weight of the twins' opinion at this point of training (0 at the very start)."""
-        missing = [k for k in ("epoch", "iters", "num_iters_per_epoch") if k not in samples]
-        if missing:
-            raise ValueError(
-                f"samples need {', '.join(missing)}, from which the weight of the momentum twins follows; the "
-                "runner sets epoch, iters and num_iters_per_epoch"
-            )
+        require(
+            samples,
+            ("epoch", "iters", "num_iters_per_epoch"),
+            "where training is, from which the weight of the momentum twins follows; the runner sets them",
+        )
         return distillation_weight(
             self.config.alpha,
             int(samples["epoch"]),
