@@ -175,6 +175,8 @@ def test_broken_files_are_named(tmp_path: Path, text: str) -> None:
 def test_recipes_are_found_by_name() -> None:
     with pytest.raises(FileNotFoundError, match="no recipe"):
         find_recipe("blip/no_such_recipe")
+    with pytest.raises(FileNotFoundError, match=r"--options run\.max_iters=5$"):
+        find_recipe("run.max_iters=5")
     for name in recipe_names():
         assert find_recipe(name).is_file() and Config.load(name).run.task is not None
 
