@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("recipes", nargs="*", default=RECIPES)
     parser.add_argument("--speed", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # --speed may stand before recipes
     path = RESULTS / "shapes_heads.json"
 
     def keep(name: str, entry: Mapping[str, Any]) -> None:
