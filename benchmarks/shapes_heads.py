@@ -168,6 +168,12 @@ RECIPES = (
 )  # fmt: skip
 
 
+def precision(run: str | Path) -> str:
+    """In what a run computed: `precision: fast` depends on the CPU."""
+    versions = json.loads((Path(run) / "versions.json").read_text())
+    return str(versions["precision"])
+
+
 def speed(recipe: str, output: Path, iterations: int = 80) -> dict[str, Any]:
     """Minutes of training by the speed of some iterations, evaluation left out.
 
@@ -209,6 +215,7 @@ def speed(recipe: str, output: Path, iterations: int = 80) -> dict[str, Any]:
     return {
         "cpu": machine()["cpu"],
         "threads": torch.get_num_threads(),
+        "precision": precision(run.output_dir),
         "samples_per_second": {"first pass": round(first, 1), "later": round(later, 1)},
         "minutes": round((drawing / first + (total - drawing) / later) * batch / 60, 1),
     }
@@ -254,6 +261,7 @@ def main() -> None:
             "iterations": run.iterations,
             "minutes": round(run.seconds / 60, 1),
             "threads": torch.get_num_threads(),
+            "precision": precision(run.output_dir),
             "cpu": machine()["cpu"],  # the file's `machine` is that of the last one
             "beside it": beside(dataset, options),
         }

@@ -177,6 +177,8 @@ def test_recipes_are_found_by_name() -> None:
         find_recipe("blip/no_such_recipe")
     with pytest.raises(FileNotFoundError, match=r"--options run\.max_iters=5$"):
         find_recipe("run.max_iters=5")
+    with pytest.raises(FileNotFoundError, match=r"of that name\. Known: "):
+        find_recipe("lr=1e-4/mine.yaml")
     for name in recipe_names():
         assert find_recipe(name).is_file() and Config.load(name).run.task is not None
 

@@ -190,7 +190,7 @@ def find_recipe(name: str | Path) -> Path:
     if not path.is_absolute() and packaged.is_file():
         return packaged
     hint = suggest(Path(name).with_suffix("").as_posix(), recipe_names())
-    if "=" in str(name):
+    if re.match(r"\w+(\.\w+)+=", str(name)):  # run.max_iters=5, but not the folder lr=1e-4
         hint = f" To change a key of a recipe: --options {name}"
     raise FileNotFoundError(
         f"there is no recipe file {str(name)!r} and no packaged recipe of that name.{hint}"

@@ -19,9 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.common import dist
-from lavis.models.base import inference, require
+from lavis.models.base import inference
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
 from lavis.models.outputs import Features, IntermediateOutput, Similarity
+from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import momentum

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from lavis.models.base import inference, require
+from lavis.models.base import inference
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import SMOOTHING
+from lavis.models.samples import require
 from lavis.models.tokenizer import Tokenizer
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import generation

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lavis.common.registry import registry
 from lavis.models.alignment import RERANKING_ROWS
 from lavis.models.answers import write_answers
-from lavis.models.base import Preset, inference, require
+from lavis.models.base import Preset, inference
 from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
@@ -32,6 +32,7 @@ from lavis.models.presets import (
     for_shapes,
     untrained,
 )
+from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.nn import generation
 from lavis.nn.language_model import TextDecoder

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.models.base import inference, require
+from lavis.models.base import inference
 from lavis.models.checkpoints import StateDict
 from lavis.models.outputs import IntermediateOutput, OutputWithLogits
+from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.linear import Linear

@@ -24,13 +24,14 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.common.registry import registry
-from lavis.models.base import BaseModel, Output, Preset, checked_batch, inference
+from lavis.models.base import BaseModel, Output, Preset, inference
 from lavis.models.checkpoints import Rules
 from lavis.models.clip_checkpoints import RESIZE, TRANSFORMERS_CLIP, adapted
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
 from lavis.models.gallery import products, share_of, sum_over_ranks
 from lavis.models.outputs import Features
 from lavis.models.presets import untrained
+from lavis.models.samples import checked_batch
 from lavis.models.zero_shot import Template, fill, imagenet_templates
 from lavis.nn.clip import (
     ClipResNetConfig,

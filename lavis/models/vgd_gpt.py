@@ -16,11 +16,12 @@ from torch import nn
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.models import checkpoints
-from lavis.models.base import BaseModel, Output, Preset, inference, locate, require
+from lavis.models.base import BaseModel, Output, Preset, inference, locate
 from lavis.models.checkpoints import Rules, more_rows
 from lavis.models.gpt_tokenizer import ANSWERING, GPTTokenizer
 from lavis.models.outputs import Texts
 from lavis.models.presets import untrained
+from lavis.models.samples import require
 from lavis.nn import generation
 from lavis.nn.gpt import GPT, Decoding, GPTConfig
 from lavis.nn.linear import Linear

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from lavis.models import checkpoints
-from lavis.models.base import BaseModel, checked_batch, locate, require
+from lavis.models.base import BaseModel, locate
+from lavis.models.samples import checked_batch, require
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn import momentum
 from lavis.nn.language_model import LanguageModel
