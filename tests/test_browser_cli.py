@@ -28,7 +28,11 @@ def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     table = tmp_path / "t.jsonl"
     options = ["--port", "0", "--options", f"train={table}", "val_fraction=0"]
     command = [sys.executable, "-m", "lavis", "browse", "own", *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell may start background jobs without it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()

@@ -396,8 +396,10 @@ def test_interrupted_and_continued(server: Served, tmp_path: Path, cache: Path) 
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as process:
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        # a shell may start background jobs without it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:  # fmt: skip
         end = time.monotonic() + 30
         while not server.asked["/a.zip"] and time.monotonic() < end:
             time.sleep(0.02)
