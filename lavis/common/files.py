@@ -7,6 +7,7 @@ finishes a swap that was cut between them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -131,6 +132,37 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}")
         records.append(record)
     return records
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, busy: str = "", on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a lock file, so that one process at a time works on what it guards; a crash frees it.
+
+    Args:
+        path: the lock file, for example `<folder>/.lock`; its folder is made if missing. The file stays.
+        busy: what to say when another process holds it, without waiting. "" waits for it instead.
+        on_wait: called once before waiting.
+
+    Raises:
+        OSError: another process, or another holder in this one, has it, and `busy` says not to wait.
+    """
+    import filelock  # only commands that write need it
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if busy:
+            raise OSError(busy) from None
+        if on_wait is not None:
+            on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _beside(folder: Path, suffix: str) -> Path:

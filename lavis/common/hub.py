@@ -22,15 +22,14 @@ import logging
 import os
 import re
 import shutil
-import sys
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-from lavis.common import transfer
+from lavis.common import files, transfer
 from lavis.common.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -294,35 +293,11 @@ def locked(url: str, place: Path) -> Iterator[None]:
         url: what is fetched, for the message of a process that has to wait.
         place: the file or folder; it need not exist.
     """
-    folder = cache_root() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(str(place).encode()).hexdigest()[:16]
-    with (folder / f"{name}.lock").open("a+b") as handle:
-        waiting = False
-        while not _try_lock(handle.fileno()):
-            if not waiting:
-                logger.info("another process is fetching %s; waiting for it", url)
-                waiting = True
-            time.sleep(0.1)
-        yield  # closing the file frees the lock
-
-
-def _try_lock(handle: int) -> bool:
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    lock = cache_root() / "locks" / f"{name}.lock"
+    waits = partial(logger.info, "another process is fetching %s; waiting for it", url)
+    with files.locked(lock, on_wait=waits):
+        yield
 
 
 # ---------------------------------------------------------------- Hugging Face
