@@ -34,9 +34,9 @@ not scored.
 
 from __future__ import annotations
 
-import json
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,9 +51,13 @@ from lavis.datasets.captioning import CaptionDataset, CaptionOptions
 from lavis.datasets.collate import Sample
 from lavis.datasets.own_table import SPLITS, TASKS, rows_of
 from lavis.datasets.retrieval import RetrievalDataset
-from lavis.datasets.tables import PackedRecords
+from lavis.datasets.tables import PackedRecords, read_json, read_table, read_text, stripped
 from lavis.datasets.video import VideoCaptionDataset, VideoDataset, VideoRetrievalDataset, VideoVQADataset
 from lavis.datasets.vqa import VQADataset, VQAOptions
+
+logger = logging.getLogger(__name__)
+
+NO_LABEL = -1  # of a sample whose class isn't known
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,27 @@ class _Own(Dataset):
     name = "own"
     Options: ClassVar[type] = OwnOptions
 
+    def set_processors(
+        self, vis_processor: Callable[..., Any] | None, text_processor: Callable[..., Any] | None
+    ) -> None:
+        super().set_processors(vis_processor, text_processor)
+        self._say_what_is_cut(getattr(text_processor, "max_words", None))
+
+    def _say_what_is_cut(self, most: int | None) -> None:
+        """Count the texts of which a processor leaves only the first words: published data are meant to be cut."""
+        if most is None:
+            return
+        texts = [t for record in self.records for t in own_table.read_texts(record)]
+        longest = [n for n in (len(t.split()) for t in texts) if n > most]
+        if longest:
+            side = "train" if self.training else "eval"
+            logger.warning(
+                "%s/%s: %d of %d texts have more than %d words (up to %d) and are cut there; "
+                "datasets.own.text_processor.%s.max_words sets another number, and a model reads model.max_txt_len "
+                "tokens at most",
+                self.name, self.split, len(longest), len(texts), most, max(longest), side,
+            )  # fmt: skip
+
 
 class _Upright(_Own):
     def picture(self, record: Any) -> Image.Image:
@@ -103,10 +128,12 @@ class OwnRetrieval(_Upright, RetrievalDataset):
 class OwnVQA(_Upright, VQADataset):
     """Own pictures with questions."""
 
+    answer_rule = "own"
+
 
 class OwnClasses(_Upright):
     """Own pictures, with or without a text, and their classes. Samples: `image`, `text_input`, `label` (left out where
-    a test part has none), `image_id`, `instance_id`.
+    a test part has none; -1 where it has others), `image_id`, `instance_id`.
 
     Attributes:
         classnames: the classes; a label is a place in this list.
@@ -114,6 +141,7 @@ class OwnClasses(_Upright):
 
     def __init__(self, records: Sequence[Record], split: str, **kwargs: Any) -> None:
         self.classnames: list[str] = list(kwargs.pop("answer_list", ()))
+        self._labelled = any(record["label"] is not None for record in records)
         super().__init__(records, split, **kwargs)
 
     def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
@@ -124,8 +152,10 @@ class OwnClasses(_Upright):
             "image_id": record["image_id"],
             "instance_id": str(index),
         }
-        if record["label"] is None:
+        if not self._labelled:
             return sample
+        if record["label"] is None:
+            return sample | {"label": NO_LABEL}
         if record["label"] not in self.classnames:
             raise ValueError(
                 f"{self.annotation_paths[0]}, line {record['line']}: the class {record['label']!r} is not among the "
@@ -144,6 +174,8 @@ class OwnVideoRetrieval(_Own, VideoRetrievalDataset):
 
 class OwnVideoVQA(_Own, VideoVQADataset):
     """Own clips with questions."""
+
+    answer_rule = "own"
 
 
 class OwnVideoClasses(VideoDataset, OwnClasses):
@@ -188,9 +220,10 @@ class OwnDataset(_Own):
         skip = error_policy(plan.on_error, split in cls.train_splits) == "skip"
         if plan.on_error != "show":  # the browser shows what is missing
             own_table.find_missing(records, folder, path, skip)
-        if task in ("captioning", "retrieval") and split != "train":
-            records = own_table.merge_by_picture(records)
-        own_table.number(records, task, path)
+        # of a file from which a part is held out both parts are looked at, so that the draw makes no difference
+        own_table.check_ids(path, rows if any("split" in row for _, row in rows) else read_table(path), task)
+        records = own_table.merged(records, task, training=split in cls.train_splits)
+        own_table.number(records, task)
         more: dict[str, Any] = (
             {} if task in ("captioning", "retrieval") else {"answer_list": choices(options, task)}
         )
@@ -206,10 +239,14 @@ def choices(options: OwnOptions, task: str) -> list[str]:
         path = Path(options.answer_list).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path} (answer_list)")
-        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
-            return own_table.texts_of(str(path), "the list", json.loads(text))
-        return [line.strip() for line in text.splitlines() if line.strip()]
+            found = own_table.texts_of(str(path), "the list", read_json(path))
+        else:
+            lines = enumerate(read_text(path).split("\n"), 1)
+            found = [
+                own_table.text_of(f"{path}, line {n}", "it", text) for n, text in lines if stripped(text)
+            ]
+        return list(dict.fromkeys(found))
     # classes without a training part (zero-shot, or a finished model): those of the part at hand
     splits = SPLITS if task == "classification" else SPLITS[:1]
     path, rows = next((found for s in splits if (found := rows_of(s, options))[1]), (Path(), []))
