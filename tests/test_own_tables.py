@@ -51,8 +51,8 @@ def _own(folder: Path, rows: list[Any], split: str = "test", name: str = "t.json
         ("t.tsv", b"image\ttext\n0.png\ta\x00\n", r"t\.tsv, line 2: holds a NUL byte"),
         ("t.jsonl", b'{"image": "0.png"}\n{"text": "a", "text": "b"}\n', "line 2: the key 'text' is given twice"),
         ("t.json", b'[{"image": "0.png"},\n {"text": "a", "text": "b"}]', "line 2: the key 'text' is given twice"),
-        ("t.json", b'[{"image": "0.png"},\n {"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]", "line 2: .*too deeply"),
-        ("t.jsonl", b'\n{"text": ' + b"[" * 200 + b"]" * 200 + b"}\n", "line 2: lists or objects are nested too deeply"),
+        ("t.json", b'[{"a": 1},\n {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]", "line 2: .*too deeply"),
+        ("t.jsonl", b'\n{"a": ' + b"[" * 200 + b"]" * 200 + b"}\n", "line 2: lists or objects are nested too deeply"),
         ("t.jsonl", b'{"image_id": ' + b"7" * 5000 + b"}\n", "line 1: a number has too many digits"),
         ("t.jsonl", b'{"text": "a\\ud83d"}\n', r"line 1: it holds half of a surrogate pair"),
         ("t.json", b'[\n{"text": "a\\uDC00"}]', r"line 2: it holds half of a surrogate pair"),
@@ -213,8 +213,8 @@ def test_one_id_on_two_images_is_refused(photos: Path, same: tuple[Any, Any], ta
          "line 1: there is no image_id"),
         ([{"image": "0.png", "caption": "a", "image_id": 1}, {"image": "./0.png", "caption": "b", "image_id": 2}],
          r"line 2: the image_id of 0\.png is 2, and 1 in line 1"),
-        ([{"image": "0.png", "question": "q", "answer": "a", "id": 1}, {"image": "1.png", "question": "q", "answer": "a"}],
-         "line 2: there is no id, and line 1 has one"),
+        ([{"image": "0.png", "question": "q", "answer": "a", "id": 1},
+          {"image": "1.png", "question": "q", "answer": "a"}], "line 2: there is no id, and line 1 has one"),
         ([{"image": f"{i}.png", "question": "q", "answer": "a", "question_id": "x"} for i in range(2)],
          "line 2: the id 'x' is already that of line 1, which is about another question"),
         ([{"image": "0.png", "question": "q", "answer": "a", "id": 1, "question_id": 2}],
@@ -243,11 +243,8 @@ def test_a_part_that_is_held_out_hides_no_id(photos: Path) -> None:
 
 
 def test_rows_about_one_thing_are_one_record(photos: Path) -> None:
-    captions = [
-        {"image": "0.png", "caption": "a"},
-        {"image": "1.png", "caption": "b"},
-        {"image": "./0.png", "text": "c"},
-    ]
+    given = (("0.png", "a"), ("1.png", "b"), ("./0.png", "c"))
+    captions: list[dict[str, Any]] = [{"image": image, "caption": text} for image, text in given]
     assert _own(photos, captions).references() == {0: ["a", "c"], 1: ["b"]}
     assert _own(photos, captions, task="retrieval").img2txt == {0: [0, 1], 1: [2]}
     for row, name in zip(captions, ("x", "y", "x")):

@@ -133,7 +133,9 @@ def classify(
     from lavis.inference import Encoder, TrainedClasses, ZeroShot, has_classes
 
     if given is None and model == CLASSIFIER:
-        raise ValueError("which labels? Name them: --labels cat,dog,horse, or a file with one per line")
+        raise ValueError(
+            "Missing option '--labels'; name them: --labels cat,dog,horse, or a file with one per line"
+        )
     loaded = common.load(model, checkpoint, device, precision)
     chooser: TrainedClasses | ZeroShot
     if has_classes(loaded):
@@ -144,7 +146,7 @@ def classify(
         chooser = TrainedClasses(loaded, given)
     elif given is None:
         raise ValueError(
-            f"which labels? {model} has no classes of its own; name them: --labels cat,dog,horse"
+            f"Missing option '--labels': {model} has no classes of its own; name them: --labels cat,dog,horse"
         )
     else:
         chooser = ZeroShot(Encoder(loaded), given, fillable, head)

@@ -49,9 +49,9 @@ from lavis.datasets import own_table
 from lavis.datasets.base import Dataset, Plan, Record, error_policy, open_picture
 from lavis.datasets.captioning import CaptionDataset, CaptionOptions
 from lavis.datasets.collate import Sample
-from lavis.datasets.own_table import SPLITS, TASKS, rows_of
+from lavis.datasets.own_table import SPLITS, TASKS, rows_of, whole_file
 from lavis.datasets.retrieval import RetrievalDataset
-from lavis.datasets.tables import PackedRecords, read_json, read_table, read_text, stripped
+from lavis.datasets.tables import PackedRecords, read_json, read_text, stripped
 from lavis.datasets.video import VideoCaptionDataset, VideoDataset, VideoRetrievalDataset, VideoVQADataset
 from lavis.datasets.vqa import VQADataset, VQAOptions
 
@@ -220,8 +220,9 @@ class OwnDataset(_Own):
         skip = error_policy(plan.on_error, split in cls.train_splits) == "skip"
         if plan.on_error != "show":  # the browser shows what is missing
             own_table.find_missing(records, folder, path, skip)
-        # of a file from which a part is held out both parts are looked at, so that the draw makes no difference
-        own_table.check_ids(path, rows if any("split" in row for _, row in rows) else read_table(path), task)
+        own_table.check_ids(
+            path, whole_file(path, rows), task
+        )  # so that what is held out makes no difference
         records = own_table.merged(records, task, training=split in cls.train_splits)
         own_table.number(records, task)
         more: dict[str, Any] = (
@@ -250,6 +251,8 @@ def choices(options: OwnOptions, task: str) -> list[str]:
     # classes without a training part (zero-shot, or a finished model): those of the part at hand
     splits = SPLITS if task == "classification" else SPLITS[:1]
     path, rows = next((found for s in splits if (found := rows_of(s, options))[1]), (Path(), []))
+    if task == "classification" and rows:
+        rows = whole_file(path, rows)  # a class whose images are all held out is a class still
     counts: Counter[str] = Counter()
     for line, row in rows:
         record = own_table.make_record(path, line, row, task, False)

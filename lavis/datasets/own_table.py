@@ -344,6 +344,11 @@ def split_of(row: Mapping[str, Any]) -> Any:
     return stripped(given) if isinstance(given, str) else given
 
 
+def whole_file(path: Path, rows: list[tuple[int, Record]]) -> list[tuple[int, Record]]:
+    """The rows of a split, with those of the part that is held out of its file, if one is."""
+    return rows if any("split" in row for _, row in rows) else read_table(path)
+
+
 def rows_of(split: str, options: Any) -> tuple[Path, list[tuple[int, Record]]]:
     """The file and the rows of a split: by its own file, by the column `split`, or held out of train."""
     given = getattr(options, split)

@@ -97,16 +97,8 @@ class RetrievalTask(Task):
         for row in rows:
             query, first = int(row["query"]), int(row["best"][0])
             if row["direction"] == "i2t" and query < len(dataset.records) and first < len(texts):
-                right = owners[first] == query
-                out.append(
-                    Case(
-                        query,
-                        texts[first],
-                        tuple(own.get(query, ())),
-                        float(right) if query in own else None,
-                        "its text",
-                    )
-                )
+                right = float(owners[first] == query) if query in own else None
+                out.append(Case(query, texts[first], tuple(own.get(query, ())), right, "its text"))
             elif row["direction"] == "t2i" and query < len(texts) and first < len(dataset.records):
                 place = owners[query]
                 said, about = f"picture {first}", f"the picture of: {texts[query]}"
