@@ -403,3 +403,38 @@ def test_retrieval_needs_texts(photos: Path) -> None:
     loader = type("Data", (), {"dataset": data})()
     with pytest.raises(ValueError, match="has no texts; retrieval needs captions"):
         RetrievalTask().evaluate(None, loader)  # type: ignore[arg-type]
+
+
+def test_published_data_sets_refuse_ids_that_collide(tmp_path: Path) -> None:
+    def coco(*records: dict[str, Any]) -> Any:
+        (tmp_path / "a.json").write_text(json.dumps(records))
+        annotations = {"test": {"storage": str(tmp_path / "a.json")}}
+        return build_datasets("coco_caption", {"build_info": {"annotations": annotations}}, ["test"])["test"]
+
+    assert coco({"image": "a/b_007.jpg", "caption": ["x"]}).references() == {7: ["x"]}
+    twice = coco({"image": "a/b_007.jpg", "caption": ["x"]}, {"image": "c/d_7.jpg", "caption": ["y"]})
+    with pytest.raises(
+        ValueError, match=r"record 1: the picture 'c/d_7\.jpg' has the number of 'a/b_007\.jpg', 7"
+    ):
+        twice.references()
+    with pytest.raises(ValueError, match="record 1: there is no image_id, and other records have one"):
+        coco({"image": "a_1.jpg", "caption": "x", "image_id": 1}, {"image": "a_2.jpg", "caption": "y"})
+
+
+def test_a_processor_without_a_name_is_the_models_with_other_settings(photos: Path) -> None:
+    from lavis.common.config import Config
+    from lavis.runners import build_datasets as build_for_run
+
+    path = _table(photos, [{"image": "0.png", "caption": " ".join("w" * 80)}])
+    own = {"train": str(path), "images": str(photos), "val_fraction": 0, "task": "captioning"}
+    recipe = {
+        "model": {"arch": "blip_caption", "model_type": "tiny_shapes"},
+        "datasets": {"own": own},
+        "run": {"task": "captioning", "train_splits": ["train"], "valid_splits": []},
+    }
+    changed = Config.from_dict(recipe, {"datasets.own.text_processor.train.max_words": 100})
+    data = build_for_run(changed)["own"]["train"]
+    assert (
+        data.text_processor.max_words == 100 and type(data.text_processor).__name__ == "BlipCaptionProcessor"
+    )
+    assert len(data[0]["text_input"].split()) >= 80

@@ -9,11 +9,18 @@
 | `question` | | the question | |
 | `answer` or `answers` | | the answer, or a list of several people's answers | |
 | `label` | | | the class |
-| `id` | | the question's id (a whole number or a word; default: its place) | |
-| `image_id` | the picture's id (default: its place) | the same | the same |
+| `id` or `question_id` | | the question's id (default: its place) | |
+| `image_id` | the image's id (default: its place) | the same | the same |
 | `split` | optional: train, val or test, when one file has all | the same | the same |
 
-In CSV and TSV a list is written as JSON (`["a cat", "a black cat"]`), or as several rows.
+In CSV and TSV a list is written as JSON (`["a cat", "a black cat"]`), or as several rows: rows of one image
+(captions), or of one image and question (answers), are one record.
+
+**Cells.** Blanks at the ends of a cell don't count. An empty cell is missing, and so are `null`, `NaN` and `Infinity`
+in JSON; `nan` in CSV is a text. Numbers, `true` and `false` are the texts that they are written as (2.0 is `2`).
+
+**Ids.** An id is a text; one that is written as whole numbers are (`7`, not `07`) is a number. All rows of a file have
+one, or none has; an image has one, and so has a question. Anything else is refused with its line.
 
 **Options.** `train`, `val`, `test`: the files. `images`: the folder (default: where the file lies). `task`:
 captioning, retrieval, vqa or classification (default: told from the columns; a table for captioning serves retrieval
@@ -25,11 +32,13 @@ their camera says (EXIF).
 Before anything runs, every row is read and every picture looked for. Missing pictures of a training part are skipped
 with a warning unless they are many, like unreadable ones (`on_error: raise` refuses them); those of other parts are
 refused (`on_error: skip` leaves them out). A test part needs no captions, answers or labels: it is then predicted and
-not scored.
+not scored; where only some rows lack them, the others are scored, and it is said how many were left out. Texts that the
+text processor cuts (after 50 words) are counted.
 
 **Task.** Captioning, retrieval, visual question answering, classification; of pictures or of clips.
 
-**Metrics.** Those of the task.
+**Metrics.** Those of the task. Of answers `accuracy_percent`: an answer is right as far as three people gave it, or all
+where fewer were asked: min(1, matches / min(3, answers)), both sides in VQA's official normalisation.
 """
 
 from __future__ import annotations
@@ -241,13 +250,13 @@ def choices(options: OwnOptions, task: str) -> list[str]:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path} (answer_list)")
         if path.suffix == ".json":
-            found = own_table.texts_of(str(path), "the list", read_json(path))
+            listed = own_table.texts_of(str(path), "the list", read_json(path))
         else:
             lines = enumerate(read_text(path).split("\n"), 1)
-            found = [
+            listed = [
                 own_table.text_of(f"{path}, line {n}", "it", text) for n, text in lines if stripped(text)
             ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(listed))
     # classes without a training part (zero-shot, or a finished model): those of the part at hand
     splits = SPLITS if task == "classification" else SPLITS[:1]
     path, rows = next((found for s in splits if (found := rows_of(s, options))[1]), (Path(), []))
