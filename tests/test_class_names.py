@@ -273,3 +273,29 @@ def test_a_packaged_classifier_without_names_says_so(
     _tiny(num_classes=3).save_pretrained(photos.parent / "m")
     assert main(["classify", str(photos / "a.png"), "--model", str(photos.parent / "m")]) == 2
     assert "its weights don't name them" in capsys.readouterr().err
+
+
+def test_answers_that_a_video_model_was_trained_for_have_names(tmp_path: Path) -> None:
+    from lavis.inference import load
+    from lavis.inference.answering import Answerer
+
+    torch.manual_seed(0)
+    model = registry.get_model_class("alpro_qa").from_config(
+        {"model_type": "tiny", "weights": "none", "num_classes": 3}
+    )
+    model.save_pretrained(tmp_path / "plain")
+    model.name_classes(["run", "walk", "sit"])
+    model.save_pretrained(tmp_path / "named")
+    with pytest.raises(ValueError, match="knows 3 answers by number only"):
+        Answerer(load(str(tmp_path / "plain")))
+    loaded = load(str(tmp_path / "named"))
+    clip = torch.randn(1, 3, 8, 64, 64)
+    best = Answerer(loaded)(clip, ["what?"])
+    others = [name for name in ("sit", "run", "walk") if name != best.texts[0]]
+    second = Answerer(loaded, others)(clip, ["what?"])
+    logits = loaded.model.predict({"video": clip, "text_input": [loaded.txt("what?")]})["predictions"][0]
+    order = ["run", "walk", "sit"]
+    assert best.texts[0] == order[int(logits.argmax())]
+    assert second.texts[0] == max(others, key=lambda name: logits[order.index(name)])
+    with pytest.raises(ValueError, match="was not trained to answer fly; it knows run, walk, sit"):
+        Answerer(loaded, ["run", "fly"])

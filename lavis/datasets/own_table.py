@@ -30,6 +30,7 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 IDS = ("id", "question_id")  # of a question
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes that usual systems take
+_SHORT = _LONGEST_NAME // 4  # letters that are never more bytes than a name has
 
 
 def task_of(
@@ -144,13 +145,19 @@ def identity(where: str, name: str, value: Any) -> int | str:
 def _place(where: str, name: str, row: Mapping[str, Any]) -> str:
     """The path of a row's picture or clip, checked as far as a path can be wrong by itself."""
     path = _needed(where, name, row)
-    longest = max((len(os.fsencode(part)) for part in PurePath(path).parts), default=0)
+    longest = max(len(os.fsencode(part)) for part in path.split("/")) if len(path) > _SHORT else 0
     if longest > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH:
         raise ValueError(
             f"{where}: {name} is {path[:40]!r}… of {len(os.fsencode(path))} bytes; a name in a path has at most "
             f"{_LONGEST_NAME} and a path {_LONGEST_PATH}: is this a text, or the image itself?"
         )
-    return str(PurePath(path))  # ./a.png is a.png
+    return _plain(path)
+
+
+def _plain(path: str) -> str:
+    """One spelling of a path: ./a.png is a.png."""
+    odd = "//" in path or "./" in path or path.endswith("/")
+    return str(PurePath(path)) if odd else path
 
 
 def _needed(where: str, name: str, row: Mapping[str, Any]) -> str:
@@ -326,7 +333,7 @@ def check_ids(path: str | Path, rows: Sequence[tuple[int, Record]], task: str) -
 
 def _same_place(row: Mapping[str, Any]) -> str:
     """A row's picture or clip, equal for spellings of one path."""
-    return str(PurePath(stripped(str(_first(row, MEDIA) or ""))))
+    return _plain(stripped(str(_first(row, MEDIA) or "")))
 
 
 def number(records: Sequence[Record], task: str) -> None:
