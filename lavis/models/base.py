@@ -138,7 +138,9 @@ def override(config: T, values: Mapping[str, Any], where: str) -> T:
                 value = float(value)
             except ValueError:
                 raise ValueError(f"{where}.{key} is {value!r}; a number was expected") from None
-        elif isinstance(old, tuple) and isinstance(value, (list, tuple)):
+        elif (isinstance(old, tuple) and isinstance(value, (list, tuple))) or (
+            old is None and isinstance(value, list)
+        ):
             value = tuple(value)
         elif old is not None and not isinstance(value, type(old)):
             raise ValueError(f"{where}.{key} is {value!r}; {type(old).__name__} was expected")
@@ -212,6 +214,7 @@ class BaseModel(nn.Module):
         config = cls.adapt(config, path)
         state = checkpoints.read_state_dict(path)
         rules = cls._rules(state, rules)
+        state = rules.without_renewed(state)
         model = cls.build(cls.complete(config, state), empty=not rules.fresh)
         checkpoints.load_into(model, state, rules, name or str(path))
         return model

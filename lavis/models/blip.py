@@ -67,7 +67,7 @@ class Blip(VisionTextModel):
     def adapt(cls, config: Any, path: Path) -> Any:
         """Refuses a transformers folder with other numbers of attention heads."""
         check_heads(path, {"vision_config": (config.vit.heads, 12), "text_config": (config.text.heads, 8)})
-        return config
+        return super().adapt(config, path)
 
 
 # ------------------------------------------------------------------------------------ captioning

@@ -47,6 +47,7 @@ class Rules:
     make: shell pattern of model entries that the file lacks -> function(wanted shape) that makes them. A queue of
         another size counts as lacking.
     fresh: model entries that the file need not have; they keep their starting values; shell patterns.
+    renew: entries of the file that are passed over, so that the model's are fresh; shell patterns.
     """
 
     marker: str = ""
@@ -56,6 +57,15 @@ class Rules:
     copy: tuple[tuple[str, str], ...] = ()
     make: Mapping[str, Callable[[torch.Size], torch.Tensor]] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
+    renew: tuple[str, ...] = ()
+
+    def is_fresh(self, entry: str) -> bool:
+        """Whether a file need not have an entry of the model."""
+        return _matches(entry, self.fresh)
+
+    def without_renewed(self, state: StateDict) -> StateDict:
+        """The entries of a file that are not passed over."""
+        return {k: t for k, t in state.items() if not _matches(k, self.renew)} if self.renew else state
 
 
 # State that only training uses; safe to leave behind, and said in one line when it is.

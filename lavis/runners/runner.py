@@ -168,6 +168,7 @@ class Runner:
             metrics = self.evaluate()
             return Result(self.output_dir, [], None, metrics, 0, 0.0, "evaluated", None, None)
         names, sets = self._training_sets()
+        self.task.before_training(self.model, sets)
         training = Training(
             self.run, self.task, self.model, names, sets, self.device, self.precision, self._evaluator,
             self._resume_from,
