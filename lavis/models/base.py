@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -19,18 +20,23 @@ from torch.utils import _pytree
 from lavis.common.registry import suggest
 from lavis.models import checkpoints
 from lavis.models.tokenizer import ASSETS, Tokenizer
+from lavis.nn.finite import NonFiniteError, check_finite, explained
 from lavis.nn.linear import Packing
 
 log = logging.getLogger("lavis")
 
 CONFIG_NAME = "config.json"
 VOCABULARY_NAME = "vocab.txt"
+_MEDIA_KEYS = ("image", "video", "image0", "video_fts")  # of samples
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def inference(method: F) -> F:
-    """Run without autograd and without dropout, whatever mode the model is in; the mode is put back."""
+    """Run without autograd and without dropout, whatever mode the model is in; the mode is put back.
+
+    What comes out is finite, or a `NonFiniteError` names the input: the method's first argument, the samples.
+    """
 
     @wraps(method)
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -38,13 +44,41 @@ def inference(method: F) -> F:
         if training:
             self.eval()
         try:
-            with torch.no_grad():
-                return method(self, *args, **kwargs)
+            samples = args[0] if args else kwargs.get("samples")
+            with torch.no_grad(), finite_results(self, samples) as check:
+                return check(method(self, *args, **kwargs))
         finally:
             if training:
                 self.train()
 
     return wrapped  # type: ignore[return-value]
+
+
+@contextmanager
+def finite_results(model: nn.Module, samples: Any) -> Iterator[Callable[[T], T]]:
+    """Gives a function that returns a result of the samples, or refuses it where it is not finite."""
+    found = {}
+    if isinstance(samples, Mapping):
+        found = {key: samples[key] for key in _MEDIA_KEYS if samples.get(key) is not None}
+    key = next(iter(found), "text_input")
+    kind = "image" if key.startswith("image") else "video" if key.startswith("video") else "text"
+    total = len(found[key]) if found and hasattr(found[key], "__len__") else None
+
+    def check(result: T) -> T:
+        if not torch.compiler.is_compiling():
+            check_finite(result, total, kind)
+        return result
+
+    with explained(model, samples):
+        try:
+            yield check
+        except NonFiniteError as e:
+            if (
+                total and e.total % total == 0
+            ):  # of the rows of a batch, such as several questions about an image
+                e.places = sorted({place // (e.total // total) for place in e.places})
+                e.total, e.kind = total, kind
+            raise
 
 
 # ------------------------------------------------------------------------------------------ outputs
@@ -369,8 +403,8 @@ class BaseModel(nn.Module):
         """Keep (or drop) a second copy of the weights in the CPU's fastest layout, for generation.
 
         Decoding steps get faster for the memory of the weights once more. Undone by
-        `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices. Self-attention of
-        texts then is one product, which passes by hooks on its query, key and value.
+        `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices. Layers with hooks, and
+        adapters put in the place of layers, are called as ever.
         """
         for module in reversed(list(self.modules())):  # parts before wholes, which may take their place
             if isinstance(module, Packing):
