@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.models.base import inference
+from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
 from lavis.models.outputs import Features, IntermediateOutput, Similarity
 from lavis.models.samples import require
@@ -29,7 +30,7 @@ from lavis.nn import momentum
 from lavis.nn.linear import ExactLinear
 from lavis.nn.losses import contrastive_targets, hard_negatives, similarities, soft_cross_entropy
 
-TEMPERATURE = 0.07  # at the start; learned
+TEMPERATURE = START_TEMPERATURE  # learned
 TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
 RERANKING_ROWS = 64  # texts that are matched with one picture at once

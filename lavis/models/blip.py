@@ -9,7 +9,7 @@ B pictures, G texts per picture, T tokens, N image tokens, D width, V vocabulary
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,7 +57,7 @@ class Blip(VisionTextModel):
     text that looks at a picture."""
 
     EXTRA_TOKENS = ("[DEC]", "[ENC]")
-    FOREIGN_RULES = (TRANSFORMERS_BLIP,)
+    FOREIGN_RULES = (replace(TRANSFORMERS_BLIP, resize=RESIZE),)
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -89,6 +89,8 @@ class BlipCaption(Blip):
         ),
         resize=RESIZE,
     )
+    # a pre-trained file (model_base_capfilt_large.pth) captions as it is; others with a text encoder do not
+    UNTUNED_RULES = replace(PRETRAINED_RULES, marker="itm_head.weight")
     _TINY = BlipConfig(**TINY, max_txt_len=48)
     PRESETS: ClassVar[dict[str, Preset]] = {
         "base_coco": Preset(

@@ -15,7 +15,7 @@ from torch import nn
 from lavis.common import dist
 from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
-from lavis.models.alignment import TEMPERATURE, Alignment, ContrastiveStep, Matching, TextStates
+from lavis.models.alignment import Alignment, ContrastiveStep, Matching, TextStates
 from lavis.models.base import Preset, finite_results, inference
 from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, TWIN_COPIES, Rules
@@ -43,6 +43,8 @@ class BlipMatchingConfig(BlipConfig):
     negative_all_rank: bool = False
 
 
+# an entry of BLIP's pre-trained files that no matcher has: those files serve as matchers as they are
+PRETRAINING_MARKER = "text_decoder.cls.predictions.bias"
 _LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
 _TINY_PRESET = untrained(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512), IMAGES, CAPTION)
 _SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, max_txt_len=48)}
@@ -91,15 +93,7 @@ class BlipFeatureExtractor(BlipMatching):
 
     registered_name = "blip_feature_extractor"
     MATCHES = False
-    # transformers has no temperature, and its published models are for 384 px
-    FOREIGN_RULES = (
-        replace(
-            TRANSFORMERS_BLIP,
-            drop=("itm_head.*",),
-            resize=RESIZE,
-            make={**TRANSFORMERS_BLIP.make, "temp": lambda shape: torch.full(shape, TEMPERATURE)},
-        ),
-    )
+    FOREIGN_RULES = (replace(TRANSFORMERS_BLIP, drop=("itm_head.*",), resize=RESIZE),)
     RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*", "itm_head.*"), resize=RESIZE)
     PRETRAINED_RULES = RULES
     PRESETS: ClassVar[dict[str, Preset]] = {
@@ -148,6 +142,7 @@ class BlipITM(BlipMatching):
     registered_name = "blip_image_text_matching"
     RULES = Rules(drop=TRAINING_STATE)
     PRETRAINED_RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*"), resize=RESIZE)
+    UNTUNED_RULES = replace(PRETRAINED_RULES, marker=PRETRAINING_MARKER)
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=BlipMatchingConfig(text=text, vit=vit),
@@ -251,6 +246,7 @@ class BlipRetrieval(BlipMatching):
     PRETRAINED_RULES = Rules(
         drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
     )
+    UNTUNED_RULES = replace(PRETRAINED_RULES, marker=PRETRAINING_MARKER)
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=BlipMatchingConfig(grad_checkpointing=4),

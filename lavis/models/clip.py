@@ -134,9 +134,9 @@ class Clip(BaseModel):
     """CLIP with a transformer or a ResNet for pictures (paper, section 2.4 and figure 1)."""
 
     registered_name = "clip"
-    # OpenAI's archives hold three numbers that are no weights; OpenCLIP's files of parallel training a prefix.
+    # OpenAI's archives hold three numbers that are no weights; OpenCLIP's models with a text tower of its own a prefix.
     RULES = Rules(
-        rename=((r"^module\.", ""),),
+        rename=((r"^text\.(?=transformer\.|token_|positional_|ln_final\.|text_projection)", ""),),
         drop=("input_resolution", "context_length", "vocab_size"),
         resize=RESIZE,
     )
