@@ -328,9 +328,9 @@ def _without_wrappers(state: StateDict, where: str) -> StateDict:
            for k, t in state.items()}  # fmt: skip
     while True:
         heads = Counter(key.partition(".")[0] for key in out if "." in key)
-        head, count = heads.most_common(1)[0] if heads else ("", 0)
-        head = next((h for h in WRAPPERS if heads[h] == count), head)
-        if head not in WRAPPERS:
+        most = max(heads.values(), default=0)
+        head = next((h for h in WRAPPERS if heads[h] == most > 0), None)
+        if head is None:
             return out
         left = [key for key in out if not key.startswith(f"{head}.")]
         if left:  # of a training's module that has more than the model, such as its loss or a second copy
