@@ -19,6 +19,7 @@ from lavis.models.samples import require
 from lavis.models.tokenizer import Tokenizer
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import generation
+from lavis.nn.finite import check_finite
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, distilled_language_modelling_loss, language_modelling_loss
 from lavis.nn.text import Memory, TextTransformer
@@ -45,8 +46,8 @@ def write_answers(
     decoding = decoder.begin(decoder.project_memory(states, mask), len(states), max_len)
     start = torch.full((len(states), 1), bos_id, dtype=torch.long, device=states.device)
     decoded = generation.generate(decoding, start, rules)
-    texts = [tokenizer.decode(row) for row in decoded.ids.tolist()]
-    return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist())
+    ids, logprobs, scores = decoded.read(len(states))
+    return Texts([tokenizer.decode(row) for row in ids], logprobs, scores)
 
 
 class Answering(VisionTextModel):
@@ -274,8 +275,11 @@ class Answering(VisionTextModel):
             losses = losses.masked_fill(twins, torch.inf)
         lowest, best = losses.min(dim=1)
         share = (-losses).softmax(dim=1).gather(1, best[:, None]).squeeze(1)
-        chosen = [given[i] for given, i in zip(candidates, best.tolist(), strict=True)]
-        return Texts(chosen, (-lowest).tolist(), share.tolist())
+        found = torch.stack([best.float(), -lowest, share]).cpu()
+        check_finite(found.T)
+        places, logprobs, shares = found.tolist()
+        chosen = [given[int(i)] for given, i in zip(candidates, places, strict=True)]
+        return Texts(chosen, logprobs, shares)
 
 
 def _repeated(ids: torch.Tensor) -> list[bool]:

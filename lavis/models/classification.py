@@ -112,16 +112,22 @@ class Classifier(VisionTextModel):
 
     @classmethod
     def from_file(
-        cls, config: Any, path: Path, rules: Rules | None = None, name: str | None = None
+        cls,
+        config: Any,
+        path: Path,
+        rules: Rules | None = None,
+        name: str | None = None,
+        activation: str | None = None,
     ) -> BaseModel:
         """As `BaseModel.from_file`; where a classifier of this kind is fine-tuned from, by rules with a fresh head, its
         head is left behind."""
         head = f"{cls.HEAD}.2.weight"
         there = _description(path)
         if rules is None or not rules.is_fresh(head) or not there or there["arch"] != cls.registered_name:
-            return super().from_file(config, path, rules, name)
+            return super().from_file(config, path, rules, name, activation)
         heads = (f"{cls.HEAD}.*", f"{cls.HEAD}_m.*")
-        model = super().from_file(config, path, replace(cls.RULES, fresh=heads, renew=heads), name)
+        fresh = replace(cls.RULES, fresh=heads, renew=heads)
+        model = super().from_file(config, path, fresh, name, activation)
         model.config = replace(model.config, classnames=config.classnames)
         return model
 
