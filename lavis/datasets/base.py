@@ -8,8 +8,6 @@ it, `CaptionDataset` (captioning.py) and `VQADataset` (vqa.py), leave little to 
 from __future__ import annotations
 
 import inspect
-import io
-import struct
 import sys
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -19,25 +17,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch.utils.data
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from lavis.common.images import MissingMediaError as MissingMediaError
+from lavis.common.images import UnreadableMediaError as UnreadableMediaError
+from lavis.common.images import open_image
 from lavis.datasets.collate import Sample, collate
 from lavis.datasets.sources import Download, Source, how_to_get
 from lavis.datasets.tables import Record, read_records
 
+open_picture = open_image  # its earlier name
+
 ON_ERROR = ("raise", "skip")  # what to do about a picture that cannot be read
-
-
-class UnreadableMediaError(OSError):
-    """A picture is there and cannot be decoded. `path`: its file."""
-
-    def __init__(self, message: str, path: str | Path = "") -> None:
-        super().__init__(message)
-        self.path = str(path)
-
-
-class MissingMediaError(UnreadableMediaError, FileNotFoundError):
-    """There is no such picture. `path`: where it should be."""
 
 
 def error_policy(given: str | None, training: bool) -> str:
@@ -90,6 +81,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     downloads: ClassVar[Sequence[Download]] = ()  # how the media get there
     Options: ClassVar[type] = NoOptions
     train_splits: ClassVar[tuple[str, ...]] = ("train",)
+    plain_images: ClassVar[bool] = True  # as published numbers were made: see `plain` of `open_image`
 
     def __init__(
         self,
@@ -184,8 +176,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         return [str(name) for value in found for name in ([value] if isinstance(value, str) else value)]
 
     def picture(self, record: Mapping[str, Any]) -> Image.Image:
-        """The record's picture, RGB, as stored (no processor)."""
-        return open_picture(self._media_path(str(record["image"])), self._what_to_do())
+        """The record's image, RGB (no processor)."""
+        return open_image(self._media_path(str(record["image"])), self._what_to_do(), plain=self.plain_images)
 
     def image(self, record: Mapping[str, Any], rng: np.random.Generator) -> Any:
         """The record's picture after the vision processor."""
@@ -252,54 +244,6 @@ class _Called:  # not a lambda: workers that are started by spawn get a copy
 
     def __call__(self, item: Any, rng: np.random.Generator) -> Any:
         return self.processor(item, rng=rng) if self.takes_stream else self.processor(item)
-
-
-# what Pillow raises for files that it cannot make sense of (struct.error: a broken EXIF block)
-_UNDECODABLE = (
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError,
-)  # fmt: skip
-
-
-def open_picture(path: Path, advice: str = "", upright: bool = False) -> Image.Image:
-    """Decode a picture file to RGB.
-
-    Args:
-        path: the file.
-        advice: what to do when it is missing, for the message.
-        upright: turn it as its EXIF orientation says. False shows the pixels as stored, which is how
-            published data sets were read when published numbers were made.
-
-    Raises:
-        MissingMediaError: there is no such file; `advice` says what to do about it.
-        UnreadableMediaError: it is there but can't be decoded.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as e:
-        message = f"there is no picture {path}" + (f"; {advice}" if advice else "")
-        raise MissingMediaError(message, path) from e
-    except OSError as e:
-        raise UnreadableMediaError(f"the picture {path} cannot be read ({e})", path) from e
-    return decode_picture(data, path, upright)
-
-
-def decode_picture(data: bytes, name: str | Path, upright: bool = False) -> Image.Image:
-    """Decode a picture's bytes to RGB.
-
-    Args:
-        data: the content of a file. name: what to call it in a message. upright: as in `open_picture`.
-
-    Raises:
-        UnreadableMediaError: it can't be decoded.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
-    except _UNDECODABLE as e:
-        # Pillow's own message names an object in memory
-        reason = "it has no known format" if isinstance(e, UnidentifiedImageError) else e
-        message = f"the picture {name} cannot be decoded ({reason}); replace it or remove its record"
-        raise UnreadableMediaError(message, name) from e
 
 
 def under_cache_root(storage: str | Path) -> Path:

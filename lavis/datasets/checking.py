@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lavis.common import hub
+from lavis.common.images import open_image
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import Dataset, Plan, UnreadableMediaError, open_picture, under_cache_root
+from lavis.datasets.base import Dataset, Plan, UnreadableMediaError, under_cache_root
 from lavis.datasets.builders import make_plan
 from lavis.datasets.clips import Clip
 from lavis.datasets.sources import Source, how_to_get
@@ -224,9 +225,7 @@ def check(
         if deep:
             absent = set(missing)
             paths = [root / n for n in names if n not in absent]
-            state.broken_names = _broken(
-                paths, open_picture if kind == "pictures" else _decode_clip, progress
-            )
+            state.broken_names = _broken(paths, open_image if kind == "pictures" else _decode_clip, progress)
             state.broken = len(state.broken_names)
         out.splits.append(state)
     if set(wanted) == set(known) and not any(s.problem for s in out.splits) and listings:

@@ -44,9 +44,10 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from lavis.common.images import open_image
 from lavis.common.registry import registry, suggest
 from lavis.datasets import own_table
-from lavis.datasets.base import Dataset, Plan, Record, error_policy, open_picture
+from lavis.datasets.base import Dataset, Plan, Record, error_policy
 from lavis.datasets.captioning import CaptionDataset, CaptionOptions
 from lavis.datasets.collate import Sample
 from lavis.datasets.own_table import SPLITS, TASKS, rows_of
@@ -89,7 +90,7 @@ class _Own(Dataset):
 class _Upright(_Own):
     def picture(self, record: Any) -> Image.Image:
         path = self._media_path(str(record["image"]))
-        return open_picture(path, self._what_to_do(), upright=self.options.upright)
+        return open_image(path, self._what_to_do(), upright=self.options.upright)
 
 
 class OwnCaption(_Upright, CaptionDataset):
