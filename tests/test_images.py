@@ -317,7 +317,7 @@ def test_a_limit_of_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # restored afterwards
     Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
     with pytest.raises(
-        TooManyPixelsError, match="200 megapixels, at most 179 .* decompression bomb, or set LAVIS_MAX"
+        TooManyPixelsError, match=r"200 megapixels, at most 179 .* decompression bomb, or set LAVIS_MAX"
     ):
         open_image(tmp_path / "bomb.png")
     with pytest.raises(TooManyPixelsError):
@@ -350,7 +350,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
             assert not isinstance(e.value, MissingMediaError)
     (tmp_path / "broken.png").symlink_to("nothing.png")
     for missing in ("nothing.png", "broken.png", "a.png/b.png"):
-        with pytest.raises(MissingMediaError, match="there is no image .*; look elsewhere"):
+        with pytest.raises(MissingMediaError, match=r"there is no image .*; look elsewhere"):
             open_image(tmp_path / missing, "look elsewhere")
     (tmp_path / "circle.png").symlink_to("circle.png")
     for bad in (tmp_path / "circle.png", "a\0.png", tmp_path / ("x" * 300 + ".png")):

@@ -12,8 +12,8 @@ import sys
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch.utils.data
@@ -23,8 +23,11 @@ from lavis.common.images import MissingMediaError as MissingMediaError
 from lavis.common.images import UnreadableMediaError as UnreadableMediaError
 from lavis.common.images import open_image
 from lavis.datasets.collate import Sample, collate
-from lavis.datasets.sources import Download, Source, how_to_get
+from lavis.datasets.sources import Download, Links, Source, how_to_get, shards_folder
 from lavis.datasets.tables import Record, read_records
+
+if TYPE_CHECKING:
+    from lavis.datasets.shard_reader import Packed
 
 open_picture = open_image  # its earlier name
 
@@ -56,6 +59,9 @@ class Plan:
     vis_root: Path | None = None
     options: Any = field(default_factory=NoOptions)
     on_error: str | None = None
+    as_listed: bool = (
+        False  # the records of the annotation file, also where a download has put images into shards
+    )
 
 
 class Dataset(torch.utils.data.Dataset[Sample]):
@@ -71,6 +77,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     Attributes:
         on_error: what a run does about pictures that cannot be read: "raise", or "skip" (the default in
             training), where the next readable sample takes the place. `sample` itself always raises.
+        packed: the shards that hold the images; None where they are files below `vis_root`.
     """
 
     name: ClassVar[str] = ""
@@ -101,6 +108,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         self.options = self.Options() if options is None else options
         self.annotation_paths = tuple(annotation_paths)
         self.on_error = error_policy(None, self.training)
+        self.packed: Packed | None = None
         self.set_processors(vis_processor, text_processor)
 
     # ------------------------------------------------------------------ building
@@ -121,7 +129,14 @@ class Dataset(torch.utils.data.Dataset[Sample]):
 
     @classmethod
     def load(cls, split: str, plan: Plan) -> Dataset:
-        """Build one split: find or fetch its annotation files, read the first as records."""
+        """Build one split: find or fetch its annotation files, read the first as records.
+
+        Where `lavis download --shards` has put the images of a list, they are read from there, with the list beside
+        them in place of an annotation file that doesn't say where they are.
+        """
+        packed = cls._in_shards(split, plan)
+        if packed is not None:
+            return packed
         paths = [locate(source, f"{plan.name}/{split}") for source in plan.sources[split]]
         return cls(
             read_records(paths[0]),
@@ -130,6 +145,22 @@ class Dataset(torch.utils.data.Dataset[Sample]):
             options=plan.options,
             annotation_paths=paths,
         )
+
+    @classmethod
+    def _in_shards(cls, split: str, plan: Plan) -> Dataset | None:
+        """The split with its images in shards; None where there are none."""
+        folder = None if plan.as_listed else shards_place(cls, split, plan)
+        if folder is None:
+            return None
+        from lavis.datasets.shard_reader import Packed, is_packed
+
+        if not is_packed(folder):
+            return None
+        sources = [under_cache_root(source.storage) for source in plan.sources[split]]
+        packed = Packed(folder, sources[0] if sources and sources[0].is_file() else None)
+        dataset = cls(packed.records, split, options=plan.options, annotation_paths=sources)
+        dataset.packed = packed
+        return dataset
 
     def set_processors(
         self, vis_processor: Callable[..., Any] | None, text_processor: Callable[..., Any] | None
@@ -177,7 +208,11 @@ class Dataset(torch.utils.data.Dataset[Sample]):
 
     def picture(self, record: Mapping[str, Any]) -> Image.Image:
         """The record's image, RGB (no processor)."""
-        return open_image(self._media_path(str(record["image"])), self._what_to_do(), plain=self.plain_images)
+        if self.packed is not None:
+            data, name = self.packed.read(record)
+            return open_image(data, name=name, plain=self.plain_images)
+        path = self._media_path(str(record["image"]))
+        return open_image(path, self._what_to_do(), plain=self.plain_images)
 
     def image(self, record: Mapping[str, Any], rng: np.random.Generator) -> Any:
         """The record's picture after the vision processor."""
@@ -254,6 +289,17 @@ def under_cache_root(storage: str | Path) -> Path:
     if path.is_absolute() or path.exists():
         return path
     return Path(hub.cache_root()) / path
+
+
+def shards_place(cls: type[Dataset], split: str, plan: Plan) -> Path | None:
+    """Where a download with --shards puts the images of a split; None for a data set without lists of addresses."""
+    for links in cls.downloads:
+        if isinstance(links, Links) and (not links.splits or split in links.splits):
+            to = shards_folder(links, split, cls.downloads, cls.split_names(plan))
+            if plan.vis_root is not None and cls.media and PurePath(to).is_relative_to(cls.media):
+                return plan.vis_root / PurePath(to).relative_to(cls.media)
+            return under_cache_root(to)
+    return None
 
 
 def locate(source: Source, what: str) -> Path:
