@@ -390,15 +390,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _tidy(failures: Path, keeper: Files | Packed) -> None:
-    """One line per address that is still failing, the last one."""
+    """One line, the last one, per address that still fails; in shards per place, as each has an image of its own."""
     if not failures.is_file():
         return
-    last = {row["url"]: row for row in _lines(failures)}
     if isinstance(keeper, Files):
-        last = {url: row for url, row in last.items() if row["name"] not in keeper.there}
+        last = {row["url"]: row for row in _lines(failures) if row["name"] not in keeper.there}
     else:
         there = {int(record["key"]) for record in keeper.shards.records()}
-        last = {url: row for url, row in last.items() if row["place"] not in there}
+        last = {row["place"]: row for row in _lines(failures) if row["place"] not in there}
     write_rows(failures, iter(last.values()))
 
 
