@@ -145,9 +145,10 @@ def opened(
     most = most_pixels() if limit is None else limit
     if path is not None:
         check_file(path, advice)
-    known = _known(formats)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known) as image:
+        with Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=_known(formats)
+        ) as image:
             if side is not None:
                 image.draft("RGB", (2 * side, 2 * side))
             if image.width * image.height > most:
@@ -159,7 +160,7 @@ def opened(
         told = re.search(r"\((\d+) pixels\)", str(e))
         raise _too_many(int(told[1]) if told else 0, most, name) from e
     except UnidentifiedImageError as e:  # Pillow's own message names an object in memory
-        raise _undecodable(name, f"it is none of {', '.join(known)}", UnknownFormatError) from e
+        raise _undecodable(name, "it has no known format", UnknownFormatError) from e
     except MemoryError as e:
         raise _undecodable(name, "there is not enough memory") from e
     except Exception as e:  # a decoder may raise anything when it meets a damaged file
