@@ -29,6 +29,7 @@ from lavis.common.images import (
     image_size,
     open_image,
 )
+from lavis.datasets.builders import load_dataset
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
 
@@ -358,20 +359,29 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
             open_image(bad)
 
 
-def test_a_command_names_what_is_no_file(tmp_path: Path) -> None:
+def test_a_command_goes_on_after_files_that_cannot_be_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    os.mkfifo(tmp_path / "pipe.mp4")
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    for kind in ("AVIF", "QOI", "JPEG2000"):
+        (tmp_path / f"half.{kind.lower()}").write_bytes(WHOLE[kind][: len(WHOLE[kind]) // 2])
+    (tmp_path / "eps.jpg").write_bytes(EPS)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "whole.png")
+    bad = ["pipe.png", "half.avif", "half.qoi", "half.jpeg2000", "eps.jpg"]
     done = subprocess.run(
-        [sys.executable, "-m", "lavis", "caption", *(str(tmp_path / n) for n in ("pipe.png", "a.png"))],
+        [sys.executable, "-m", "lavis", "caption", *(str(tmp_path / name) for name in [*bad, "whole.png"])],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert (
-        done.returncode == 1
-        and done.stdout.count("\n") == 1
-        and "pipe.png cannot be read: it is a pipe" in done.stderr
-    )
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 1 and done.stdout.count("\n") == 1 and "whole.png" in done.stdout
+    assert all(f"{name} cannot be" in done.stderr for name in bad) and "Traceback" not in done.stderr
+
+
+def test_own_data_pass_over_what_cannot_be_decoded(tmp_path: Path) -> None:
+    for kind in ("AVIF", "QOI"):
+        (tmp_path / f"{kind}.png").write_bytes(WHOLE[kind][:60])
+    (tmp_path / "t.csv").write_text("image,caption\nAVIF.png,a\nQOI.png,b\n")
+    data = load_dataset("own", train=str(tmp_path / "t.csv"), val_fraction=0)["train"]
+    for index, kind in enumerate(("AVIF", "QOI")):
+        with pytest.raises(UnreadableMediaError, match=rf"{kind}\.png cannot be decoded"):
+            data.sample(index)
 
 
 # ------------------------------------------------------------------------------------- which files are found

@@ -109,10 +109,10 @@ def most_pixels() -> int:
     return limit
 
 
-def _known(formats: Sequence[str]) -> list[str]:
+def _known(formats: Sequence[str] | None) -> list[str]:
     """Those of some formats that this Pillow reads: AVIF came late."""
     Image.init()
-    return [name for name in formats if name in Image.OPEN]
+    return [name for name in (IMAGE_FORMATS if formats is None else formats) if name in Image.OPEN]
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def opened(
     name: str | Path | None = None,
     *,
     advice: str = "",
-    formats: Sequence[str] = tuple(IMAGE_FORMATS),
+    formats: Sequence[str] | None = None,
     limit: int | None = None,
     side: int | None = None,
 ) -> Iterator[Image.Image]:
@@ -131,7 +131,8 @@ def opened(
         source: a file's path, or its content.
         name: what to call it in messages; None: its path.
         advice: what to do when it is missing, for the message.
-        formats: Pillow's names of those to try. limit: of width times height, in pixels; None: `most_pixels`.
+        formats: Pillow's names of those to try; None: `IMAGE_FORMATS`.
+        limit: of width times height, in pixels; None: `most_pixels`.
         side: what is needed of the longer side, in pixels: a larger JPEG may be decoded smaller, which is faster.
 
     Raises:
@@ -191,7 +192,7 @@ def open_image(
     name: str | Path | None = None,
     upright: bool = True,
     plain: bool = False,
-    formats: Sequence[str] = tuple(IMAGE_FORMATS),
+    formats: Sequence[str] | None = None,
     limit: int | None = None,
     side: int | None = None,
 ) -> Image.Image:
@@ -294,7 +295,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _raw_mode(image: Image.Image) -> str:
     """How a PNG's samples are stored ("L;4": grey of 4 bits), "" for other formats; decoding forgets it."""
-    args = image.tile[0][3] if image.format == "PNG" and getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None)
+    args = tiles[0][3] if image.format == "PNG" and tiles else ""
     return args if isinstance(args, str) else ""
 
 

@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lavis import __version__
 from lavis.common.files import write_json
@@ -136,7 +136,7 @@ class _Response(http.client.HTTPResponse):
 
     def __init__(self, clock: _Clock, connection: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(connection, *args, **kwargs)
-        raw = cast(io.BufferedReader, self.fp).detach()
+        raw = self.fp.detach()
         self.fp = io.BufferedReader(_Timed(raw, connection, clock))
 
 

@@ -158,7 +158,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
             return None
         sources = [under_cache_root(source.storage) for source in plan.sources[split]]
         packed = Packed(folder, sources[0] if sources and sources[0].is_file() else None)
-        dataset = cls(packed.records, split, options=plan.options, annotation_paths=sources)
+        dataset = cls(packed.records, split, options=plan.options, annotation_paths=packed.lists)
         dataset.packed = packed
         return dataset
 
@@ -228,6 +228,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         return path if path.is_absolute() or self.vis_root is None else self.vis_root / path
 
     def _what_to_do(self) -> str:
+        if self.packed is not None:
+            return f"the images of {self.name!r} are in the shards of {self.packed.folder}"
         what = "clips" if self.data_type == "videos" else "pictures"
         way = how_to_get(self.name, self.downloads, self.split) or "put them there"
         return (

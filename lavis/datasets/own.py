@@ -20,7 +20,8 @@ captioning, retrieval, vqa or classification (default: told from the columns; a 
 too). `val_fraction`: the share of training pictures held out when no val file is given (default 0.05; 0 holds out
 nothing); a picture is chosen by the hash of its path, so it stays where it is when data are added. `answer_list`: a
 file with the answers or classes to choose from (default: those of the training part). `upright`: turn photographs as
-their camera says (EXIF).
+their camera says (EXIF). Transparent images are seen on white; 16 bits, 32 bits and floats become 8 bits, see
+`lavis.common.images`.
 
 Before anything runs, every row is read and every picture looked for. Missing pictures of a training part are skipped
 with a warning unless they are many, like unreadable ones (`on_error: raise` refuses them); those of other parts are

@@ -273,7 +273,7 @@ class Packed:
         annotation: a file whose records name samples by `key`; else the records are those that lie beside the shards.
 
     Attributes:
-        records: one per sample, with `key`.
+        records: one per sample, with `key`. lists: the files that they are from.
 
     Raises:
         ValueError: shards and lists don't fit together.
@@ -286,15 +286,15 @@ class Packed:
         if not self.paths:
             raise FileNotFoundError(f"{folder} holds no shard yet; run the download again")
         self.stamps = [stamp_of(path) for path in self.paths]  # before they are read
-        lists = [path.with_suffix(".jsonl") for path in self.paths]
-        missing = [path for path in lists if not path.is_file()]
+        self.lists = [path.with_suffix(".jsonl") for path in self.paths]
+        missing = [path for path in self.lists if not path.is_file()]
         if missing:
             raise FileNotFoundError(f"there is no {missing[0]}, the list of the shard's samples")
         keys = array("q")
         ends = []
 
         def rows() -> Iterator[Record]:
-            for beside in lists:
+            for beside in self.lists:
                 for row in read_records(beside):
                     keys.append(int(row["key"]))
                     yield row
@@ -325,7 +325,7 @@ class Packed:
                 f"{annotation}: {len(lost)} of its {len(records)} records have a key that is in no shard of "
                 f"{self.folder} (the first: {lost[0]}); run the download again, or leave them out"
             )
-        self.records = records
+        self.records, self.lists = records, [annotation]
 
     def __len__(self) -> int:
         return len(self.records)
