@@ -27,7 +27,8 @@ captioning, retrieval, vqa or classification (default: told from the columns; a 
 too). `val_fraction`: the share of training pictures held out when no val file is given (default 0.05; 0 holds out
 nothing); a picture is chosen by the hash of its path, so it stays where it is when data are added. `answer_list`: a
 file with the answers or classes to choose from (default: those of the training part). `upright`: turn photographs as
-their camera says (EXIF).
+their camera says (EXIF). Transparent images are seen on white; 16 bits, 32 bits and floats become 8 bits, see
+`lavis.common.images`.
 
 Before anything runs, every row is read and every picture looked for. Missing pictures of a training part are skipped
 with a warning unless they are many, like unreadable ones (`on_error: raise` refuses them); those of other parts are
@@ -53,9 +54,10 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from lavis.common.images import open_image
 from lavis.common.registry import registry, suggest
 from lavis.datasets import own_table
-from lavis.datasets.base import Dataset, Plan, Record, error_policy, open_picture
+from lavis.datasets.base import Dataset, Plan, Record, error_policy
 from lavis.datasets.captioning import CaptionDataset, CaptionOptions
 from lavis.datasets.collate import Sample
 from lavis.datasets.own_table import SPLITS, TASKS, rows_of, whole_file
@@ -123,7 +125,7 @@ class _Own(Dataset):
 class _Upright(_Own):
     def picture(self, record: Any) -> Image.Image:
         path = self._media_path(str(record["image"]))
-        return open_picture(path, self._what_to_do(), upright=self.options.upright)
+        return open_image(path, self._what_to_do(), upright=self.options.upright)
 
 
 class OwnCaption(_Upright, CaptionDataset):

@@ -405,6 +405,7 @@ class Clip(BaseModel):
         """
         from PIL import Image
 
+        from lavis.common.images import open_image
         from lavis.processors import ClipImageEvalProcessor
 
         if isinstance(categories, str) or not categories or len(set(categories)) != len(categories):
@@ -412,8 +413,7 @@ class Clip(BaseModel):
         if isinstance(image_path, Image.Image):
             picture = image_path
         else:
-            with Image.open(image_path) as opened:
-                picture = opened.convert("RGB")
+            picture = open_image(image_path)
         image = ClipImageEvalProcessor(self.config.image_size)(picture).unsqueeze(0)
         cosines = similarities(_unit(self.encode_image(image)), self._encode_texts(list(categories)))
         return dict(zip(categories, (MAX_SCALE * cosines)[0].softmax(dim=0).tolist(), strict=True))
