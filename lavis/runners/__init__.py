@@ -143,6 +143,7 @@ def build(
 
     from lavis.common import dist
     from lavis.common.registry import registry
+    from lavis.models.base import origin_of
     from lavis.runners.settings import check_training
     from lavis.tasks import setup_task
 
@@ -159,6 +160,9 @@ def build(
     if model is None:
         torch.manual_seed(run.seed)  # starting weights are part of what the seed decides
         model = task.build_model(_without_weights(config, job_id))
+        source_of = getattr(type(model), "source_of", None)
+        if source_of is not None:  # also where a run is continued, which brings its own weights
+            model.origin = origin_of(source_of(config.model)[1])
     runner: Runner = runner_class(cfg=config, task=task, model=model, datasets=built, job_id=job_id)
     return runner
 

@@ -18,6 +18,7 @@ from lavis.common import device as devices
 from lavis.common import dist, optims
 from lavis.common.registry import registry
 from lavis.runners import checkpoint
+from lavis.runners.budget import TIMED, UNTIMED, Plan, plan
 from lavis.runners.clock import Clock
 from lavis.runners.data import Order, TrainLoader, mixing_ratios, shown
 from lavis.runners.evaluation import Evaluator
@@ -29,6 +30,7 @@ from lavis.runners.skipped import Skipped
 from lavis.runners.state import TrainingState
 from lavis.runners.step import Step
 from lavis.runners.stopping import Interrupted, Stopping
+from lavis.runners.stuck import StuckWatch
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +72,13 @@ class Training:
         ratios = mixing_ratios(names, run.train_dataset_ratios)
         self.order = Order([len(s) for s in sets], batch_size, run.seed, ratios)
         self.length = Length.of(run, self.order.batches_per_pass)
+        self.val_freq = run.val_freq
         skipped = Skipped(sets)
         self.loader = TrainLoader(sets, self.order, run.seed, run.num_workers, device, skipped)
         optimizer = optims.build_optimizer(
             model, run.init_lr, run.weight_decay, run.beta2, run.lr_layer_decay, run.optimizer, precision
         )
-        self.schedule: optims.Scheduler = registry.get_lr_scheduler_class(run.lr_sched)(
-            optimizer=optimizer,
-            max_epoch=self.length.epochs,
-            min_lr=run.min_lr,
-            init_lr=run.init_lr,
-            decay_rate=run.lr_decay_rate,
-            warmup_start_lr=run.warmup_lr,
-            warmup_steps=run.warmup_steps,
-            iters_per_epoch=self.length.per_epoch,
-        )
+        self.schedule = self._make_schedule(optimizer)
         scaler = devices.grad_scaler(device, precision)
         fingerprint = {
             "run.seed": run.seed,
@@ -99,6 +93,9 @@ class Training:
         _seed(run.seed + dist.rank())  # dropout differs between ranks
         if resume_from is not None:
             self.state.restore(resume_from)
+            fixed = self.state.progress.plan
+            if fixed is not None and fixed["minutes"] == run.max_minutes:
+                self._follow(Plan(**fixed))
             done, total = self.state.progress.iteration, self.length.iterations
             logger.info("resumed from %s at iteration %d of %d", resume_from, done, total)
         if run.compile:
@@ -106,6 +103,20 @@ class Training:
         self.finite = FiniteCheck(device, scaler, self._describe)
         self.step = Step(run, task, self.state, self.finite, device, precision)
         self.stopping = Stopping(run, device)
+
+    def _make_schedule(self, optimizer: torch.optim.Optimizer) -> optims.Scheduler:
+        schedule: optims.Scheduler = registry.get_lr_scheduler_class(self.run.lr_sched)(
+            optimizer=optimizer,
+            max_epoch=self.length.epochs,
+            min_lr=self.run.min_lr,
+            init_lr=self.run.init_lr,
+            decay_rate=self.run.lr_decay_rate,
+            warmup_start_lr=self.run.warmup_lr,
+            warmup_steps=self.run.warmup_steps,
+            iters_per_epoch=self.length.per_epoch,
+            total_steps=self.length.iterations,
+        )
+        return schedule
 
     def run_in(self, out: RunFolder) -> str:
         """Train to the end, or until there is a reason to stop.
@@ -127,6 +138,11 @@ class Training:
         if dist.is_main():
             self.state.skipped.write()
         self.clock = Clock(progress, self.order.batch_size)
+        run, after = self.run, self.run.stuck_after
+        self.watch = None
+        if after is not None:
+            after = min(after, self.length.iterations)
+            self.watch = StuckWatch(self.model, after, self.order.batch_size, run.init_lr)
         with self.stopping.ctrl_c:
             try:
                 stopped = self._epochs()
@@ -144,6 +160,12 @@ class Training:
 
     def _epochs(self) -> str:
         progress = self.state.progress
+        stop = self._fit_into_time()
+        if stop:
+            if stop == "interrupt":
+                raise Interrupted
+            self._end_epoch(last=True)
+            return stop
         while progress.closed < self.length.epochs:
             if self.stopping.out_of_patience(progress):
                 return "patience"
@@ -155,13 +177,80 @@ class Training:
                 return stop
         return "finished"
 
+    # ------------------------------------------------------------------ time
+    def _fit_into_time(self) -> str:
+        """With `max_minutes`, time a validation and the first steps, and fix the number of steps.
+
+        Returns:
+            "", or the reason to stop already.
+        """
+        run, progress = self.run, self.state.progress
+        if run.max_minutes is None or (progress.plan and progress.plan["minutes"] == run.max_minutes):
+            return ""
+        progress.plan = None
+        validation = test = 0.0
+        if run.valid_splits or run.test_splits:
+            splits, before = run.valid_splits or run.test_splits, progress.seconds
+            self.evaluator(splits, "start", progress.iteration, self.out, self.stopping.between_batches)
+            self.clock.tick()
+            seconds = progress.seconds - before
+            per_sample = seconds / max(self._samples(splits), 1)
+            validation = seconds if run.valid_splits else 0.0
+            test = per_sample * self._samples(run.test_splits)
+        _, end = self.length.bounds(progress.closed)
+        accumulated = run.accum_grad_iters
+        begin = min(progress.iteration + UNTIMED * accumulated, max(end - 1, progress.iteration))
+        until = min(begin + TIMED * accumulated, end)
+        stop = self._epoch(progress.closed, until=begin)
+        if stop:
+            return stop
+        self._check()  # waits for the device
+        self.clock.tick()
+        before, done = progress.seconds, progress.iteration
+        stop = self._epoch(progress.closed, until=until)
+        if stop:
+            return stop
+        self._check()
+        self.clock.tick()
+        limited = run.max_epoch is not None or run.max_iters is not None
+        fixed = plan(
+            run.max_minutes,
+            done=progress.iteration,
+            spent=progress.seconds,
+            step=(progress.seconds - before) / max(progress.iteration - done, 1),
+            validation=validation,
+            test=test,
+            per_epoch=self.length.per_epoch,
+            val_freq=run.val_freq,
+            most=self.length.iterations if limited else None,
+        )
+        fixed = dist.broadcast_object(fixed)  # clocks differ between ranks
+        progress.plan = fixed.state()
+        self._follow(fixed)
+        logger.info(
+            "%d steps fit into %g minutes: %.2g s a step, %.2g s a validation every %d epochs",
+            fixed.iterations, fixed.minutes, (progress.seconds - before) / max(progress.iteration - done, 1),
+            validation, fixed.val_freq,
+        )  # fmt: skip
+        return ""
+
+    def _samples(self, splits: Sequence[str]) -> int:
+        return sum(len(self.evaluator.dataset(split)) for split in splits)
+
+    def _follow(self, fixed: Plan) -> None:
+        """Take over a number of steps that was fixed."""
+        self.length = Length.of(self.run, self.order.batches_per_pass, fixed.iterations)
+        self.val_freq = fixed.val_freq
+        self.schedule = self._make_schedule(self.state.optimizer)
+
     # ------------------------------------------------------------------ an epoch
-    def _epoch(self, epoch: int) -> str:
-        """Iterations up to the end of an epoch; "" there, or the reason to stop now."""
+    def _epoch(self, epoch: int, until: int | None = None) -> str:
+        """Iterations up to the end of an epoch, or up to `until`; "" there, or the reason to stop now."""
         run, progress, clock = self.run, self.state.progress, self.clock
         accumulated, every = run.accum_grad_iters, run.save_every_iters
         first, end = self.length.bounds(epoch)
         size = end - first
+        end = end if until is None else min(end, until)
         self.model.train()
         bar = None
         if shown():
@@ -184,6 +273,8 @@ class Training:
                     batch.update(epoch=epoch, iters=i, num_iters_per_epoch=self.length.per_epoch)
                 losses = self.step.backward(batch, window, update)
                 self.state.epoch.add(losses)
+                if self.watch is not None:
+                    self.watch.add(progress.iteration, losses)
                 norm = self.step.update(measure=log_now) if update else None
                 if norm is not None:
                     losses["grad_norm"] = norm
@@ -239,7 +330,7 @@ class Training:
             if self.state.skipped:
                 record["skipped_samples"] = len(self.state.skipped)
             self.out.write(record)
-        if run.valid_splits and (last or (epoch + 1) % run.val_freq == 0):
+        if run.valid_splits and (last or (epoch + 1) % self.val_freq == 0):
             self._validate(epoch)
         self.clock.tick()
         if over:

@@ -20,6 +20,7 @@ Who owns what:
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,13 +35,15 @@ from lavis.common import dist
 from lavis.common.files import read_jsonl
 from lavis.common.logger import setup_logger
 from lavis.common.registry import registry
-from lavis.runners import checkpoint, folder
+from lavis.runners import checkpoint, folder, header
 from lavis.runners.evaluation import Evaluator
 from lavis.runners.folder import RunFolder
 from lavis.runners.loop import Training
 from lavis.runners.settings import RunConfig
 from lavis.runners.state import Progress
 from lavis.runners.stopping import Interrupted
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Result", "RunConfig", "Runner", "RunnerBase", "RunnerIter", "RunnerIters"]
 
@@ -176,6 +179,7 @@ class Runner:
         out = self._folder
         if dist.is_main() and self._resume_from is not None:
             folder.adopt(self._resume_from.parent, out.path)
+        self._say(training, dict(zip(names, sets)))
         try:
             stopped = training.run_in(out)
         except Interrupted:
@@ -199,6 +203,32 @@ class Runner:
             checkpoint_last=checkpoint.find(out.path / checkpoint.LAST),
             checkpoint_best=best,
         )
+
+    def _say(self, training: Training, sets: Mapping[str, Any]) -> None:
+        """What the run is, to the console of rank 0."""
+        run, length, section = self.run, training.length, self.config.model
+        batch = training.order.batch_size
+        processes = f", {dist.world_size()} processes" if dist.is_on() else ""
+        if run.max_minutes is not None and self._progress is not None and not self._progress.plan:
+            steps = f"as many of {batch} samples as fit into {run.max_minutes:g} minutes"
+        else:
+            steps = f"{length.iterations:,} of {batch} samples, in {length.epochs:,} epochs"
+        records = sum(map(len, sets.values()))
+        parts = [f"{records:,} to train on"]
+        parts += [f"{len(self.dataset(s)):,} in {s}" for s in run.evaluation_splits]
+        for line in header.lines(
+            {
+                "model": header.model_name(self.model, section),
+                "parameters": header.parameters(self.model),
+                "data": ", ".join(dict.fromkeys(header.data_name(n, s) for n, s in sets.items())),
+                "records": ", ".join(parts),
+                "steps": steps,
+                "rate": f"{run.init_lr:g}, {run.lr_sched}",
+                "device": f"{self.device}, {self.precision}{processes}",
+                "folder": str(self._folder.path),
+            }
+        ):
+            logger.info(line)
 
     def _how_to_go_on(self, iteration: int) -> str:
         done = f"interrupted at iteration {iteration}"

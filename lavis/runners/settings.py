@@ -38,7 +38,9 @@ class RunConfig:
         compile: torch.compile the model. find_unused_parameters: for models that leave some out of a step
             when trained on several processes.
         tensorboard: also write events. report: also write report_<split>.html about each test split.
-        max_minutes: training time after which the run ends cleanly.
+        max_minutes: time of the whole run, validations and test included. The first steps and a validation are
+            timed, and the number of steps fixed (`lavis.runners.budget`); not more than max_epoch or max_iters say.
+        stuck_after: steps after which a loss that has not moved is warned of; null: never.
         patience: validations without a new best after which training ends.
     """
 
@@ -84,13 +86,14 @@ class RunConfig:
     tensorboard: bool = False
     report: bool = False
     max_minutes: float | None = None
+    stuck_after: int | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
         at_least = {
             "seed": 0, "max_epoch": 1, "max_iters": 1, "iters_per_inner_epoch": 1, "warmup_steps": 0,
             "accum_grad_iters": 1, "batch_size_train": 1, "batch_size_eval": 1, "num_workers": 0,
-            "log_freq": 1, "val_freq": 1, "save_every_iters": 1, "patience": 1,
+            "log_freq": 1, "val_freq": 1, "save_every_iters": 1, "patience": 1, "stuck_after": 1,
             "init_lr": 0, "min_lr": 0, "weight_decay": 0,
         }  # fmt: skip
         for key, lowest in at_least.items():
@@ -117,6 +120,9 @@ class RunConfig:
         return list(dict.fromkeys([*self.valid_splits, *self.test_splits]))
 
 
+UNKNOWN = 1_000_000  # epochs of a run that only its time limits, until it is known how many fit
+
+
 @dataclass(frozen=True)
 class Length:
     """How long a run is, in iterations (batches on each rank).
@@ -130,13 +136,20 @@ class Length:
     epochs: int
 
     @classmethod
-    def of(cls, run: RunConfig, per_pass: int) -> Length:
-        """What `max_epoch` or `max_iters` mean where a pass over the data has `per_pass` iterations."""
+    def of(cls, run: RunConfig, per_pass: int, fitting: int | None = None) -> Length:
+        """What `max_epoch` or `max_iters` mean where a pass over the data has `per_pass` iterations.
+
+        Args:
+            fitting: iterations that fit into `max_minutes`, once they are known; they take the others' place.
+        """
+        if fitting is not None:
+            per_epoch = per_pass if run.max_iters is None else run.iters_per_inner_epoch or per_pass
+            return cls(fitting, min(per_epoch, fitting), -(-fitting // min(per_epoch, fitting)))
         if run.max_iters is not None:
             per_epoch = min(run.iters_per_inner_epoch or per_pass, run.max_iters)
             return cls(run.max_iters, per_epoch, -(-run.max_iters // per_epoch))
-        assert run.max_epoch is not None  # see `check_training`
-        return cls(run.max_epoch * per_pass, per_pass, run.max_epoch)
+        epochs = UNKNOWN if run.max_epoch is None else run.max_epoch  # until the time is measured
+        return cls(epochs * per_pass, per_pass, epochs)
 
     def bounds(self, epoch: int) -> tuple[int, int]:
         """The first iteration of an epoch, and the one after its last."""
@@ -150,8 +163,10 @@ def check_training(run: RunConfig) -> None:
     Raises:
         ValueError: no length of the run, no training split, or an unusable schedule.
     """
-    if run.max_epoch is None and run.max_iters is None:
-        raise ValueError("neither run.max_epoch nor run.max_iters is set; a training run needs one of them")
+    if run.max_epoch is None and run.max_iters is None and run.max_minutes is None:
+        raise ValueError(
+            "none of run.max_epoch, run.max_iters and run.max_minutes is set; a training run needs one of them"
+        )
     if run.max_epoch is not None and run.max_iters is not None and run.runner != "runner_iter":
         raise ValueError("run.max_epoch and run.max_iters are both set; set one of them to null")
     if not run.train_splits:

@@ -36,6 +36,7 @@ class Progress:
         validations_without_best: since then.
         seconds: since the start, validations included, over all resumptions.
         log_size, evaluate_size: bytes of log.txt and evaluate.txt.
+        plan: what was fixed for `max_minutes`, see `lavis.runners.budget.Plan`.
     """
 
     iteration: int = 0
@@ -45,6 +46,7 @@ class Progress:
     seconds: float = 0.0
     log_size: int = 0
     evaluate_size: int = 0
+    plan: dict[str, Any] | None = None
 
     def judge(self, epoch: int, split: str, metric: str, direction: str, value: float) -> bool:
         """Take note of a validation; whether it is the best so far."""

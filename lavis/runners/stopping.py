@@ -79,7 +79,8 @@ class Stopping:
     def reason(self, progress: Progress) -> str:
         """After an update: "", "interrupt" or "max_minutes"; the same on every rank."""
         minutes = self.run.max_minutes
-        late = minutes is not None and progress.seconds > minutes * 60
+        reserved = progress.plan["reserved"] if progress.plan else 0.0  # of what comes after training
+        late = minutes is not None and progress.seconds > minutes * 60 - reserved
         code = 2 if self.ctrl_c.pressed else int(late)
         if dist.is_on():
             # ranks notice at different steps; asking now and then keeps that cheap
