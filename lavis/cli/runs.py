@@ -61,8 +61,17 @@ def train(
     device: Device = None,
     precision: Precision = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the latest run of the output folder, if there is one.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the latest run of this recipe in the output folder, if there is one."
+        ),
     ] = False,
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-changed", metavar="KEY", help="With --resume: a key that may differ. Repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Train from a recipe, or on data of your own without one.
 
@@ -79,7 +88,7 @@ def train(
     keys: dict[str, Any] = {
         "run.output_dir": out, "run.device": device, "run.precision": precision, "run.init_lr": lr,
         "run.max_minutes": minutes, "run.batch_size_train": batch_size, "run.max_epoch": epochs,
-        "run.resume_ckpt_path": "auto" if resume else None,
+        "run.resume_ckpt_path": "auto" if resume else None, "run.allow_changed": allow_changed or None,
     }  # fmt: skip
     keys = {k: v for k, v in keys.items() if v is not None}
     notes: list[str] = []

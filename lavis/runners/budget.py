@@ -31,6 +31,12 @@ class Plan:
     val_freq: int
     reserved: float
 
+    def __post_init__(self) -> None:
+        if type(self.iterations) is not int or type(self.val_freq) is not int or self.val_freq < 1:
+            raise TypeError("the plan holds something else than counts")
+        if not (0 < float(self.minutes) < math.inf and 0 <= float(self.reserved) < math.inf):
+            raise ValueError("the plan holds something else than times")
+
     def state(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -24,11 +24,13 @@ class StuckWatch:
     of candidates. Without that the first steps are the measure.
 
     Args:
-        model: of the run. after: steps until the comparison. batch: samples of a batch on all ranks. lr: the peak
-            rate, for the advice.
+        model: of the run. batch: samples of a batch on all ranks. lr: the peak rate, for the advice.
+
+    Attributes:
+        after: steps until the comparison; with fewer than 50 there is none.
     """
 
-    def __init__(self, model: Any, after: int, batch: int, lr: float) -> None:
+    def __init__(self, model: Any, batch: int, lr: float, after: int = 0) -> None:
         chance = getattr(model, "chance_losses", None)
         self.chances: dict[str, float] = chance(batch) if chance is not None else {}
         self.after, self.lr = after, lr
@@ -36,11 +38,11 @@ class StuckWatch:
 
     def add(self, step: int, losses: Mapping[str, torch.Tensor]) -> None:
         """Note the losses of a step, counted from 0; warn after the last one. Called by every rank."""
-        if step >= self.after:
+        if step >= self.after or self.after < _LAST:
             return
-        if step < min(_FIRST, self.after // 2):
+        if step < _FIRST:
             self.first.add(losses)
-        if step >= max(self.after - _LAST, self.after // 2):
+        if step >= max(self.after - _LAST, _FIRST):
             self.last.add(losses)
         if step == self.after - 1 and self.first.sums:  # none where a run was resumed later
             first, last = self.first.read(), self.last.read()
