@@ -55,8 +55,16 @@ def train(
     model: Model = None,
     out: Out = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after this many minutes.")] = None,
-    lr: Annotated[float | None, typer.Option(help="The learning rate at the start.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Minutes of the whole run, validation included; it is as long as fits."),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="The peak learning rate (own data: 3e-4 for packaged weights, 1e-5 for published, 1e-3 for random)."
+        ),
+    ] = None,
     batch_size: BatchSize = None,
     device: Device = None,
     precision: Precision = None,

@@ -70,7 +70,7 @@ def plan(
     val_freq = max(val_freq, math.ceil(validation / (_VALIDATING * epoch)))
     iterations = done + max(int(left / (max(step, 1e-6) + validation / (val_freq * per_epoch))), 0)
     if iterations <= val_freq * per_epoch:  # only the last validation, for which there is time already
-        iterations = done + max(int(left / max(step, 1e-6)), 0)
+        iterations = min(done + max(int(left / max(step, 1e-6)), 0), val_freq * per_epoch)
     if most is not None:
         iterations = min(iterations, most)
     return Plan(minutes, max(iterations, done, 1), val_freq, reserved)
