@@ -9,6 +9,7 @@ feature, Q places in the queue, W = B x ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,6 +137,21 @@ class Alignment(VisionTextModel):
         super().reset_parameters()
         if hasattr(self, "temp"):
             nn.init.constant_(self.temp, TEMPERATURE)
+
+    def set_temperature(self, temperature: float) -> None:
+        if not hasattr(self, "temp"):
+            super().set_temperature(temperature)
+        low, high = TEMPERATURE_RANGE
+        if not low <= temperature <= high:
+            raise ValueError(f"model.temperature is {temperature}; it must lie between {low} and {high}")
+        nn.init.constant_(self.temp, temperature)
+
+    def chance_losses(self, batch: int) -> dict[str, float]:
+        """The losses (nats) of features and of a matching head that know nothing, on `batch` pairs of all ranks."""
+        candidates = batch + (self.image_queue.shape[1] if hasattr(self, "image_queue") else 0)
+        contrast = math.log(candidates)
+        matching = math.log(3) - 2 / 3 * math.log(2)  # a third of what is matched belongs together
+        return {"loss_itc": contrast, "loss_vtc": contrast, "loss_itm": matching, "loss_vtm": matching}
 
     def _picture_ids(self, samples: Mapping[str, Any]) -> torch.Tensor:
         """`image_id` as a tensor (B,)."""

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils import _pytree
 
 from lavis.common.registry import suggest
-from lavis.models import checkpoints
+from lavis.models import checkpoints, vocabulary
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn.finite import NonFiniteError, check_finite, explained
 from lavis.nn.linear import Packing
@@ -30,6 +30,7 @@ VOCABULARY_NAME = "vocab.txt"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _LARGEST = 1 << 24  # number of anything in a config
 _MEDIA_KEYS = ("image", "video", "image0", "video_fts")  # of samples
+ORIGINS = PACKAGED, PUBLISHED, RANDOM = "packaged", "published", "random"  # of weights
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -209,6 +210,7 @@ class BaseModel(nn.Module):
     config: Any
     tokenizer: Tokenizer | None = None  # of models that read text
     model_type: str | None = None
+    origin: str = RANDOM  # of the weights: PACKAGED, PUBLISHED or RANDOM; training does not change it
 
     # ------------------------------------------------------------------------------ construction
     @classmethod
@@ -261,8 +263,24 @@ class BaseModel(nn.Module):
         state = rules.without_renewed(state)
         _check_sizes(dataclasses.asdict(config), len(state), path)
         model = cls.build(cls.complete(config, state), empty=not rules.fresh)
+        state = model._in_own_vocabulary(state, path)
         checkpoints.load_into(model, state, rules, name or str(path))
         return model
+
+    def _in_own_vocabulary(self, state: checkpoints.StateDict, path: Path) -> checkpoints.StateDict:
+        """The entries of a folder that `save_pretrained` wrote, where this model has another vocabulary than it."""
+        theirs = path / VOCABULARY_NAME
+        if (
+            not isinstance(self.tokenizer, Tokenizer)
+            or not theirs.is_file()
+            or not (path / CONFIG_NAME).is_file()
+        ):
+            return state
+        if theirs.read_bytes() == self.tokenizer.vocabulary.read_bytes():
+            return state
+        cover = bool(read_description(path)["config"].get("cover", False))
+        old = Tokenizer(theirs, extra=self.tokenizer.extra, cover=cover)
+        return vocabulary.converted(state, old, self.tokenizer, str(path))
 
     @classmethod
     def adapt(cls, config: Any, path: Path) -> Any:
@@ -317,43 +335,26 @@ class BaseModel(nn.Module):
                 fine-tuned from), "none" (starting weights), or finished weights' path, URL or Hugging
                 Face id; `pretrained`, with weights "pretrained", takes the place of the preset's: a
                 path, URL or id; `init`, with weights "none", starts parts from other models' weights,
-                see `start_from`; every other key replaces one of the preset's config.
+                see `start_from`; `temperature` starts a contrastive loss from it instead of from the weights'
+                own; every other key replaces one of the preset's config.
 
         Raises:
             ValueError: an unknown key, weights that do not fit, or keys that do not go together.
             FileNotFoundError, OSError: weights that are not there or cannot be downloaded.
         """
         cfg = dict(cfg)
+        kind, source = cls.source_of(cfg)
         cfg.pop("arch", None)
-        model_type = cfg.pop("model_type", None)
-        if model_type is None:
-            raise ValueError(
-                f"model.model_type is missing; {cls.registered_name} has {', '.join(cls.PRESETS)}"
-            )
+        model_type = cfg.pop("model_type")
         preset = cls.preset(model_type)
         init, pretrained = cfg.pop("init", None), cfg.pop("pretrained", None)
-        weights = cfg.pop("weights", "finetuned")
-        if weights == "finetuned" and not preset.weights and (pretrained or preset.pretrained):
-            weights = "pretrained"
-        if pretrained and weights != "pretrained":
+        weights, temperature = cfg.pop("weights", "finetuned"), cfg.pop("temperature", None)
+        if pretrained and kind != "pretrained":
             raise ValueError(
                 f"model.pretrained is {pretrained!r}, but model.weights is {weights!r}; to fine-tune from that file, "
                 "set model.weights to pretrained"
             )
         config = override(preset.config, cfg, "model")
-        source, rules, sha256 = weights, None, None
-        if weights == "finetuned":
-            source, sha256 = preset.weights, preset.sha256
-        elif weights == "pretrained":
-            source = pretrained or preset.pretrained or preset.weights
-            rules = preset.pretrained_rules or cls.PRETRAINED_RULES
-            if source is None:
-                raise ValueError(
-                    f"model.weights is 'pretrained', but {cls.registered_name} {model_type} knows none; "
-                    "say with model.pretrained where they are, or set model.weights to none"
-                )
-        elif weights in ("none", None, False):
-            source = None
         if source is None:
             model = cls.build(config)
             model.start_from(init or {})
@@ -362,9 +363,57 @@ class BaseModel(nn.Module):
                 f"model.init is for starting weights; with model.weights {weights!r} it has no use"
             )
         else:
+            rules = cls.RULES
+            if kind == "pretrained":
+                rules = preset.pretrained_rules or cls.PRETRAINED_RULES
+            sha256 = preset.sha256 if kind == "finetuned" else None
             model = cls.from_file(config, locate(source, sha256=sha256), rules, name=source)
-        model.model_type = model_type
+        if temperature is not None:
+            model.set_temperature(temperature)
+        model.model_type, model.origin = model_type, origin_of(source)
         return model
+
+    @classmethod
+    def source_of(cls, cfg: Mapping[str, Any]) -> tuple[str, str | None]:
+        """Where the weights of a recipe's `model` section come from.
+
+        Returns:
+            "finetuned" or "pretrained" (of the preset), "file" or "none"; and a path, URL or Hugging Face id, None
+            for starting weights.
+
+        Raises:
+            ValueError: there is no model type, or no pre-trained weights of it are known.
+        """
+        model_type = cfg.get("model_type")
+        if model_type is None:
+            raise ValueError(
+                f"model.model_type is missing; {cls.registered_name} has {', '.join(cls.PRESETS)}"
+            )
+        preset = cls.preset(model_type)
+        weights, pretrained = cfg.get("weights", "finetuned"), cfg.get("pretrained")
+        if weights == "finetuned" and not preset.weights and (pretrained or preset.pretrained):
+            weights = "pretrained"
+        if weights == "finetuned":
+            return "finetuned" if preset.weights else "none", preset.weights
+        if weights == "pretrained":
+            source = pretrained or preset.pretrained or preset.weights
+            if source is None:
+                raise ValueError(
+                    f"model.weights is 'pretrained', but {cls.registered_name} {model_type} knows none; "
+                    "say with model.pretrained where they are, or set model.weights to none"
+                )
+            return "pretrained", source
+        return ("none", None) if weights in ("none", None, False) else ("file", str(weights))
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set what cosines are divided by in the contrastive loss.
+
+        Raises:
+            ValueError: the model has no such temperature.
+        """
+        raise ValueError(
+            f"model.temperature: {self.registered_name} has no temperature of a contrastive loss"
+        )
 
     def start_from(self, init: Mapping[str, str]) -> None:
         """Take other models' weights as starting weights.
@@ -396,7 +445,12 @@ class BaseModel(nn.Module):
         config = dataclasses.asdict(self.config)
         if "vocabulary" in config:
             config["vocabulary"] = VOCABULARY_NAME
-        description = {"arch": self.registered_name, "model_type": self.model_type, "config": config}
+        description = {
+            "arch": self.registered_name,
+            "model_type": self.model_type,
+            "origin": self.origin,
+            "config": config,
+        }
         checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
         if self.tokenizer is not None:
             shutil.copyfile(self.tokenizer.vocabulary, folder / VOCABULARY_NAME)
@@ -422,7 +476,7 @@ class BaseModel(nn.Module):
         if getattr(config, "vocabulary", None) == VOCABULARY_NAME:
             config = dataclasses.replace(config, vocabulary=str(folder / VOCABULARY_NAME))
         model = cls.from_file(set_for_training(config, for_training), folder)
-        model.model_type = model_type
+        model.model_type, model.origin = model_type, origin_of(folder)
         return model
 
     # ------------------------------------------------------------------------------ use
@@ -502,6 +556,31 @@ def _check_sizes(config: Mapping[str, Any], entries: int, path: Path) -> None:
                 raise ValueError(f"{path}: {key} is {number}, but the file has {entries} entries")
 
 
+def origin_of(source: str | Path | None) -> str:
+    """What weights are at bottom: PACKAGED, PUBLISHED or RANDOM (trained from random ones too).
+
+    Args:
+        source: a path, URL or Hugging Face id; None: starting weights. A folder of this library is what the weights
+            were that its training began with.
+    """
+    if source is None:
+        return RANDOM
+    folder = Path(source).expanduser()
+    if folder.is_relative_to(ASSETS):
+        return PACKAGED
+    if not (folder / CONFIG_NAME).is_file() or is_foreign(folder):
+        return PUBLISHED
+    description = read_description(folder)
+    if description.get("origin") in ORIGINS:
+        return str(description["origin"])
+    # written before folders said so: as the model type starts
+    from lavis.common.registry import registry
+
+    model_class = registry.get_model_class(description["arch"])
+    preset = model_class.PRESETS.get(str(description.get("model_type")))
+    return origin_of(preset.weights or preset.pretrained) if preset is not None else PUBLISHED
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """config.json of a folder written by `save_pretrained`."""
     path = folder / CONFIG_NAME
@@ -549,7 +628,7 @@ def check_heads(folder: Path, heads: Mapping[str, tuple[int, int]]) -> dict[str,
     """
     if folder.name in checkpoints.WEIGHTS_NAMES:
         folder = folder.parent  # a file of such a folder
-    if not folder.is_dir() or not is_of_transformers(folder):
+    if not folder.is_dir() or not is_foreign(folder):
         return {}
     path = folder / CONFIG_NAME
     theirs: dict[str, Any] = checkpoints.read_json(path)

@@ -5,6 +5,7 @@ B pictures, G texts per picture, R = B·G texts, T tokens, N image tokens, D wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,6 +150,10 @@ class Classifier(VisionTextModel):
                 "leave it out, or start from weights: pretrained, whose head is new"
             )
         return model
+
+    def chance_losses(self, batch: int) -> dict[str, float]:
+        """The loss (nats) of a head for which all classes are alike."""
+        return {"loss": math.log(self.config.num_classes)}
 
     # ------------------------------------------------------------------------------ the family's part
     def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

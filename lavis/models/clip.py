@@ -211,6 +211,15 @@ class Clip(BaseModel):
         self.visual.reset_parameters()  # type: ignore[operator]
         self.transformer.reset_parameters()
 
+    def set_temperature(self, temperature: float) -> None:
+        if not 1 / MAX_SCALE <= temperature <= 1:
+            raise ValueError(f"model.temperature is {temperature}; it must lie between {1 / MAX_SCALE} and 1")
+        nn.init.constant_(self.logit_scale, -math.log(temperature))
+
+    def chance_losses(self, batch: int) -> dict[str, float]:
+        """The loss (nats) of features that know nothing, on `batch` pairs of all ranks."""
+        return {"loss_itc": math.log(batch)}
+
     # ------------------------------------------------------------------------------ weights
     @classmethod
     def adapt(cls, config: Any, path: Path) -> Any:

@@ -149,6 +149,7 @@ def build(
 
     from lavis.common import dist
     from lavis.common.registry import registry
+    from lavis.models.base import origin_of
     from lavis.runners.settings import check_training
     from lavis.tasks import setup_task
 
@@ -164,18 +165,27 @@ def build(
     config = _with_splits_of(config, built)
     if model is None:
         torch.manual_seed(run.seed)  # starting weights are part of what the seed decides
-        model = task.build_model(_without_weights(config, job_id))
+        model = task.build_model(_without_weights(config, task, built, job_id))
+        source_of = getattr(type(model), "source_of", None)
+        if source_of is not None:  # also where a run is continued, which brings its own weights
+            model.origin = origin_of(source_of(config.model)[1])
     runner: Runner = runner_class(cfg=config, task=task, model=model, datasets=built, job_id=job_id)
     return runner
 
 
-def _without_weights(config: Config, job_id: str | None) -> Config:
+def _without_weights(config: Config, task: Any, datasets: Mapping[str, Any], job_id: str | None) -> Config:
     """The configuration to build a model from: a run that is continued brings its own weights."""
+    from lavis.common import device as devices
     from lavis.common.registry import registry
     from lavis.runners.folder import resume_source
+    from lavis.runners.provenance import Recipe, recipe_of
+
+    def recipe() -> Recipe:
+        precision = devices.pick_precision(devices.pick_device(config.run.device), config.run.mixed_precision)
+        return recipe_of(config, task, datasets, precision, None)
 
     ours = hasattr(registry.get_model_class(config.model["arch"]), "preset")
-    if not ours or resume_source(config.run, job_id) is None:
+    if not ours or resume_source(config.run, job_id, recipe, config) is None:
         return config
     changed = copy.copy(config)
     sources = ("weights", "pretrained", "init")
