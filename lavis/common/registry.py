@@ -11,7 +11,9 @@ import difflib
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound=type | Callable[..., Any])
@@ -173,11 +175,31 @@ class Registry:
     def list_pages(self) -> list[str]:
         return self.names("page")
 
+    @property
+    def mapping(self) -> dict[str, dict[str, Any]]:
+        """All that is registered, under the original's keys: `mapping["model_name_mapping"]["blip_caption"]`."""
+        kinds = {
+            "builder" if kind == "dataset" else kind: dict(self._load(kind)) for kind in _ROOMS if kind != "page"
+        }
+        named = {f"{kind}_name_mapping": entries for kind, entries in kinds.items()}
+        return {**named, "state": dict(self._state), "paths": dict(self._paths)}
+
     def get_path(self, name: str) -> str | None:
-        return self._paths.get(name)
+        """A registered path; "library_root", "repo_root" and "cache_root" are there from the start."""
+        if name in self._paths:
+            return self._paths[name]
+        package = Path(__file__).parent.parent
+        if name == "cache_root":
+            from lavis.common import hub
+
+            return str(hub.cache_root())
+        return {"library_root": str(package), "repo_root": str(package.parent)}.get(name)
 
     def get(self, name: str, default: Any = None, no_warning: bool = True) -> Any:
-        return self._state.get(name, default)
+        """What `register` remembered under a dotted name, or a part of it."""
+        if name in self._state:
+            return self._state[name]
+        return {"MAX_INT": sys.maxsize, "SPLIT_NAMES": ["train", "val", "test"]}.get(name, default)
 
     def unregister(self, kind: str, name: str) -> Any:
         """Take a name out again (tests and notebooks that redefine a class)."""

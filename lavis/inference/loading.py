@@ -169,7 +169,7 @@ def load(spec: str, checkpoint: str | None = None, device: str = "auto", precisi
     chosen = devices.pick_precision(where, precision)
     name, model_type = split_model(spec)
     model, pictures, texts = load_model_and_preprocess(
-        name, model_type, is_eval=True, device=where, checkpoint=checkpoint
+        name, model_type, is_eval=True, device=where, checkpoint=checkpoint, for_training=False
     )
     if where.type == "cpu" and chosen == "fp32":
         model.pack_weights()

@@ -51,6 +51,7 @@ def load_model(
     is_eval: bool = False,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
+    for_training: bool = True,
 ) -> BaseModel:
     """Load a model.
 
@@ -58,12 +59,13 @@ def load_model(
         name: a registered name (`model_zoo` lists them), or a folder that `save_pretrained` or a
             training run wrote.
         model_type: one of the name's types; may be left out for a folder, or where there is one only.
-        is_eval: whether to return it in evaluation mode, and without state that only training uses
-            (momentum copies, queues). `generate`, `predict_answers` and the like never use dropout, in
-            either mode.
+        is_eval: whether to return it in evaluation mode. `generate`, `predict_answers` and the like never use
+            dropout, in either mode.
         device: "cpu", "cuda", "mps", "auto", …
         checkpoint: weights to use instead of the preset's: a folder, a `.safetensors` or official
             `.pth` file, a URL, a Hugging Face id, a folder of transformers. Then nothing else is downloaded.
+        for_training: whether to keep what only the training loss needs (momentum copies, queues). Without it a model
+            of a family that has them takes about half the memory, and can't compute its training loss.
 
     Raises:
         ValueError: an unknown name or type (with the nearest known ones), weights that do not fit.
@@ -78,14 +80,14 @@ def load_model(
             arch = _arch(path)
             if registry.get_model_class(arch) is not cls:
                 raise ValueError(f"{path} holds a {arch}, not a {name}")
-            model = cls.from_folder(path, for_training=not is_eval)
+            model = cls.from_folder(path, for_training=for_training)
         else:
             model_type = _one_type(cls, model_type)
-            config = set_for_training(cls.preset(model_type).config, not is_eval)
+            config = set_for_training(cls.preset(model_type).config, for_training)
             model = cls.from_file(config, path)
             model.model_type = model_type
     else:
-        model = cls.from_pretrained(_one_type(cls, model_type), for_training=not is_eval)
+        model = cls.from_pretrained(_one_type(cls, model_type), for_training=for_training)
     if is_eval:
         model.eval()
     from lavis.common.device import pick_device
@@ -116,9 +118,10 @@ def load_model_and_preprocess(
     is_eval: bool = False,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
+    for_training: bool = True,
 ) -> tuple[BaseModel, Processors, Processors]:
     """`load_model`, and the processors of its pictures and texts: (model, vis_processors, txt_processors)."""
-    model = load_model(name, model_type, is_eval=is_eval, device=device, checkpoint=checkpoint)
+    model = load_model(name, model_type, is_eval, device, checkpoint, for_training)
     vis, txt = load_preprocess(model.preprocess_config())
     return model, vis, txt
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
-from torch.utils import _pytree
 
+from lavis.common.files import write_text
 from lavis.common.registry import suggest
 from lavis.models import checkpoints
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn.linear import Packing
+from lavis.nn.outputs import Output as Output
 
 log = logging.getLogger("lavis")
 
@@ -45,42 +46,6 @@ def inference(method: F) -> F:
                 self.train()
 
     return wrapped  # type: ignore[return-value]
-
-
-# ------------------------------------------------------------------------------------------ outputs
-
-
-class Output:
-    """Base of frozen output dataclasses: attributes, `out["loss"]`, `.keys()` of the fields that are set."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        _pytree.register_pytree_node(
-            cls,
-            lambda out: ([getattr(out, n) for n in out.__dataclass_fields__], type(out)),
-            lambda values, kind: kind(*values),
-            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
-        )
-
-    def keys(self) -> list[str]:
-        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.keys():
-            raise KeyError(f"{type(self).__name__} has no {key!r}; it has {', '.join(self.keys())}")
-        return getattr(self, key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def items(self) -> list[tuple[str, Any]]:
-        return [(k, getattr(self, k)) for k in self.keys()]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return getattr(self, key) if key in self.keys() else default
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
 
 
 # ------------------------------------------------------------------------------------------ presets
@@ -242,7 +207,7 @@ class BaseModel(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
-        """A model from a recipe's `model` section.
+        """A model from a recipe's `model` section, or from that of one of the original's model files.
 
         Args:
             cfg: `model_type` names the preset; `weights` says what to load: "finetuned" (the preset's
@@ -256,7 +221,9 @@ class BaseModel(nn.Module):
             ValueError: an unknown key, weights that do not fit, or keys that do not go together.
             FileNotFoundError, OSError: weights that are not there or cannot be downloaded.
         """
-        cfg = dict(cfg)
+        from lavis.common.config import translate_model
+
+        cfg = translate_model({"arch": cls.registered_name, **_plain(cfg)})
         cfg.pop("arch", None)
         model_type = cfg.pop("model_type", None)
         if model_type is None:
@@ -264,6 +231,8 @@ class BaseModel(nn.Module):
                 f"model.model_type is missing; {cls.registered_name} has {', '.join(cls.PRESETS)}"
             )
         preset = cls.preset(model_type)
+        if cfg.get("weights") == preset.weights and preset.weights:
+            cfg["weights"] = "finetuned"  # whose checksum may be known
         init, pretrained = cfg.pop("init", None), cfg.pop("pretrained", None)
         weights = cfg.pop("weights", "finetuned")
         if weights == "finetuned" and not preset.weights and (pretrained or preset.pretrained):
@@ -316,11 +285,30 @@ class BaseModel(nn.Module):
         checkpoints.load_into(self, state, self._rules(state, rules), name or str(path))
         self.config = config
 
-    def load_checkpoint(self, source: str | Path) -> None:
+    def load_checkpoint(self, url_or_filename: str | Path) -> None:
         """Replace the weights by those of a folder, file, URL or Hugging Face id, strictly."""
         device = self.device
-        self.load_file(locate(str(source)))
+        self.load_file(locate(str(url_or_filename)))
         self.to(device)
+
+    def load_from_pretrained(self, url_or_filename: str | Path, **unused: Any) -> None:
+        """Take pre-trained weights to fine-tune from; what the file lacks, such as new heads, stays as it is."""
+        device = self.device
+        preset = self.preset(self.model_type) if self.model_type else None
+        rules = (preset and preset.pretrained_rules) or self.PRETRAINED_RULES
+        self.load_file(locate(str(url_or_filename)), rules)
+        self.to(device)
+
+    def load_checkpoint_from_config(self, cfg: Mapping[str, Any], **unused: Any) -> None:
+        """Load what a section `model` of the original names: `finetuned`, or `pretrained` without `load_finetuned`."""
+        if cfg.get("load_finetuned", True):
+            if not cfg.get("finetuned"):
+                raise ValueError("model.load_finetuned is true, but model.finetuned names no weights")
+            self.load_checkpoint(cfg["finetuned"])
+        elif cfg.get("load_pretrained", True):
+            if not cfg.get("pretrained"):
+                raise ValueError("model.load_pretrained is true, but model.pretrained names no weights")
+            self.load_from_pretrained(cfg["pretrained"])
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model."""
@@ -385,7 +373,11 @@ class BaseModel(nn.Module):
         preset = self.preset(self.model_type) if self.model_type else None
         if preset is None:
             return {"vis_processor": {}, "text_processor": {}}
-        size = getattr(self.config, "image_size", None)
+        return self._preprocessing(preset, self.config)
+
+    @classmethod
+    def _preprocessing(cls, preset: Preset, config: Any) -> dict[str, dict[str, dict[str, Any]]]:
+        size = getattr(config, "image_size", None)
         vis = {
             phase: {**({"image_size": size} if size else {}), **cfg}
             for phase, cfg in preset.vis_processor.items()
@@ -394,6 +386,43 @@ class BaseModel(nn.Module):
             "vis_processor": vis,
             "text_processor": {k: dict(v) for k, v in preset.text_processor.items()},
         }
+
+    @classmethod
+    def default_config_path(cls, model_type: str) -> str:
+        """A YAML file with the sections `model` and `preprocess` of a model type, written to the cache.
+
+        `from_config` and `load_preprocess` build from its sections what `load_model_and_preprocess` gives.
+
+        Raises:
+            ValueError: an unknown model type.
+        """
+        from omegaconf import OmegaConf
+
+        from lavis.common import hub
+
+        preset = cls.preset(model_type)
+        values = {f.name: getattr(preset.config, f.name) for f in dataclasses.fields(preset.config)}
+        model = {
+            "arch": cls.registered_name,
+            "model_type": model_type,
+            "load_finetuned": preset.weights is not None,
+            "load_pretrained": preset.pretrained is not None,
+            "finetuned": preset.weights,
+            "pretrained": preset.pretrained,
+            **{k: v for k, v in values.items() if isinstance(v, (bool, int, float, str))},
+        }
+        content = {"model": model, "preprocess": cls._preprocessing(preset, preset.config)}
+        path = Path(hub.cache_root()) / "configs" / f"{cls.registered_name}_{model_type}.yaml"
+        text = OmegaConf.to_yaml(OmegaConf.create(content))
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+        return str(path)
+
+    def before_training(self, **unused: Any) -> None:
+        """Called with `dataset` and `task_type` before training; for classes that prepare something."""
+
+    def before_evaluation(self, **unused: Any) -> None:
+        """Called with `dataset` and `task_type` before a data set is evaluated; for classes that prepare something."""
 
     def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
         """Two parameter groups: no decay for tensors of one dimension and names with bias, ln or bn."""
@@ -415,6 +444,14 @@ class BaseModel(nn.Module):
         if not return_str:
             return total
         return f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total / 1e3:.1f}K"
+
+
+def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A section as plain values, of OmegaConf too."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else dict(cfg)
+    return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class BlipCaption(Blip):
     ) -> tuple[DecoderOutput, torch.Tensor]:
         """Loss and logits of the captions given the pictures' states; and the labels."""
         texts = self._texts(samples, image_embeds.shape[0])
-        tokens = self.tokenizer(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
+        tokens = self.tokenizer.batch(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
         ids = tokens.ids
         ids[:, 0] = self.bos_id
         labels = ids.masked_fill(~tokens.mask, IGNORE)
@@ -234,7 +234,7 @@ class BlipCaption(Blip):
         decoded = generation.generate(self.text_decoder.begin(memory, items, rules.max_length), prompt, rules)
         # Cut by characters, as the original does: a caption that begins with a "##" piece is glued
         # to the prompt and loses its first character.
-        texts = [self.tokenizer.decode(row)[len(self.prompt) :] for row in decoded.ids.tolist()]
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True)[len(self.prompt) :] for row in decoded.ids.tolist()]
         if return_scores:
             return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist())
         return texts

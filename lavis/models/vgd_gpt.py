@@ -360,7 +360,7 @@ class GPTDialogue(BaseModel):
         )
         prompt = torch.full((len(mask), 1), self.tokenizer.eos_id, device=mask.device)
         decoded = generation.generate(decoding, prompt, rules)
-        texts = [self.tokenizer.decode(row) for row in decoded.ids.tolist()]
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in decoded.ids.tolist()]
         return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist()) if return_scores else texts
 
 

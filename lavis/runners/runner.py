@@ -168,6 +168,7 @@ class Runner:
             metrics = self.evaluate()
             return Result(self.output_dir, [], None, metrics, 0, 0.0, "evaluated", None, None)
         names, sets = self._training_sets()
+        self.task.before_training(self.model, self.datasets)
         training = Training(
             self.run, self.task, self.model, names, sets, self.device, self.precision, self._evaluator,
             self._resume_from,
@@ -210,13 +211,19 @@ class Runner:
 
     # ------------------------------------------------------------------ evaluation
     def evaluate(
-        self, splits: Sequence[str] | None = None, epoch: int | str = "best"
+        self,
+        splits: Sequence[str] | None = None,
+        epoch: int | str = "best",
+        *,
+        cur_epoch: int | str | None = None,
+        skip_reload: bool = False,
     ) -> dict[str, dict[str, float]]:
         """Predict and score splits; records go to result/, metrics to evaluate.txt.
 
         Args:
             splits: names; None takes `run.test_splits`, or `run.valid_splits` if there are none.
-            epoch: label of the results.
+            epoch: label of the results; `cur_epoch` is the original's name for it.
+            skip_reload: keep the weights that the model has where `run.resume_ckpt_path` names others.
 
         Returns:
             {split: metrics}, the same on every rank.
@@ -229,7 +236,8 @@ class Runner:
         splits = list(splits or self.run.test_splits or self.run.valid_splits)
         if not splits:
             raise ValueError("there is nothing to evaluate on: run.test_splits is empty, for example [test]")
-        if self._progress is None and self._resume_from is not None:  # without training first
+        epoch = epoch if cur_epoch is None else cur_epoch
+        if self._progress is None and self._resume_from is not None and not skip_reload:  # no training first
             checkpoint.load_weights(self.model, self._resume_from)
         iteration = 0 if self._progress is None else self._progress.iteration
         return self._evaluator(splits, epoch, iteration, self._folder, report=self._reporter(epoch))

@@ -123,8 +123,13 @@ class Task:
         return model(samples)
 
     # ------------------------------------------------------------------ evaluation
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
-        """Called once before the batches of a data set are predicted."""
+    def before_training(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        """Called once before training; lets the model prepare for its data sets, {name: {split: data set}}."""
+        _prepare(model, "before_training", dataset, type(self))
+
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        """Called once before the batches of a data set are predicted; lets the model prepare for it."""
+        _prepare(model, "before_evaluation", dataset, type(self))
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
         """Predictions for a batch.
@@ -214,6 +219,13 @@ class Task:
 
 
 # ---------------------------------------------------------------------------------------- helpers
+def _prepare(model: nn.Module, hook: str, dataset: Any, task_type: type) -> None:
+    """Call a hook of a model that has it; models need not be of this library."""
+    prepare = getattr(model, hook, None)
+    if prepare is not None:
+        prepare(dataset=dataset, task_type=task_type)
+
+
 def jsonable(value: Any) -> Any:
     """Tensors and arrays in a record as plain numbers and lists."""
     if isinstance(value, Mapping):

@@ -36,7 +36,7 @@ class ClassificationTask(Task):
     id_key = "instance_id"
     primary = ("accuracy_percent", "max")
 
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
         """Let a zero-shot model read the names of the classes.
 
         Raises:
@@ -49,9 +49,7 @@ class ClassificationTask(Task):
                 f"the model tells {head} classes apart, and {dataset!r} has {there}; give the list that it was trained "
                 "with (of own data: answer_list)"
             )
-        prepare = getattr(model, "before_evaluation", None)
-        if prepare is not None:
-            prepare(dataset=dataset, task_type=type(self))
+        super().before_evaluation(model, dataset)
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
         out = model.predict(samples)  # type: ignore[operator]

@@ -61,7 +61,8 @@ class DialogueTask(Task):
         chosen = "mrr_percent" if ranks else "CIDEr"
         self.primary = (chosen, "max") if self.settings.report_metric else None
 
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        super().before_evaluation(model, dataset)
         if self.settings.inference_method == "auto":
             self._choose(getattr(dataset, "has_candidates", True))
 

@@ -53,12 +53,13 @@ class VQATask(Task):
         self.answer_list: list[str] | None = None
         self.primary = ("agg_metrics", "max") if self.settings.report_metric else None
 
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
         """Take the data set's answer list.
 
         Raises:
             ValueError: answers are to be ranked and there is no list.
         """
+        super().before_evaluation(model, dataset)
         self.answer_list = list(getattr(dataset, "answer_list", None) or []) or None
         if self.settings.inference_method == "rank" and self.answer_list is None:
             raise ValueError(
