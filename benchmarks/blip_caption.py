@@ -101,7 +101,9 @@ def part_generate() -> dict[str, Any]:
         image = torch.randn(batch, 3, 384, 384, generator=torch.Generator().manual_seed(0))
         tokens = run_theirs(peer, image)
         mine = run_ours(plain, image)
-        same = [plain.tokenizer.decode(row, skip_special_tokens=True)[len(PROMPT) :] for row in tokens.tolist()] == mine
+        same = [
+            plain.tokenizer.decode(row, skip_special_tokens=True)[len(PROMPT) :] for row in tokens.tolist()
+        ] == mine
         seconds = interleaved(
             {
                 "transformers fp32": lambda image=image: run_theirs(peer, image),

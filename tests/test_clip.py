@@ -113,7 +113,9 @@ def test_no_text_is_unknown_or_loses_a_character(text):
         assert max(ids) < len(tokenizer)
         typed = ("<start_of_text>", "<end_of_text>")
         if not any(t in clean(text) for t in typed):
-            assert "".join(tokenizer.decode(ids, skip_special_tokens=True).split()) == "".join(clean(text).split())
+            assert "".join(tokenizer.decode(ids, skip_special_tokens=True).split()) == "".join(
+                clean(text).split()
+            )
 
 
 def test_files_that_are_no_merges_are_refused(tmp_path):

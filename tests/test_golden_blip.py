@@ -53,7 +53,9 @@ def test_captions(captioner, case, packed, monkeypatch):
     stored, inputs = golden.outputs("blip_caption.base_coco"), golden.inputs("blip_caption.base_coco")
     seen = {}
     decode = captioner.tokenizer.decode
-    monkeypatch.setattr(captioner.tokenizer, "decode", lambda ids, **how: seen.setdefault(tuple(ids), decode(ids, **how)))
+    monkeypatch.setattr(
+        captioner.tokenizer, "decode", lambda ids, **how: seen.setdefault(tuple(ids), decode(ids, **how))
+    )
     captioner.pack_weights(packed)
     captions = captioner.generate(
         {"image": golden.images("blip_caption.base_coco")}, **inputs["generate"][case]

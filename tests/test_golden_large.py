@@ -109,7 +109,8 @@ def test_blip_caption(transformers, tmp_path):
     written = peer.generate(
         pixel_values=image, input_ids=prompt, do_sample=False, num_beams=1, max_length=20, min_length=5
     )
-    texts = [model.tokenizer.decode(row, skip_special_tokens=True).removeprefix("a picture of ") for row in written.tolist()]
+    texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+    texts = [text.removeprefix("a picture of ") for text in texts]
     assert model.generate({"image": image}, num_beams=1, max_length=20, min_length=5) == texts
 
 

@@ -288,7 +288,11 @@ def test_beams_equal_a_plain_search(model, theirs, beams, least):
         for i in range(3):
             batch = model.prepare(samples([i], answers=False), answers=False)
             with torch.no_grad():
-                wanted.append(model.tokenizer.decode(plain_search(model, theirs, batch, 1, 7, least)[1], skip_special_tokens=True))
+                wanted.append(
+                    model.tokenizer.decode(
+                        plain_search(model, theirs, batch, 1, 7, least)[1], skip_special_tokens=True
+                    )
+                )
         assert model.generate(given, num_beams=1, max_length=7, min_length=least) == wanted
         return
     found = model.generate(given, num_beams=beams, max_length=7, min_length=least, return_scores=True)

@@ -126,7 +126,9 @@ def test_pieces_and_texts_equal_transformers(theirs):
     for text, row in zip(TEXTS, rows, strict=True):
         assert BERT.tokenize(text) == theirs.tokenize(text)
         assert BERT.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
-        assert BERT.encode(text, truncation=True, max_length=5) == theirs.encode(text, truncation=True, max_length=5)
+        assert BERT.encode(text, truncation=True, max_length=5) == theirs.encode(
+            text, truncation=True, max_length=5
+        )
         assert BERT.convert_ids_to_tokens(row) == theirs.convert_ids_to_tokens(row)
         assert BERT.convert_tokens_to_ids(BERT.tokenize(text)) == BERT.encode(text, add_special_tokens=False)
         for skip in (True, False):

@@ -120,7 +120,9 @@ def test_greedy_captions(pair):
         input_ids=prompt, encoder_hidden_states=vision, max_length=20, min_length=6, num_beams=1, do_sample=False,
         eos_token_id=model.tokenizer.sep_id, pad_token_id=model.tokenizer.pad_id,
     )  # fmt: skip
-    wanted = [model.tokenizer.decode(row, skip_special_tokens=True)[len(model.prompt) :] for row in ids.tolist()]
+    wanted = [
+        model.tokenizer.decode(row, skip_special_tokens=True)[len(model.prompt) :] for row in ids.tolist()
+    ]
     assert model.generate({"image": image}, num_beams=1, max_length=20, min_length=6) == wanted
 
 
@@ -136,7 +138,9 @@ def test_beam_captions_with_one_length(pair):
         input_ids=prompt, encoder_hidden_states=vision.view(3, 4, *vision.shape[1:])[:, 0], do_sample=False,
         eos_token_id=model.tokenizer.sep_id, pad_token_id=model.tokenizer.pad_id, **arguments,
     )  # fmt: skip
-    wanted = [model.tokenizer.decode(row, skip_special_tokens=True)[len(model.prompt) :] for row in ids.tolist()]
+    wanted = [
+        model.tokenizer.decode(row, skip_special_tokens=True)[len(model.prompt) :] for row in ids.tolist()
+    ]
     assert model.generate({"image": image}, **arguments) == wanted
 
 

@@ -30,7 +30,9 @@ def caption(
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Of --nucleus.")] = 0.9,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of --nucleus.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Of --nucleus, to repeat a draw.")] = None,
-    num_captions: Annotated[int, typer.Option(min=1, help="Captions per picture.")] = 1,
+    num_captions: Annotated[
+        int, typer.Option(min=1, help="Captions per image; the search takes at least as many beams.")
+    ] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a caption, at most.")] = None,
     max_length: Annotated[
         int | None,
@@ -60,10 +62,6 @@ def caption(
       lavis caption clips/ --model blip_video_caption/base_coco
       find photos -name "*.jpg" -newer last_run -print0 | lavis caption - -0
     """
-    if num_captions > num_beams and not nucleus:
-        raise ValueError(
-            f"--num-captions {num_captions} is more than --num-beams {num_beams}; raise it, or use --nucleus"
-        )
     pictures = Pictures.of(paths, null, common.sees(model, CAPTIONER))
     common.note_default(model, checkpoint, CAPTIONER, options.SHAPES, "blip_caption/base_coco", "0.9 GB")
     import torch

@@ -23,8 +23,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lavis.common import elsewhere, moved
 from lavis.common.files import write_text
 from lavis.common.registry import registry, suggest
+
+__getattr__ = moved.names_of(__name__)
 
 if typing.TYPE_CHECKING:
     from lavis.runners.settings import RunConfig
@@ -80,7 +83,14 @@ _BERT_KEYS = {
     "layer_norm_eps": "layer_norm_eps", "initializer_range": "init_std",
 }  # fmt: skip
 # keys that only the original's own model files have, which don't name their model type
-_ORIGINAL_ONLY = {"finetuned", "vit_type", "med_config_path", "timesformer", "len_tokenizer", "load_finetuned"}
+_ORIGINAL_ONLY = {
+    "finetuned",
+    "vit_type",
+    "med_config_path",
+    "timesformer",
+    "len_tokenizer",
+    "load_finetuned",
+}
 
 # model types that recipes of the original name and its own registry lacks
 LEGACY_MODEL_TYPES = {("blip_caption", "large"): "large_coco"}
@@ -314,10 +324,14 @@ def _of_timesformer(section: Mapping[str, Any]) -> dict[str, Any]:
     """The original's sub-section of ALPRO's models as keys of the model."""
     known = {**_TIMESFORMER_KEYS, **dict.fromkeys(_TIMESFORMER_FIXED)}
     if not isinstance(section, Mapping) or set(section) - set(known):
-        raise ValueError(f"model.timesformer is {section!r}; expected a mapping with some of {', '.join(known)}")
+        raise ValueError(
+            f"model.timesformer is {section!r}; expected a mapping with some of {', '.join(known)}"
+        )
     for key, value in section.items():
         if key in _TIMESFORMER_FIXED and float(value) != _TIMESFORMER_FIXED[key]:
-            raise ValueError(f"model.timesformer.{key} is {value!r}; here it is always {_TIMESFORMER_FIXED[key]}")
+            raise ValueError(
+                f"model.timesformer.{key} is {value!r}; here it is always {_TIMESFORMER_FIXED[key]}"
+            )
     return {_TIMESFORMER_KEYS[key]: value for key, value in section.items() if key in _TIMESFORMER_KEYS}
 
 
@@ -391,7 +405,9 @@ def _type_of(section: Mapping[str, Any]) -> str | None:
     if "arch" not in section:
         return None
     presets = getattr(registry.get_model_class(str(section["arch"])), "PRESETS", {})
-    official = {name: p for name, p in presets.items() if "://" in f"{p.weights} {p.pretrained}" or len(presets) == 1}
+    official = {
+        name: p for name, p in presets.items() if "://" in f"{p.weights} {p.pretrained}" or len(presets) == 1
+    }
     if section.get("vit_type"):
         width = {"base": 768, "large": 1024}.get(str(section["vit_type"]))
         if width is None:
@@ -425,6 +441,7 @@ class Config:
         if args is not None:
             layers = self._read(args.cfg_path, getattr(args, "options", None))
         self.sources: dict[str, str] = {}
+        self._check_family(layers)
         for source, content in layers:
             self._check_sections(source, content)
             self.sources.update(dict.fromkeys(_dotted(content), source))
@@ -474,6 +491,16 @@ class Config:
         return cls(layers=layers)
 
     # ------------------------------------------------------------------ checks
+    @staticmethod
+    def _check_family(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Refuse a recipe of a family that is not here before its keys, none of which would be known."""
+        for source, content in layers:
+            model = content.get("model")
+            arch = model.get("arch") if isinstance(model, Mapping) else None
+            answer = elsewhere.where(arch) if arch is not None else ""
+            if answer and arch not in registry.list_models():
+                raise ValueError(f"{source}: model.arch is {arch!r}: {answer}")
+
     @staticmethod
     def _check_sections(source: str, content: Mapping[str, Any]) -> None:
         place = f"{source}: " if source else ""

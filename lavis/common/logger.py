@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lavis.common import dist
+from lavis.common import dist, moved
 from lavis.common.files import append_jsonl
+
+__getattr__ = moved.names_of(__name__)
 
 _ROOT = "lavis"
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lavis.common import elsewhere
+
 T = TypeVar("T", bound=type | Callable[..., Any])
 
 # kind -> the package whose modules register it
@@ -124,6 +126,9 @@ class Registry:
     def _get(self, kind: str, name: str) -> Any:
         entries = self._load(kind)
         if name not in entries:
+            known_elsewhere = elsewhere.where(name)
+            if known_elsewhere:
+                raise ValueError(f"there is no {kind.replace('_', ' ')} named {name!r}: {known_elsewhere}")
             raise ValueError(f"there is no {kind.replace('_', ' ')} named {name!r}.{suggest(name, entries)}")
         return entries[name]
 
@@ -133,7 +138,11 @@ class Registry:
     def get_dataset_class(self, name: str) -> Any:
         return self._get("dataset", name)
 
-    get_builder_class = get_dataset_class
+    def get_builder_class(self, name: str) -> Any:
+        """A class with `build_datasets`, as the original's; `get_dataset_class` gives what was registered."""
+        from lavis.datasets.builder_classes import builder_of
+
+        return builder_of(name)
 
     def get_task_class(self, name: str) -> Any:
         return self._get("task", name)
@@ -179,7 +188,9 @@ class Registry:
     def mapping(self) -> dict[str, dict[str, Any]]:
         """All that is registered, under the original's keys: `mapping["model_name_mapping"]["blip_caption"]`."""
         kinds = {
-            "builder" if kind == "dataset" else kind: dict(self._load(kind)) for kind in _ROOMS if kind != "page"
+            "builder" if kind == "dataset" else kind: dict(self._load(kind))
+            for kind in _ROOMS
+            if kind != "page"
         }
         named = {f"{kind}_name_mapping": entries for kind, entries in kinds.items()}
         return {**named, "state": dict(self._state), "paths": dict(self._paths)}

@@ -186,7 +186,9 @@ def _caption(model: BlipCaption, samples: Samples, text: str | None, layer: int 
         raise ValueError("there is no caption to explain; give one")
     start = model.prompt_length
     words, places = _words(model, text, model.config.max_txt_len - start + 1)
-    tokens = model.tokenizer.batch([model.prompt + text], max_length=model.config.max_txt_len, device=model.device)
+    tokens = model.tokenizer.batch(
+        [model.prompt + text], max_length=model.config.max_txt_len, device=model.device
+    )
     ids = tokens.ids.clone()
     ids[:, 0] = model.bos_id
     # a word's pieces, moved behind the prompt; what predicts a piece is the row before it

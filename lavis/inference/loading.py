@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from lavis.common import device as devices
+from lavis.common import elsewhere
 from lavis.common.files import is_clip
 from lavis.common.registry import registry, suggest
 from lavis.datasets.base import open_picture
@@ -124,6 +125,8 @@ def split_model(spec: str) -> tuple[str, str | None]:
     known = registry.list_models()
     if arch in known:
         return arch, model_type or None
+    if elsewhere.where(arch):
+        raise ValueError(f"there is no model {spec!r}: {elsewhere.where(arch)}")
     near = suggest(arch, known)
     if slash and near.startswith(" Known:"):  # nothing near: it may be on the Hugging Face hub
         from lavis.common import hub

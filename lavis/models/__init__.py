@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.models.base import (
     BaseModel,
@@ -35,7 +36,7 @@ log = logging.getLogger("lavis")
 Processors = dict[str, Any]
 
 
-def __getattr__(name: str) -> Any:
+def _own(name: str) -> Any:
     """A registered class by its name, as in `from lavis.models import BlipCaption`."""
     if name[:1].isupper():
         for registered in registry.list_models():
@@ -43,6 +44,9 @@ def __getattr__(name: str) -> Any:
             if cls.__name__ == name:
                 return cls
     raise AttributeError(f"module 'lavis.models' has no attribute {name!r}")
+
+
+__getattr__ = moved.names_of(__name__, _own)
 
 
 def load_model(

@@ -90,7 +90,9 @@ class Answering(VisionTextModel):
         """
         image_embeds = self.part("visual_encoder", twin)(self._image(samples))
         questions = self._texts(samples, image_embeds.shape[0])
-        tokens = self.tokenizer.batch(questions, max_length=self.config.max_txt_len, device=image_embeds.device)
+        tokens = self.tokenizer.batch(
+            questions, max_length=self.config.max_txt_len, device=image_embeds.device
+        )
         tokens.ids[:, 0] = self.enc_id
         encoder = self.part("text_encoder", twin)
         states = encoder(tokens.ids, mask=tokens.mask, memory=encoder.project_memory(image_embeds))

@@ -205,7 +205,7 @@ class BlipCaption(Blip):
                 generator did without saying).
             repetition_penalty: above 1 makes tokens that have occurred less likely.
             length_penalty: exponent of the length that beam scores are divided by.
-            num_captions: texts per picture; with beams, the best ones found.
+            num_captions: texts per picture; with beams, the best ones found, and at least as many beams.
             return_scores: give `Texts` (with log-probabilities) instead of strings.
 
         Returns:
@@ -234,7 +234,10 @@ class BlipCaption(Blip):
         decoded = generation.generate(self.text_decoder.begin(memory, items, rules.max_length), prompt, rules)
         # Cut by characters, as the original does: a caption that begins with a "##" piece is glued
         # to the prompt and loses its first character.
-        texts = [self.tokenizer.decode(row, skip_special_tokens=True)[len(self.prompt) :] for row in decoded.ids.tolist()]
+        texts = [
+            self.tokenizer.decode(row, skip_special_tokens=True)[len(self.prompt) :]
+            for row in decoded.ids.tolist()
+        ]
         if return_scores:
             return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist())
         return texts

@@ -227,7 +227,9 @@ class BlipDialogue(Blip):
             raise ValueError(
                 f"there are {len(captions)} captions for {len(image_embeds)} pictures; give one for each"
             )
-        tokens = self.tokenizer.batch(captions, max_length=self.config.max_caption_len, device=image_embeds.device)
+        tokens = self.tokenizer.batch(
+            captions, max_length=self.config.max_caption_len, device=image_embeds.device
+        )
         tokens.ids[:, 0] = self.enc_id
         memory = self.text_encoder.project_memory(image_embeds)
         caption_embeds = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)

@@ -251,7 +251,9 @@ class Clip(BaseModel):
             ids = text.to(self.device)
         else:
             texts = [text] if isinstance(text, str) else list(text)
-            ids = self.tokenizer.batch(texts, max_length=self.config.text.context_length, device=self.device).ids
+            ids = self.tokenizer.batch(
+                texts, max_length=self.config.text.context_length, device=self.device
+            ).ids
         if ids.ndim != 2 or ids.shape[1] > self.config.text.context_length:
             raise ValueError(
                 f"ids have shape {tuple(ids.shape)}; (texts, tokens) with at most "

@@ -60,7 +60,9 @@ class ClipTokenizer(Tokenizer):
         context_length: ids that a call makes of a text.
     """
 
-    def __init__(self, vocabulary: Path | str = CLIP_MERGES, size: int = 49408, context_length: int = 77) -> None:
+    def __init__(
+        self, vocabulary: Path | str = CLIP_MERGES, size: int = 49408, context_length: int = 77
+    ) -> None:
         self.vocabulary = Path(vocabulary)
         count = size - 2 * _ALPHABET - 2
         merges = read_merges(self.vocabulary, size, count)

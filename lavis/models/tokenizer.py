@@ -215,7 +215,9 @@ class Tokenizer:
     ) -> Any:
         """[CLS] pieces [SEP]; cut to `max_length` ids, the [SEP] kept. With more options as a call's `input_ids`."""
         if options:
-            return self(text, max_length=max_length, add_special_tokens=add_special_tokens, **options).input_ids
+            return self(
+                text, max_length=max_length, add_special_tokens=add_special_tokens, **options
+            ).input_ids
         ids = self._inner.encode(text, add_special_tokens=False).ids
         if max_length is not None:
             ids = ids[: max(max_length - 2 * add_special_tokens, 0)]

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from lavis.nn.text import Memory, TextTransformer
 
 SMOOTHING = 0.1  # of labels, in every loss of the original's decoder
-_UNUSED = ("output_attentions", "output_hidden_states", "use_cache", "token_type_ids", "head_mask", "return_dict")
+_UNUSED = (
+    "output_attentions",
+    "output_hidden_states",
+    "use_cache",
+    "token_type_ids",
+    "head_mask",
+    "return_dict",
+)
 
 
 def encode(
@@ -94,9 +101,7 @@ def decode(
     memory = None
     if mode != "text" and encoder_hidden_states is not None:
         memory = _memory(decoder.bert, encoder_hidden_states, encoder_attention_mask)
-    logits = decoder(
-        input_ids, mask=None if attention_mask is None else attention_mask.bool(), memory=memory
-    )
+    logits = decoder(input_ids, mask=None if attention_mask is None else attention_mask.bool(), memory=memory)
     if return_logits:
         return logits[:, :-1]
     loss = None

@@ -22,7 +22,6 @@ from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import Memory
 
-
 log = logging.getLogger("lavis")
 
 

@@ -101,7 +101,7 @@ def random_crop_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-class _ImageProcessor(BaseProcessor):
+class ImageProcessor(BaseProcessor):
     """What all share: size, statistics, conversion to a tensor.
 
     Args:
@@ -182,7 +182,7 @@ class Normalize:
 class _Reshape:
     """A processor's first step as a callable of its own."""
 
-    processor: _ImageProcessor
+    processor: ImageProcessor
 
     def __call__(self, item: Any) -> Image.Image:
         return self.processor.reshape(to_picture(item), np.random.default_rng())
@@ -208,7 +208,7 @@ def _statistics(name: str, values: Sequence[float] | None, default: tuple[float,
     return tuple(float(v) for v in values)
 
 
-class _CropProcessor(_ImageProcessor):
+class _CropProcessor(ImageProcessor):
     """Random resized crop, the first step of every training processor.
 
     Args:
@@ -303,8 +303,8 @@ class ClipImageTrainProcessor(_CropProcessor):
 
 
 @registry.register_processor("blip_image_eval")
-class BlipImageEvalProcessor(_ImageProcessor):
-    """Resize to a square; the aspect ratio is not kept. Arguments as in `_ImageProcessor`."""
+class BlipImageEvalProcessor(ImageProcessor):
+    """Resize to a square; the aspect ratio is not kept. Arguments as in `ImageProcessor`."""
 
     default_size = 384
 
@@ -313,8 +313,8 @@ class BlipImageEvalProcessor(_ImageProcessor):
 
 
 @registry.register_processor("clip_image_eval")
-class ClipImageEvalProcessor(_ImageProcessor):
-    """Resize the short side, cut the central square; arguments as in `_ImageProcessor`."""
+class ClipImageEvalProcessor(ImageProcessor):
+    """Resize the short side, cut the central square; arguments as in `ImageProcessor`."""
 
     default_size = 224
 

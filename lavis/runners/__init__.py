@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis.common import moved
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -28,10 +30,13 @@ _NAMES = ("Result", "RunConfig", "Runner", "RunnerBase", "RunnerIter", "RunnerIt
 __all__ = [*_NAMES, "build", "build_datasets", "evaluate", "train"]
 
 
-def __getattr__(name: str) -> Any:
+def _own(name: str) -> Any:
     if name in _NAMES:
         return getattr(import_module("lavis.runners.runner"), name)
     raise AttributeError(f"module 'lavis.runners' has no attribute {name!r}")
+
+
+__getattr__ = moved.names_of(__name__, _own)
 
 
 Options = Sequence[str] | Mapping[str, Any] | None
@@ -50,6 +55,7 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
         FileNotFoundError: annotations or the folder of pictures are missing.
     """
     from lavis.common.registry import registry
+    from lavis.datasets.builder_classes import BaseDatasetBuilder
     from lavis.datasets.builders import build_datasets as build_one
     from lavis.datasets.builders import make_plan
 
@@ -67,6 +73,11 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
             if isinstance(given, Mapping):  # else the data set says what is wrong with it
                 section[key] = {**sides, **given}
         dataset_class = registry.get_dataset_class(name)
+        if issubclass(dataset_class, BaseDatasetBuilder):
+            there = build_one(name, section)
+            found.update(there)
+            built[name] = {split: there[split] for split in wanted if split in there}
+            continue
         known = dataset_class.split_names(make_plan(dataset_class, name, section))
         found.update(known)
         built[name] = build_one(name, section, [split for split in wanted if split in known])

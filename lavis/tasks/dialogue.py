@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, means_of
 from lavis.tasks.base import Case, Record, Task, as_list, places_of, units_of
+
+__getattr__ = moved.names_of(__name__)
 
 
 @dataclass(frozen=True)

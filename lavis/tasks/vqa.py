@@ -9,9 +9,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, means_of
 from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, units_of
+
+__getattr__ = moved.names_of(__name__)
 
 PADDING_ID = -1  # question_id of entries that only pad a batch of pictures with several questions
 
