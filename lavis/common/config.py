@@ -355,6 +355,8 @@ def translate_model(section: Mapping[str, Any], sources: Mapping[str, str] | Non
     Raises:
         ValueError: a value of another type than its key has. FileNotFoundError: a file that a key names.
     """
+    if _is_of_original(section.get("arch")):
+        return dict(section)
     section = {**section, **_of_timesformer(section.get("timesformer") or {})}
     model = {k: v for k, v in section.items() if k not in LEGACY_MODEL_KEYS}
     known = LEGACY_MODEL_TYPES.get((str(model.get("arch")), str(model.get("model_type"))))
@@ -395,6 +397,11 @@ def translate_model(section: Mapping[str, Any], sources: Mapping[str, str] | Non
         if guessed is not None:
             model["model_type"] = guessed
     return model
+
+
+def _is_of_original(arch: Any) -> bool:
+    """Whether a model class is one of a program's own that reads the original's keys itself."""
+    return arch in registry.list_models() and not getattr(registry.get_model_class(str(arch)), "PRESETS", None)
 
 
 def _type_of(section: Mapping[str, Any]) -> str | None:

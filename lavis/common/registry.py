@@ -67,7 +67,15 @@ class Registry:
         return wrap
 
     def register_model(self, name: str) -> Callable[[T], T]:
-        return self._add("model", name)
+        """The class's `registered_name` is this one, unless it says another itself."""
+
+        def wrap(cls: T) -> T:
+            self._add("model", name)(cls)
+            if not hasattr(cls, "registered_name"):
+                cls.registered_name = name  # type: ignore[union-attr]
+            return cls
+
+        return wrap
 
     def register_dataset(self, name: str) -> Callable[[T], T]:
         return self._add("dataset", name)

@@ -134,7 +134,15 @@ def build_model(cfg: Mapping[str, Any]) -> BaseModel:
     """A model of a recipe's `model` section; see `BaseModel.from_config`."""
     if "arch" not in cfg:
         raise ValueError(f"model.arch is missing; known: {', '.join(registry.list_models())}")
-    return registry.get_model_class(str(cfg["arch"])).from_config(cfg)
+    cls = registry.get_model_class(str(cfg["arch"]))
+    model_type = cfg.get("model_type")
+    if model_type in getattr(cls, "PRETRAINED_MODEL_CONFIG_DICT", {}):
+        from omegaconf import OmegaConf
+
+        # over the class's own file
+        cfg = OmegaConf.merge(OmegaConf.load(cls.default_config_path(model_type)).model, dict(cfg))
+    model: BaseModel = cls.from_config(cfg)
+    return model
 
 
 class ModelZoo:
@@ -142,7 +150,8 @@ class ModelZoo:
 
     @property
     def model_zoo(self) -> dict[str, list[str]]:
-        return {name: list(registry.get_model_class(name).PRESETS) for name in registry.list_models()}
+        found = {name: registry.get_model_class(name) for name in registry.list_models()}
+        return {name: cls.types() if issubclass(cls, BaseModel) else [] for name, cls in found.items()}
 
     def preset(self, name: str, model_type: str) -> Preset:
         return registry.get_model_class(name).preset(model_type)
@@ -173,8 +182,8 @@ def _arch(folder: Path) -> str:
 def _one_type(cls: type[BaseModel], model_type: str | None) -> str:
     if model_type is not None:
         return model_type
-    if len(cls.PRESETS) == 1:
-        return next(iter(cls.PRESETS))
+    if len(cls.types()) == 1:
+        return cls.types()[0]
     raise ValueError(
-        f"{cls.registered_name} has several types; choose model_type from {', '.join(cls.PRESETS)}"
+        f"{cls.registered_name} has several types; choose model_type from {', '.join(cls.types())}"
     )

@@ -125,17 +125,24 @@ class BaseModel(nn.Module):
     """A model with presets. Subclasses set `PRESETS`, `RULES`, and build themselves from a config."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {}
+    # of classes in the original's form: {model type: YAML file with the sections model and preprocess}
+    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[Mapping[str, str]] = {}
     # for files that hold this class's own weights, and for those it is fine-tuned from
     RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
     PRETRAINED_RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
     FOREIGN_RULES: ClassVar[tuple[checkpoints.Rules, ...]] = ()  # told apart by their markers
 
     registered_name: ClassVar[str]
-    config: Any
+    config: Any = None  # a frozen dataclass; None in classes of the original's form
     tokenizer: Tokenizer | None = None  # of models that read text
     model_type: str | None = None
 
     # ------------------------------------------------------------------------------ construction
+    @classmethod
+    def types(cls) -> list[str]:
+        """Its model types."""
+        return [*cls.PRESETS, *cls.PRETRAINED_MODEL_CONFIG_DICT]
+
     @classmethod
     def preset(cls, model_type: str) -> Preset:
         """The preset of a name; an unknown one is an error that lists those there are."""
@@ -200,6 +207,12 @@ class BaseModel(nn.Module):
 
         Without `for_training`, state that only training uses (momentum twins, queues) is left out.
         """
+        if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT:
+            from omegaconf import OmegaConf
+
+            model: BaseModel = cls.from_config(OmegaConf.load(cls.default_config_path(model_type)).model)
+            model.model_type = model_type
+            return model
         cfg: dict[str, Any] = {"model_type": model_type}
         if not for_training and hasattr(cls.preset(model_type).config, "for_training"):
             cfg["for_training"] = False
@@ -311,9 +324,15 @@ class BaseModel(nn.Module):
             self.load_from_pretrained(cfg["pretrained"])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model."""
+        """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model.
+
+        Of a class in the original's form only the weights, for `load_checkpoint`.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.config is None:
+            checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
+            return
         config = dataclasses.asdict(self.config)
         if "vocabulary" in config:
             config["vocabulary"] = VOCABULARY_NAME
@@ -370,6 +389,11 @@ class BaseModel(nn.Module):
 
     def preprocess_config(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The processors of this model's preset, for its own image size."""
+        if self.model_type in self.PRETRAINED_MODEL_CONFIG_DICT:
+            from omegaconf import OmegaConf
+
+            found = OmegaConf.load(self.default_config_path(str(self.model_type))).get("preprocess")
+            return _plain(found or {})
         preset = self.preset(self.model_type) if self.model_type else None
         if preset is None:
             return {"vis_processor": {}, "text_processor": {}}
@@ -400,6 +424,10 @@ class BaseModel(nn.Module):
 
         from lavis.common import hub
 
+        if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT:
+            given = Path(cls.PRETRAINED_MODEL_CONFIG_DICT[model_type]).expanduser()
+            packaged = Path(__file__).parent.parent / given
+            return str(given if given.exists() or not packaged.exists() else packaged)
         preset = cls.preset(model_type)
         values = {f.name: getattr(preset.config, f.name) for f in dataclasses.fields(preset.config)}
         model = {

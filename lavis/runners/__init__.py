@@ -8,7 +8,6 @@ result = train(model=model, datasets={"train": a, "val": b}, task="captioning", 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -91,29 +90,6 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
     return built
 
 
-def _with_splits_of(config: Config, datasets: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The configuration without evaluation splits that no data set has."""
-    there = {split for splits in datasets.values() for split in splits}
-    changed: dict[str, Any] = {}
-    for key in ("valid_splits", "test_splits"):
-        named = getattr(config.run, key)
-        kept = [split for split in named if split in there or split not in ("val", "test")]
-        if kept != named:
-            changed[key] = kept
-            if key == "valid_splits" and config.run.evaluate:
-                continue  # not asked for
-            logger.warning(
-                "run.%s names %s, which no data set has; it is left out",
-                key,
-                ", ".join(s for s in named if s not in there),
-            )
-    if not changed or not any(s in there for s in config.run.evaluation_splits):
-        return config  # as it was named, so that the error can say so
-    out = copy.copy(config)
-    out.run = dataclasses.replace(config.run, **changed)
-    return out
-
-
 def preset_processors(config: Config) -> dict[str, dict[str, Any]]:
     """`vis_processor` and `text_processor` of the model's preset, at the configured image size."""
     from lavis.common.registry import registry
@@ -121,8 +97,8 @@ def preset_processors(config: Config) -> dict[str, dict[str, Any]]:
     if "arch" not in config.model:
         return {}
     model_class = registry.get_model_class(config.model["arch"])
-    if not hasattr(model_class, "preset") or "model_type" not in config.model:
-        return {}
+    if not hasattr(model_class, "preset") or config.model.get("model_type") not in model_class.PRESETS:
+        return {}  # that a type is not known is said when the model is built
     preset = model_class.preset(config.model["model_type"])
     size = config.model.get("image_size", getattr(preset.config, "image_size", None))
     sized = {"image_size": size} if size else {}
@@ -166,7 +142,6 @@ def build(
     if model is None and "arch" not in config.model:
         raise ValueError(f"model.arch is missing; known: {', '.join(registry.list_models())}")
     built = task.build_datasets(config) if datasets is None else by_name(datasets)
-    config = _with_splits_of(config, built)
     if model is None:
         torch.manual_seed(run.seed)  # starting weights are part of what the seed decides
         model = task.build_model(_without_weights(config, job_id))

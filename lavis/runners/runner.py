@@ -20,6 +20,9 @@ Who owns what:
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +44,8 @@ from lavis.runners.loop import Training
 from lavis.runners.settings import RunConfig
 from lavis.runners.state import Progress
 from lavis.runners.stopping import Interrupted
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Result", "RunConfig", "Runner", "RunnerBase", "RunnerIter", "RunnerIters"]
 
@@ -69,6 +74,29 @@ class Result:
     checkpoint_best: Path | None
 
 
+def _with_splits_of(config: Any, datasets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The configuration without evaluation splits that no data set has."""
+    there = {split for splits in datasets.values() for split in splits}
+    changed: dict[str, Any] = {}
+    for key in ("valid_splits", "test_splits"):
+        named = getattr(config.run, key)
+        kept = [split for split in named if split in there or split not in ("val", "test")]
+        if kept != named:
+            changed[key] = kept
+            if key == "valid_splits" and config.run.evaluate:
+                continue  # not asked for
+            logger.warning(
+                "run.%s names %s, which no data set has; it is left out",
+                key,
+                ", ".join(s for s in named if s not in there),
+            )
+    if not changed or not any(s in there for s in config.run.evaluation_splits):
+        return config  # as it was named, so that the error can say so
+    out = copy.copy(config)
+    out.run = dataclasses.replace(config.run, **changed)
+    return out
+
+
 @registry.register_runner("runner_base")
 @registry.register_runner("runner_iter")
 class Runner:
@@ -91,6 +119,7 @@ class Runner:
         datasets: Mapping[str, Mapping[str, Any]],
         job_id: str | None = None,
     ) -> None:
+        cfg = _with_splits_of(cfg, datasets)
         self.config, self.task, self.datasets = cfg, task, datasets
         self.run: RunConfig = cfg.run
         self.device = devices.pick_device(self.run.device)

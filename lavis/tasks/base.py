@@ -72,11 +72,13 @@ class Task:
         primary: (metric, "max" or "min") that chooses the best checkpoint, None to keep the last one.
         id_key: the key of a record that names its sample.
         settings: an instance of `Config`.
+        evaluated: the data set of the last evaluation.
     """
 
     Config: ClassVar[type] = NoSettings
     primary: tuple[str, str] | None = None
     id_key: ClassVar[str] = ""
+    evaluated: Any = None
 
     def __init__(self, settings: Any = None, **keys: Any) -> None:
         self.settings = configs.typed(self.Config, keys, prefix="run.") if settings is None else settings
@@ -131,6 +133,10 @@ class Task:
         """Called once before the batches of a data set are predicted; lets the model prepare for it."""
         _prepare(model, "before_evaluation", dataset, type(self))
 
+    def valid_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        """`predict`, under the original's name; a task may have either."""
+        return self.predict(model, samples)
+
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
         """Predictions for a batch.
 
@@ -154,7 +160,7 @@ class Task:
         self.before_evaluation(model, data.dataset)
         mine: list[tuple[int, list[Record]]] = []
         for indices, batch in data:
-            records = self.predict(model, batch)
+            records = self.valid_step(model=model, samples=batch)
             each, rest = divmod(len(records), len(indices))
             if rest:
                 raise ValueError(
@@ -167,6 +173,12 @@ class Task:
         gathered = [item for part in dist.all_gather_objects(mine) for item in part]
         gathered.sort(key=lambda item: item[0])
         return [record for _, records in gathered for record in records]
+
+    def after_evaluation(
+        self, val_result: Sequence[Record], split_name: str, epoch: int | str, **unused: Any
+    ) -> dict[str, float]:
+        """Metrics of a split's records: `score`, under the original's name; a task may have either."""
+        return self.score(val_result, self.evaluated)
 
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
         """Metrics of the records; an empty dict where the data set has no ground truth."""
@@ -213,6 +225,26 @@ class Task:
         if submission is not None:
             write_json(saved.with_name(f"{saved.stem}_leaderboard.json"), submission, indent=None)
         return saved
+
+    @staticmethod
+    def save_result(
+        result: Sequence[Record], result_dir: str | Path, filename: str, remove_duplicate: str = ""
+    ) -> str:
+        """Write records as `<result_dir>/<filename>.json`, by rank 0; for tasks in the original's form.
+
+        Args:
+            remove_duplicate: a key; of records with an equal value the first is written.
+
+        Returns:
+            the file.
+        """
+        path = Path(result_dir) / f"{filename}.json"
+        if _dist.is_main():
+            rows = [jsonable(r) for r in result]
+            if remove_duplicate:
+                rows = list({row[remove_duplicate]: row for row in reversed(rows)}.values())[::-1]
+            write_json(path, rows, indent=None)
+        return str(path)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({json.dumps(dataclasses.asdict(self.settings))})"
