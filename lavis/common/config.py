@@ -401,7 +401,9 @@ def translate_model(section: Mapping[str, Any], sources: Mapping[str, str] | Non
 
 def _is_of_original(arch: Any) -> bool:
     """Whether a model class is one of a program's own that reads the original's keys itself."""
-    return arch in registry.list_models() and not getattr(registry.get_model_class(str(arch)), "PRESETS", None)
+    return arch in registry.list_models() and not getattr(
+        registry.get_model_class(str(arch)), "PRESETS", None
+    )
 
 
 def _type_of(section: Mapping[str, Any]) -> str | None:
@@ -412,9 +414,7 @@ def _type_of(section: Mapping[str, Any]) -> str | None:
     if "arch" not in section:
         return None
     presets = getattr(registry.get_model_class(str(section["arch"])), "PRESETS", {})
-    official = {
-        name: p for name, p in presets.items() if "://" in f"{p.weights} {p.pretrained}" or len(presets) == 1
-    }
+    official = {name: p for name, p in presets.items() if not name.startswith("tiny")}
     if section.get("vit_type"):
         width = {"base": 768, "large": 1024}.get(str(section["vit_type"]))
         if width is None:

@@ -20,7 +20,9 @@ from lavis.common.elsewhere import BLIP2, DIFFUSION, IMG2LLM, INSTRUCT, PNP_VQA,
 AUDIO = f"data of sound are not here. {X_INSTRUCT}"
 SOLIDS = f"data of 3D objects are not here. {X_INSTRUCT}"
 INSTRUCTIONS = f"data sets with instructions are not here; their plain counterparts are. {INSTRUCT}"
-OTHER_DATA = "this data set is not here; own data need no class (`lavis.datasets.own`), or one: docs/guides/extend.md"
+OTHER_DATA = (
+    "this data set is not here; own data need no class (`lavis.datasets.own`), or one: docs/guides/extend.md"
+)
 DOWNLOADS = "the download scripts are one command: lavis download NAME (lavis datasets lists the names)"
 PLAIN_DATASET = (
     "this class is not here; the data set itself is one class, see `lavis.datasets.builders.load_dataset`, and classes "
@@ -30,7 +32,9 @@ BERT = "the layers of BERT are those of `lavis.nn.text`, with other names; param
 TIMM = "nothing here is built on timm; the layers are those of `lavis.nn.vit` and `lavis.nn.clip`"
 TIMESFORMER = "the layers of the video encoder are those of `lavis.nn.timesformer`, with other names"
 AUGMENT = "augmentations are the operations of `lavis.processors.randaugment.RandAugment`, on Pillow images"
-VIDEO_STEPS = "there are no steps for video tensors; `lavis.processors.video.AlproVideoTrainProcessor` takes frames"
+VIDEO_STEPS = (
+    "there are no steps for video tensors; `lavis.processors.video.AlproVideoTrainProcessor` takes frames"
+)
 LOADERS = "the runner has its own loaders, `lavis.runners.data.TrainLoader` and `lavis.runners.data.EvalData`"
 HUB = "files are fetched, checked and cached by `lavis.common.hub.fetch`, archives unpacked by `lavis.common.archives`"
 FILES = "files are read and written by `lavis.common.files` and by Python's own modules"

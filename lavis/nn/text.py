@@ -142,6 +142,18 @@ class Projections(nn.Module):
         self.key = Linear(memory_width, config.width)
         self.value = Linear(memory_width, config.width)
 
+    # the original's way to attention maps; ours is lavis.common.gradcam
+    save_attention = False  # whether cross-attention keeps the weights of its last call, and their gradients
+    attention_map: torch.Tensor | None = None
+
+    def get_attention_map(self) -> torch.Tensor | None:
+        """(R, H, T, N)"""
+        return self.attention_map
+
+    def get_attn_gradients(self) -> torch.Tensor | None:
+        """(R, H, T, N), after `backward`."""
+        return None if self.attention_map is None else self.attention_map.grad
+
     def keys_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, N, memory width) -> two of (B, H, N, Dh)."""
         return split_heads(self.key(states), self.heads), split_heads(self.value(states), self.heads)
@@ -254,7 +266,18 @@ class CrossAttention(Attention):
         self, x: torch.Tensor, memory: tuple[KeysValues, ...], mask: torch.Tensor | None
     ) -> torch.Tensor:
         ((k, v),) = memory
-        return self.output(self.read(self.self.query(x), k, v, mask), x)
+        q = self.self.query(x)
+        if not self.self.save_attention or self.kept is not None:
+            return self.output(self.read(q, k, v, mask), x)
+        self.kept = []
+        try:
+            found = self.read(q, k, v, mask)
+            self.self.attention_map = self.kept[-1]
+        finally:
+            self.kept = None
+        if self.self.attention_map.requires_grad:
+            self.self.attention_map.retain_grad()
+        return self.output(found, x)
 
 
 class TwinResidual(nn.Module):
