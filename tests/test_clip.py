@@ -87,7 +87,7 @@ def test_ids_and_texts_equal_the_original(case):
     ids = TOKENIZER.encode(case["text"])
     assert ids == [STORED["start"], *case["encode"], STORED["end"]]
     assert TOKENIZER.decode(ids) == case["decoded"]
-    row = TOKENIZER([case["text"]], max_length=77, pad_to=77).ids[0].tolist()
+    row = TOKENIZER([case["text"]])[0].tolist()
     if len(ids) > 77:  # the one case that is cut: the original's 77 ids have no end token, ours keep it
         assert row[:-1] == case["tokenize77"][:-1]
         assert row[-1] == STORED["end"] and STORED["end"] not in case["tokenize77"]

@@ -89,7 +89,7 @@ class TimeSformer(nn.Module):
 
     def forward_features(self, video: torch.Tensor) -> torch.Tensor:
         """The same as a call, under the original's name."""
-        return self(video)  # type: ignore[no-any-return]
+        return self(video)
 
     @property
     def vision_width(self) -> int:

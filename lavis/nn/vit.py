@@ -178,7 +178,7 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, image: torch.Tensor) -> torch.Tensor:
         """The same as a call, under the original's name."""
-        return self(image)  # type: ignore[no-any-return]
+        return self(image)
 
     @property
     def vision_width(self) -> int:
