@@ -23,7 +23,7 @@ from lavis.common import dist
 from lavis.models.base import inference
 from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
-from lavis.models.outputs import Features, IntermediateOutput, Similarity
+from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, Similarity
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
@@ -95,8 +95,8 @@ class ContrastiveStep:
             text_embeds=self.text_embeds,
             image_embeds_m=self.image_embeds_m,
             text_embeds_m=self.text_embeds_m,
-            encoder_output=matching.positive,
-            encoder_output_neg=matching.negative,
+            encoder_output=EncoderOutput(matching.positive),
+            encoder_output_neg=EncoderOutput(matching.negative),
             itm_logits=matching.logits,
             itm_labels=matching.labels,
         )
@@ -192,7 +192,7 @@ class Alignment(VisionTextModel):
 
     def tokens(self, texts: Sequence[str], *, max_length: int | None = None, pad: bool = False) -> Tokens:
         """Padded to the longest, or to `max_length`."""
-        return self.tokenizer(
+        return self.tokenizer.batch(
             list(texts), max_length=max_length, pad_to=max_length if pad else None, device=self.device
         )
 

@@ -21,7 +21,7 @@ from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, TWIN_COPIES, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
-from lavis.models.tokenizer import Tokens
+from lavis.models.tokenizer import Encoding, Tokens
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss, similarities
 from lavis.nn.text import Memory, TextConfig, TextTransformer
@@ -200,20 +200,21 @@ def compute_gradcam(
     model: BlipITM,
     visual_input: torch.Tensor,
     text_input: list[str],
-    tokenized_text: Tokens,
+    tokenized_text: Encoding | Tokens,
     block_num: int = 6,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Where each word finds its evidence that the text fits (Grad-CAM on a cross-attention layer).
 
     Args:
         model: any model with a matching head. visual_input: (B, 3, h, w). text_input: B texts.
-        tokenized_text: `model.tokenizer(text_input)`. block_num: the layer.
+        tokenized_text: `model.tokenizer(text_input, padding=True, return_tensors="pt")`. block_num: the layer.
 
     Returns:
         a picture's maps (1 + T, g, g) each: the first token's, the mean over the words', then each further
         token's, of a grid of g x g patches; and the matching logits (B, 2).
     """
-    tokens = Tokens(tokenized_text.ids.to(model.device), tokenized_text.mask.to(model.device))
+    ids, mask = torch.as_tensor(tokenized_text.input_ids), torch.as_tensor(tokenized_text.attention_mask)
+    tokens = Tokens(ids.to(model.device), mask.to(model.device).bool())
     layer = model.text_encoder.encoder.layer[block_num]
 
     def fits() -> torch.Tensor:
