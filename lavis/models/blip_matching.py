@@ -43,8 +43,6 @@ class BlipMatchingConfig(BlipConfig):
     negative_all_rank: bool = False
 
 
-# an entry of BLIP's pre-trained files that no matcher has: those files serve as matchers as they are
-PRETRAINING_MARKER = "text_decoder.cls.predictions.bias"
 _LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
 _TINY_PRESET = untrained(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512), IMAGES, CAPTION)
 _SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, max_txt_len=48)}
@@ -142,7 +140,6 @@ class BlipITM(BlipMatching):
     registered_name = "blip_image_text_matching"
     RULES = Rules(drop=TRAINING_STATE)
     PRETRAINED_RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*"), resize=RESIZE)
-    UNTUNED_RULES = replace(PRETRAINED_RULES, marker=PRETRAINING_MARKER)
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=BlipMatchingConfig(text=text, vit=vit),
@@ -247,7 +244,6 @@ class BlipRetrieval(BlipMatching):
     PRETRAINED_RULES = Rules(
         drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
     )
-    UNTUNED_RULES = replace(PRETRAINED_RULES, marker=PRETRAINING_MARKER)
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=BlipMatchingConfig(grad_checkpointing=4),
