@@ -361,14 +361,13 @@ class BlipPretrain(BlipMatching):
 
         Args:
             samples: `image` (B, 3, h, w); `text_input`, B texts without the prompt's cut; `epoch`, `iters`,
-                `num_iters_per_epoch`.
+                `num_iters_per_epoch`; optionally `statements` and `fits`, see `judged`.
 
         Returns:
             loss = loss_itc + loss_itm + loss_lm (nats), sims, intermediate_output.
         """
         step = self.contrastive_step(samples)
-        batch = step.image_embeds.shape[0]
-        same = torch.eye(batch, dtype=torch.bool, device=self.device)
+        same = self.together(samples, step.image_embeds.shape[0])
         contrast = step.contrast
         matching = self.match(
             TextStates(step.tokens), step.image_embeds, contrast.negatives_i2t, contrast.negatives_t2i, same
@@ -379,15 +378,17 @@ class BlipPretrain(BlipMatching):
         # shared cross-attention: what the matching encoder projected of the pictures serves here too
         logits = self.text_decoder(ids, mask=step.tokens.mask, memory=matching.memory)
         loss_lm = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
+        judged_itc, judged_itm = self.judged(samples, step, matching.memory)
+        loss_itc, loss_itm = contrast.loss + judged_itc, matching.loss + judged_itm
         states = step.states(matching)
         return LossOutput(
             sims=contrast.sims,
             intermediate_output=replace(
                 states, decoder_output=DecoderOutput(loss=loss_lm, logits=logits), decoder_labels=labels
             ),
-            loss=contrast.loss + matching.loss + loss_lm,
-            loss_itc=contrast.loss,
-            loss_itm=matching.loss,
+            loss=loss_itc + loss_itm + loss_lm,
+            loss_itc=loss_itc,
+            loss_itm=loss_itm,
             loss_lm=loss_lm,
         )
 
