@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import re
 import types
 import typing
@@ -254,6 +255,67 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not content:
         raise ValueError(f"{path}: the file is empty; expected the sections {', '.join(SECTIONS)}")
     return typing.cast(dict[str, Any], content)
+
+
+_REFERENCE = re.compile(r"\$\{\s*[\w.\-\[\]]+\s*\}")
+
+
+def calls(text: str) -> bool:
+    """Whether a text has interpolations that do more than name a key, such as ${oc.env:HOME}, however nested."""
+    while "${" in text:
+        shorter = _REFERENCE.sub("_", text)
+        if shorter == text:
+            return True
+        text = shorter
+    return False
+
+
+def home(text: str) -> str:
+    """A path that begins with ~ or ~somebody as one that begins with the home folder; other texts as they are."""
+    if not re.match(r"~[\w.-]*(/|\\|$)", text):
+        return text
+    return str(Path(text).expanduser()) if os.path.expanduser(text) != text else text  # noqa: PTH111
+
+
+def without_doors(source: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping whose `~/` are home folders, and whose interpolations name nothing but other keys.
+
+    Raises:
+        ValueError: an interpolation that calls something, such as ${oc.env:HOME}. What it gives would be written
+            into config.yaml, checkpoints and logs, and a recipe may come from anybody.
+    """
+
+    def walk(value: Any, key: str) -> Any:
+        if isinstance(value, Mapping):
+            return {k: walk(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [walk(v, f"{key}[{i}]") for i, v in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        if calls(value):
+            raise ValueError(
+                f"{source + ': ' if source else ''}{key} is {value[:80]!r}; an interpolation may only name another "
+                "key, such as ${run.seed}: neither the environment nor anything else is read. Give the value as an "
+                "option instead"
+            )
+        return home(value)
+
+    return typing.cast(dict[str, Any], walk(content, ""))
+
+
+def read_resolved(path: Path) -> dict[str, Any]:
+    """`read_yaml` with interpolations resolved.
+
+    Raises:
+        ValueError: as `read_yaml`, or an interpolation names no key, or more than a key.
+    """
+    try:
+        resolved = OmegaConf.to_container(
+            OmegaConf.create(without_doors(str(path), read_yaml(path))), resolve=True
+        )
+    except OmegaConfBaseException as e:
+        raise ValueError(f"{path}: {' '.join(str(e).split())}") from e
+    return typing.cast(dict[str, Any], resolved)
 
 
 _KEY = re.compile(r"[A-Za-z_][\w\-]*(\.[\w\-]+)*")
@@ -523,7 +585,7 @@ class Config:
 
     @staticmethod
     def _merge(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-        contents = [{k: v for k, v in c.items() if v is not None} for _, c in layers]
+        contents = [{k: v for k, v in without_doors(s, c).items() if v is not None} for s, c in layers]
         try:
             merged = OmegaConf.merge(*map(OmegaConf.create, contents)) if contents else OmegaConf.create({})
             return typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))

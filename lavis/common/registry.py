@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,30 @@ def suggest(name: object, known: Iterable[str]) -> str:
     if near:
         return " Did you mean " + " or ".join(repr(n) for n in near) + "?"
     return " Known: " + ", ".join(known) + "."
+
+
+def _broken(what: str, error: BaseException) -> ImportError:
+    """An error that names a piece of somebody else's code, its file and line, and what it raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
+    at = f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        at = f" at {error.filename}, line {error.lineno}"
+    reason = " ".join(str(error).split())
+    return ImportError(
+        f"{what} cannot be loaded: {type(error).__name__}{at}" + (f": {reason}" if reason else "")
+    )
+
+
+def _load_plugin(entry: importlib.metadata.EntryPoint) -> None:
+    try:
+        entry.load()
+    except (Exception, SystemExit) as e:
+        package = entry.dist.name if entry.dist is not None else ""
+        source = f" of the package {package}" if package else ""
+        remedy = f"; mend it, or remove it: pip uninstall {package}" if package else "; mend it or remove it"
+        error = _broken(f"the plugin {entry.name} ({entry.value}){source}", e)
+        raise ImportError(f"{error}{remedy}") from e
 
 
 class Registry:
@@ -116,7 +141,9 @@ class Registry:
                     f"--import {name}: there is no such module; give a dotted name that Python can import "
                     "from the current folder or the environment"
                 ) from e
-            raise
+            raise _broken(f"the module {name} (--import)", e) from e
+        except (Exception, SystemExit) as e:
+            raise _broken(f"the module {name} (--import)", e) from e
 
     def _load(self, kind: str) -> dict[str, Any]:
         room = _ROOMS[kind]
@@ -127,8 +154,12 @@ class Registry:
             self._imported.add(room)
         if not self._plugins_loaded:
             self._plugins_loaded = True  # first: a plugin may look names up while it is loaded
-            for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
-                entry.load()
+            try:
+                for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+                    _load_plugin(entry)
+            except BaseException:
+                self._plugins_loaded = False  # a later call does not go on without it
+                raise
         return self._entries[kind]
 
     def _get(self, kind: str, name: str) -> Any:

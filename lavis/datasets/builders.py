@@ -284,11 +284,11 @@ def _read_section(path: Path, name: str) -> dict[str, Any]:
 
 
 def _read_datasets(path: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
+    from lavis.common.config import read_resolved
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no data-set configuration {path}")
-    loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    loaded = read_resolved(path)
     if not isinstance(loaded, dict) or not isinstance(loaded.get("datasets"), dict):
         raise ValueError(f"{path} should be a YAML file with a section `datasets: {{name: {{…}}}}`")
     return {str(k): v for k, v in loaded["datasets"].items()}

@@ -140,7 +140,7 @@ class Tokenizer:
         cover: bool = False,
     ) -> None:
         self.vocabulary = Path(vocabulary)
-        self.cover = cover
+        self.cover, self.extra = cover, tuple(extra)
         pieces = self.vocabulary.read_text(encoding="utf-8").split("\n")
         if pieces and pieces[-1] == "":
             pieces.pop()
@@ -155,11 +155,12 @@ class Tokenizer:
                 clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
             )
         ]
+        self._words, self._splitter = steps[0], pre_tokenizers.BertPreTokenizer()
         if cover:
             known = "".join(re.escape(p) for p in pieces if len(p) == 1)
             steps.append(normalizers.Replace(Regex(rf"[^\s{known}]"), "?"))
         inner.normalizer = normalizers.Sequence(steps)
-        inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        inner.pre_tokenizer = self._splitter
         inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)
         inner.add_special_tokens(
             [
@@ -201,6 +202,16 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return self._inner.get_vocab_size(with_added_tokens=True)
+
+    def pieces(self) -> list[str]:
+        """The vocabulary by id, special tokens included."""
+        by_piece = self._inner.get_vocab(with_added_tokens=True)
+        return sorted(by_piece, key=by_piece.__getitem__)
+
+    def words(self, text: str) -> list[str]:
+        """The words and marks of a text, before they are split into pieces: lower case, without accents."""
+        normalized = self._words.normalize_str(text)
+        return [word for word, _ in self._splitter.pre_tokenize_str(normalized)]
 
     def id(self, token: str) -> int:
         """The id of a piece."""

@@ -44,7 +44,8 @@ Options = Sequence[str] | Mapping[str, Any] | None
 def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
     """The data sets of a configuration: of each one, the splits that `run` uses.
 
-    Processors (train, eval) that a data set's section leaves out are those of the model's preset.
+    Processors (train, eval) that a data set's section leaves out are those of the model's preset; one that it gives
+    without a name is the preset's with other settings.
 
     Returns:
         {name: {split: data set}}.
@@ -70,7 +71,7 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
         for key, sides in preset_processors(config).items():
             given = section.get(key) or {}
             if isinstance(given, Mapping):  # else the data set says what is wrong with it
-                section[key] = {**sides, **given}
+                section[key] = {**sides, **{side: _over(sides.get(side), v) for side, v in given.items()}}
         dataset_class = registry.get_dataset_class(name)
         if issubclass(dataset_class, BaseDatasetBuilder):
             there = build_one(name, section)
@@ -88,6 +89,11 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
         if split not in found and not usual:
             raise ValueError(f"run names the split {split!r}; there are {', '.join(sorted(found))}")
     return built
+
+
+def _over(preset: Mapping[str, Any] | None, given: Any) -> Any:
+    """What a section says of a processor, over the preset's where it names none."""
+    return {**preset, **given} if preset and isinstance(given, Mapping) and "name" not in given else given
 
 
 def preset_processors(config: Config) -> dict[str, dict[str, Any]]:
@@ -130,6 +136,7 @@ def build(
 
     from lavis.common import dist
     from lavis.common.registry import registry
+    from lavis.models.base import origin_of
     from lavis.runners.settings import check_training
     from lavis.tasks import setup_task
 
@@ -144,18 +151,27 @@ def build(
     built = task.build_datasets(config) if datasets is None else by_name(datasets)
     if model is None:
         torch.manual_seed(run.seed)  # starting weights are part of what the seed decides
-        model = task.build_model(_without_weights(config, job_id))
+        model = task.build_model(_without_weights(config, task, built, job_id))
+        source_of = getattr(type(model), "source_of", None)
+        if source_of is not None:  # also where a run is continued, which brings its own weights
+            model.origin = origin_of(source_of(config.model)[1])
     runner: Runner = runner_class(cfg=config, task=task, model=model, datasets=built, job_id=job_id)
     return runner
 
 
-def _without_weights(config: Config, job_id: str | None) -> Config:
+def _without_weights(config: Config, task: Any, datasets: Mapping[str, Any], job_id: str | None) -> Config:
     """The configuration to build a model from: a run that is continued brings its own weights."""
+    from lavis.common import device as devices
     from lavis.common.registry import registry
     from lavis.runners.folder import resume_source
+    from lavis.runners.provenance import Recipe, recipe_of
+
+    def recipe() -> Recipe:
+        precision = devices.pick_precision(devices.pick_device(config.run.device), config.run.mixed_precision)
+        return recipe_of(config, task, datasets, precision, None)
 
     ours = hasattr(registry.get_model_class(config.model["arch"]), "preset")
-    if not ours or resume_source(config.run, job_id) is None:
+    if not ours or resume_source(config.run, job_id, recipe, config) is None:
         return config
     changed = copy.copy(config)
     sources = ("weights", "pretrained", "init")

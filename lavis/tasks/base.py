@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,10 @@ from lavis.common import config as configs
 from lavis.common import dist as _dist
 from lavis.common.files import write_json
 from lavis.datasets.base import picture_of
+from lavis.datasets.tables import as_number
 from lavis.metrics.bootstrap import Contributions
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -112,6 +116,14 @@ class Task:
         return build_datasets(cfg)
 
     # ------------------------------------------------------------------ training
+    def before_training(self, model: nn.Module, datasets: Sequence[Any], **unused: Any) -> None:
+        """Called once before training, and before a run that goes on is restored; lets the model prepare.
+
+        Args:
+            model: as built, not wrapped. datasets: the training sets.
+        """
+        _prepare(model, "before_training", datasets, type(self))
+
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Any:
         """Run the model on a batch.
 
@@ -125,10 +137,6 @@ class Task:
         return model(samples)
 
     # ------------------------------------------------------------------ evaluation
-    def before_training(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
-        """Called once before training; lets the model prepare for its data sets, {name: {split: data set}}."""
-        _prepare(model, "before_training", dataset, type(self))
-
     def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
         """Called once before the batches of a data set are predicted; lets the model prepare for it."""
         _prepare(model, "before_evaluation", dataset, type(self))
@@ -218,8 +226,8 @@ class Task:
         rows = self.rows(records)
         for row in rows:
             key = self.id_key
-            if key in row and isinstance(row[key], str) and str(row[key]).isdecimal():
-                row[key] = int(row[key])  # evaluation servers expect numbers
+            if isinstance(row.get(key), str):
+                row[key] = as_number(row[key])  # evaluation servers expect numbers
         saved = write_json(path, rows, indent=None)
         submission = self.leaderboard(records)
         if submission is not None:
@@ -265,6 +273,12 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(v) for v in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def say_left_out(count: int, total: int, what: str, lack: str) -> None:
+    """Say how many of the predictions have nothing to be compared with, if there are any."""
+    if count:
+        logger.warning("%d of %d %s have no %s; they are predicted and not scored", count, total, what, lack)
 
 
 def as_list(values: Any) -> list[Any]:
