@@ -13,24 +13,23 @@ from typing import Any
 from lavis.cli.predict import ANSWERER, CAPTIONER
 
 EPOCHS = 10
-# By what the weights were at bottom, whether the model was named or not; a checkpoint's folder says what its own
-# training began with (`lavis.models.base.origin_of`).
+# Learning rates by what the weights were at bottom, whether the model was named or not; a checkpoint's folder says
+# what its own training began with (`lavis.models.base.origin_of`).
 RATES = {"packaged": 3e-4, "published": 1e-5, "random": 1e-3}
+WARMUP = 20  # steps, at most a tenth of the run
 DEFAULTS: dict[str, Any] = {
     "lr_sched": "linear_warmup_cosine_per_step_lr",
-    "warmup_steps": 20,
     "warmup_lr": 0.0,
     "max_grad_norm": 1.0,
     "stuck_after": 200,
 }
-TEMPERATURE = (
-    0.07  # of contrast; the packaged models' own 0.007 suits what they were trained on and nothing else
-)
+# Of contrast, for packaged weights: their own 0.007 suits what they were trained on and nothing else.
+TEMPERATURE = 0.07
 # Task and kind of media: the small packaged model, and one for photographs or real videos.
 STARTING_MODELS = {
     ("captioning", "image"): (CAPTIONER, "blip_caption/base_coco"),
     ("vqa", "image"): (ANSWERER, "blip_vqa/vqav2"),
-    ("retrieval", "image"): ("blip_retrieval/tiny_shapes", "blip_retrieval/coco"),
+    ("retrieval", "image"): ("albef_retrieval/tiny_shapes", "blip_retrieval/coco"),
     ("classification", "image"): ("blip_classification/tiny_shapes", "blip_classification/base"),
     ("captioning", "video"): ("blip_video_caption/tiny_shapes", "blip_video_caption/base_coco"),
     ("vqa", "video"): ("blip_video_qa/tiny_shapes", "blip_video_qa/vqav2"),
@@ -121,7 +120,16 @@ def fitted(config: Any, notes: list[str]) -> Any:
     if "run.batch_size_train" not in config.sources and 0 < largest < config.run.batch_size_train:
         notes.append(f"there are few training samples, so a batch has only {largest} (--batch-size)")
         changes["run.batch_size_train"] = largest
+    if "run.warmup_steps" not in config.sources:
+        batch = changes.get("run.batch_size_train", config.run.batch_size_train)
+        changes["run.warmup_steps"] = _warmup(config.run, len(rows) // (batch * processes))
     return Config.from_dict(config.to_dict(), changes)
+
+
+def _warmup(run: Any, per_pass: int) -> int:
+    """Steps of warm-up: few in a short run, which would be over before it trains."""
+    steps = run.max_iters if run.max_epoch is None else run.max_epoch * per_pass
+    return WARMUP if steps is None else min(WARMUP, int(steps) // 10)
 
 
 def _for_weights(config: Any) -> dict[str, Any]:
