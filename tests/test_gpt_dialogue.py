@@ -385,12 +385,14 @@ def test_padding_changes_nothing(model):
 
 
 @pytest.mark.parametrize(
-    "how", [{"num_beams": 1}, {"num_beams": 4}, {"use_nucleus_sampling": True, "seed": 3}]
+    "how", [{"num_beams": 1}, {"num_beams": 4}, {"use_nucleus_sampling": True, "seed": [3, 3, 4]}]
 )
 def test_answers_of_a_batch_are_those_of_single_dialogues(model, how):
     arguments = {"max_length": 9, "min_length": 2, **how}
     batch = model.generate(samples(answers=False), **arguments)
-    assert batch == [model.generate(samples([i], answers=False), **arguments)[0] for i in range(3)]
+    for i in range(3):
+        own = {**arguments, **({"seed": how["seed"][i]} if "seed" in how else {})}
+        assert batch[i] == model.generate(samples([i], answers=False), **own)[0]
     # ids give the same, and answers in them are not read
     assert batch == model.generate(model.prepare(samples(), answers=True), **arguments)
     assert batch == model.generate(model.prepare(samples(), answers=False), **arguments)

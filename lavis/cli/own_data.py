@@ -5,6 +5,7 @@ The recipes in lavis/recipes keep the settings of the models that they reproduce
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +72,11 @@ def recipe(
         )
     own = {"task": found, **section}
     chosen = model_section(model)
-    if found == "classification" and "weights" not in chosen:  # else a checkpoint that has its classes
-        chosen |= _number_of_classes(chosen, own)
+    if found == "classification":
+        if "weights" not in chosen:
+            chosen |= _number_of_classes(chosen, own)
+        elif split == "train":
+            chosen |= _new_head(chosen, own, notes)
     return {"model": chosen, "datasets": {"own": own}, "run": run}
 
 
@@ -88,11 +92,36 @@ def _number_of_classes(model: dict[str, Any], own: dict[str, Any]) -> dict[str, 
     return {"num_classes": len(choices(make_plan(OwnDataset, "own", own).options, "classification"))}
 
 
+def _new_head(model: dict[str, Any], own: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """What a checkpoint's section `model` needs to be trained for the table's classes: nothing where it knows them all,
+    else a fresh head, which is said."""
+    from lavis.datasets.builders import make_plan
+    from lavis.datasets.own import OwnDataset, choices
+
+    if "num_classes" not in model:
+        return {}
+    wanted = choices(make_plan(OwnDataset, "own", own).options, "classification")
+    names = model.get("classnames")
+    if len(wanted) == model["num_classes"] if names is None else set(wanted) <= set(names):
+        return {}
+    there = (
+        f"{model['num_classes']} classes without names"
+        if names is None
+        else f"the classes {', '.join(names)}"
+    )
+    notes.append(
+        f"{model['weights']} tells {there} apart, and the table has others, so a new head is trained"
+    )
+    fresh = {"weights": "pretrained", "pretrained": model["weights"]}
+    return {**fresh, "num_classes": len(wanted), "classnames": None}
+
+
 def part_to_evaluate(table: str) -> str:
     """ "test", which may lack captions and answers; "val" where the table's column `split` knows no test."""
+    from lavis.datasets.own_table import split_of
     from lavis.datasets.tables import read_table
 
-    parts = {row.get("split") for _, row in read_table(table)}
+    parts = [split_of(row) for _, row in read_table(table)]
     return "val" if "val" in parts and "test" not in parts else "test"
 
 
@@ -183,8 +212,8 @@ def _texts(rows: list[dict[str, Any]]) -> Iterator[str]:
 
     for row in rows:
         for name in (*TEXT, "question", *ANSWER):
-            if row.get(name):
-                yield from texts_of("", name, row[name])
+            with contextlib.suppress(ValueError):  # the data set says where a cell is wrong
+                yield from texts_of("", name, row.get(name))
 
 
 def model_section(spec: str) -> dict[str, Any]:

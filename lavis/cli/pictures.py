@@ -1,6 +1,7 @@
 """Pictures or clips in, rows out: what commands that go through them share.
 
-A picture that cannot be read is reported, the others go on, and the exit code is 1.
+A picture that cannot be read, or of which the model computes NaN, is reported, the others go on, and the exit code is
+1.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Pictures:
             plain: a row for people; None: JSON lines.
         """
         from lavis.inference.reading import read_batches
+        from lavis.nn.finite import usable
 
         done = 0
         with writing(out) as target, progress(len(self.paths), self.name, out is None) as bar:
@@ -79,8 +81,13 @@ class Pictures:
                     if isinstance(picture, Exception):
                         self.report(path, str(picture))
                 good = [(path, p) for path, p in batch if not isinstance(p, Exception)]
-                if good:
-                    for row in predict([p for _, p in good], [path for path, _ in good]):
+                rows, good, bad = usable(
+                    lambda some: list(predict([p for _, p in some], [path for path, _ in some])), good
+                )
+                for (path, _), error in bad:
+                    self.report(path, str(error))
+                if rows:
+                    for row in rows:
                         print(printable(plain(row)) if plain else to_line(row), file=target)
                     target.flush()
                     done += len(good)
@@ -100,7 +107,7 @@ class Pictures:
             typer.Exit: some could not.
         """
         if done == 0:
-            raise OSError(f"none of the {len(self.paths)} {self.name}s could be read")
+            raise OSError(f"none of the {len(self.paths)} {self.name}s could be read and used")
         if self.failed:
             common.note(f"{self.failed} of {self.failed + done} inputs could not be used; see above")
             raise typer.Exit(1)

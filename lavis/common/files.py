@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -319,8 +322,22 @@ def _swap(folder: Path, new: Path, old: Path) -> None:
     _sync_folder(folder.parent)
 
 
+# The formats that images are opened in (Pillow's names), with the suffixes of their files. None starts another program.
+IMAGE_FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "AVIF": (".avif",),
+    "QOI": (".qoi",),
+    "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"),
+}
 # Suffixes; of clips in the order in which names without one are tried.
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+PICTURES = tuple(suffix for suffixes in IMAGE_FORMATS.values() for suffix in suffixes)
 CLIPS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv", ".3gp", ".gif")
 MEDIA = {"image": PICTURES, "video": CLIPS}  # by what a model sees
 
@@ -331,6 +348,48 @@ def is_clip(path: Path, sees: str) -> bool:
     return sees == "video" if still == moves else moves
 
 
+def is_debris(name: str) -> bool:
+    """Whether a file or folder is what macOS leaves beside others (`._photo.jpg`, `__MACOSX`): no image, whatever its
+    suffix."""
+    return name.startswith("._") or name == "__MACOSX"
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files of a folder, at any depth, what macOS leaves behind left out.
+
+    Links to folders are followed. Each folder is read once, under its own name where it lies below `folder` itself,
+    so links in a circle end. Folders that can't be read are left out with a warning.
+    """
+    seen: set[tuple[int, int]] = set()
+    linked = [str(folder)]  # links come after all that lies there itself
+    while linked:
+        waiting = [linked.pop(0)]
+        while waiting:
+            place = waiting.pop()
+            try:
+                stamp = Path(place).stat()
+                if (stamp.st_dev, stamp.st_ino) in seen:
+                    continue
+                seen.add((stamp.st_dev, stamp.st_ino))
+                with os.scandir(place) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
+            except OSError as e:
+                logger.warning(
+                    "the folder %s cannot be read (%s); it is left out", printable(place), e.strerror
+                )
+                continue
+            for entry in entries:
+                if is_debris(entry.name):
+                    continue
+                try:
+                    if entry.is_dir():
+                        (linked if entry.is_symlink() else waiting).append(entry.path)
+                    elif entry.is_file():
+                        yield Path(entry.path)
+                except OSError:  # a link to itself
+                    continue
+
+
 def media_in(folder: Path, kind: str = "image") -> Iterator[Path]:
-    """The pictures ("image") or clips ("video") of a folder, at any depth, told by their suffixes."""
-    return (p for p in folder.rglob("*") if p.suffix.lower() in MEDIA[kind] and p.is_file())
+    """The images ("image") or videos ("video") of a folder, told by their suffixes; see `files_below`."""
+    return (p for p in files_below(folder) if p.suffix.lower() in MEDIA[kind])

@@ -39,6 +39,7 @@ def convert(
     model_type: str | None = None,
     half: bool = False,
     for_training: bool = False,
+    activation: str | None = None,
 ) -> Converted:
     """Write config.json, model.safetensors and the vocabulary of a model, and compare them with what was read.
 
@@ -48,6 +49,7 @@ def convert(
         name, model_type: of the model; not needed for a folder of this library.
         half: store matrices as float16 (they are read as float32); vectors and single numbers stay as they are.
         for_training: keep momentum twins and queues, where the source has them.
+        activation: of a checkpoint for CLIP that does not say it; see `load_model`.
 
     Raises:
         ValueError: weights that do not fit the model or float16; the folder is in use.
@@ -57,9 +59,11 @@ def convert(
     if folder.is_file() or (existing_folder(folder) is not None and any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; choose another folder, or delete it")
     if name is None:
-        model = load_model(source, is_eval=not for_training)
+        model = load_model(source, is_eval=not for_training, activation=activation)
     else:
-        model = load_model(name, model_type, is_eval=not for_training, checkpoint=source)
+        model = load_model(
+            name, model_type, is_eval=not for_training, checkpoint=source, activation=activation
+        )
     before = _state(model)
     if half:
         _halve(model)

@@ -22,6 +22,7 @@ from lavis.inference.loading import Loaded
 from lavis.inference.sheet import Tile, contact_sheet
 from lavis.models.alignment import Alignment, TextStates
 from lavis.models.answers import Answering
+from lavis.models.base import finite_results
 from lavis.models.blip import BlipCaption
 from lavis.models.classification import Classifier
 from lavis.models.vision_text import VisionTextModel
@@ -83,7 +84,7 @@ def explain(loaded: Loaded, picture: Any, text: str | None = None, layer: int | 
     if method is not _caption and not (text or "").strip():
         raise ValueError(f"{loaded.spec} needs a text to explain")
     samples = _samples(loaded, picture)
-    with loaded.autocast():
+    with loaded.autocast(), finite_results(model, samples):
         return method(model, samples, None if text is None else loaded.txt(text), layer)
 
 

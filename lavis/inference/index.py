@@ -30,6 +30,7 @@ from lavis.datasets.tables import read_json
 from lavis.inference.encoder import Encoder
 from lavis.inference.entries import database, key_of, list_pictures, not_encoded, path_of
 from lavis.inference.reading import read_batches
+from lavis.nn.finite import usable
 
 DESCRIPTION, FEATURES, ENTRIES, LOCK = "index.json", "features.f32", "entries.db", "update.lock"
 FORMAT = 1
@@ -198,7 +199,7 @@ class Index:
             progress: told (done, all) of the pictures to encode.
 
         Returns:
-            what was done. A picture that can't be read is not in the index.
+            what was done. A picture that can't be read, or of which the model computes NaN, is not in the index.
 
         Raises:
             ValueError: another model.
@@ -244,8 +245,10 @@ class Index:
         for batch in read_batches(not_encoded(db), encoder.loaded.read, batch_size):
             good = [(path, picture) for path, picture in batch if not isinstance(picture, Exception)]
             done.failed += [(path, str(e)) for path, e in batch if isinstance(e, Exception)]
-            if good:
-                self._append(db, [p for p, _ in good], encoder.images([t for _, t in good]).numpy())
+            found, good, bad = usable(lambda some: encoder.images([t for _, t in some]), good)
+            done.failed += [(path, str(e)) for (path, _), e in bad]
+            if found is not None:
+                self._append(db, [p for p, _ in good], found.numpy())
                 changed = sum(key_of(path) in was_there for path, _ in good)
                 done.changed += changed
                 done.added += len(good) - changed
@@ -256,6 +259,8 @@ class Index:
 
     def _append(self, db: sqlite3.Connection, paths: Sequence[Path], vectors: np.ndarray) -> None:
         """Add rows, then their entries, whose size and time are those of the listing."""
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"vectors for the index {self.folder} hold NaN or infinity; they are not stored")
         first = self._rows()
         with (self._place() / FEATURES).open("r+b") as f:
             f.seek(first * 4 * self.width)  # over a torn row, if a kill has left one

@@ -14,8 +14,8 @@ from PIL import Image
 
 from lavis.common import device as devices
 from lavis.common.files import is_clip
+from lavis.common.images import open_image
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import open_picture
 from lavis.models import BaseModel, load_model_and_preprocess
 from lavis.models.base import read_description
 from lavis.processors.video import choose_frames
@@ -60,7 +60,7 @@ class Loaded:
             ValueError: it is a clip, and the model is for pictures.
             ImportError: it is a clip, and PyAV is not installed.
         """
-        return self.prepare(path if self._is_clip(path) else open_picture(path, upright=True))
+        return self.prepare(path if self._is_clip(path) else open_image(path))
 
     def pictures(self, path: Path) -> list[Image.Image]:
         """What the model looks at in a file, to be shown: an upright picture, or evenly spread frames of a clip.
@@ -69,7 +69,7 @@ class Loaded:
         """
         if self._is_clip(path):
             return choose_frames(path, getattr(self.vis, "n_frms", None))
-        return [open_picture(path, upright=True)]
+        return [open_image(path)]
 
     def _is_clip(self, path: Path) -> bool:
         clip = is_clip(path, self.sees)

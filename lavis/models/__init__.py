@@ -14,7 +14,7 @@ from lavis.models.base import (
     BaseModel,
     Output,
     Preset,
-    is_of_transformers,
+    is_foreign,
     locate,
     read_description,
     set_for_training,
@@ -51,6 +51,7 @@ def load_model(
     is_eval: bool = False,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
+    activation: str | None = None,
 ) -> BaseModel:
     """Load a model.
 
@@ -63,7 +64,10 @@ def load_model(
             either mode.
         device: "cpu", "cuda", "mps", "auto", …
         checkpoint: weights to use instead of the preset's: a folder, a `.safetensors` or official
-            `.pth` file, a URL, a Hugging Face id, a folder of transformers. Then nothing else is downloaded.
+            `.pth` file, a URL, a Hugging Face id, a folder of transformers or OpenCLIP. Then nothing else is
+            downloaded.
+        activation: "gelu" or "quick_gelu", of a checkpoint for CLIP beside which nothing says it (OpenCLIP's files
+            alone).
 
     Raises:
         ValueError: an unknown name or type (with the nearest known ones), weights that do not fit.
@@ -74,7 +78,9 @@ def load_model(
     cls = registry.get_model_class(name)
     if checkpoint is not None:
         path = locate(str(checkpoint))
-        if path.is_dir() and not is_of_transformers(path):
+        if path.is_dir() and not is_foreign(path):
+            if activation is not None:
+                raise ValueError(f"{path} says which activation its model has; leave activation out")
             arch = _arch(path)
             if registry.get_model_class(arch) is not cls:
                 raise ValueError(f"{path} holds a {arch}, not a {name}")
@@ -82,8 +88,10 @@ def load_model(
         else:
             model_type = _one_type(cls, model_type)
             config = set_for_training(cls.preset(model_type).config, not is_eval)
-            model = cls.from_file(config, path)
+            model = cls.from_file(config, path, activation=activation)
             model.model_type = model_type
+    elif activation is not None:
+        raise ValueError("activation is of a checkpoint; name one with checkpoint")
     else:
         model = cls.from_pretrained(_one_type(cls, model_type), for_training=not is_eval)
     if is_eval:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.models.base import inference
+from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
 from lavis.models.outputs import Features, IntermediateOutput, Similarity
 from lavis.models.samples import require
@@ -28,9 +29,9 @@ from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import momentum
 from lavis.nn.linear import ExactLinear
-from lavis.nn.losses import contrastive_targets, hard_negatives, soft_cross_entropy
+from lavis.nn.losses import contrastive_targets, hard_negatives, similarities, soft_cross_entropy
 
-TEMPERATURE = 0.07  # at the start; learned
+TEMPERATURE = START_TEMPERATURE  # learned
 TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
 RERANKING_ROWS = 64  # texts that are matched with one picture at once
@@ -296,11 +297,13 @@ class Alignment(VisionTextModel):
             queued = self.idx_queue[0] if ids is not None else known.new_full((len(images) - len(known),), -1)
             known = torch.cat([known, queued])
         same = wanted[:, None] == known[None, :]  # (B, W + Q)
-        sim_i2t_m, sim_t2i_m = image_feat_m @ texts.T / self.temp, text_feat_m @ images.T / self.temp
+        sim_i2t_m = similarities(image_feat_m, texts) / self.temp
+        sim_t2i_m = similarities(text_feat_m, images) / self.temp
         sim_i2t_m, sim_t2i_m = sim_i2t_m.detach(), sim_t2i_m.detach()
         i2t_targets = contrastive_targets(same, sim_i2t_m, alpha)
         t2i_targets = contrastive_targets(same, sim_t2i_m, alpha)
-        sim_i2t, sim_t2i = image_feat @ texts.T / self.temp, text_feat @ images.T / self.temp
+        sim_i2t = similarities(image_feat, texts) / self.temp
+        sim_t2i = similarities(text_feat, images) / self.temp
         loss = (soft_cross_entropy(sim_i2t, i2t_targets) + soft_cross_entropy(sim_t2i, t2i_targets)) / 2
         here = slice(rank * batch, (rank + 1) * batch)
         return Contrast(

@@ -59,12 +59,14 @@ class AlproQAConfig(AlproConfig):
     """
     Attributes:
         num_classes: answers to choose from; None: as many as the file that is loaded has.
+        classnames: what they are called, in their order; None: unknown.
     """
 
     max_txt_len: int = 40
     frames: int = 16
     grad_checkpointing: int = 12
     num_classes: int | None = None
+    classnames: tuple[str, ...] | None = None
 
 
 FILES = GS + "LAVIS/models/ALPRO/"

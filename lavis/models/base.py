@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils import _pytree
 from lavis.common.registry import suggest
 from lavis.models import checkpoints, vocabulary
 from lavis.models.tokenizer import ASSETS, Tokenizer
+from lavis.nn.finite import NonFiniteError, check_finite, explained
 from lavis.nn.linear import Packing
 
 log = logging.getLogger("lavis")
@@ -26,12 +28,18 @@ log = logging.getLogger("lavis")
 CONFIG_NAME = "config.json"
 VOCABULARY_NAME = "vocab.txt"
 ORIGINS = PACKAGED, PUBLISHED, RANDOM = "packaged", "published", "random"  # of weights
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+_LARGEST = 1 << 24  # number of anything in a config
+_MEDIA_KEYS = ("image", "video", "image0", "video_fts")  # of samples
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def inference(method: F) -> F:
-    """Run without autograd and without dropout, whatever mode the model is in; the mode is put back."""
+    """Run without autograd and without dropout, whatever mode the model is in; the mode is put back.
+
+    What comes out is finite, or a `NonFiniteError` names the input: the method's first argument, the samples.
+    """
 
     @wraps(method)
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -39,13 +47,41 @@ def inference(method: F) -> F:
         if training:
             self.eval()
         try:
-            with torch.no_grad():
-                return method(self, *args, **kwargs)
+            samples = args[0] if args else kwargs.get("samples")
+            with torch.no_grad(), finite_results(self, samples) as check:
+                return check(method(self, *args, **kwargs))
         finally:
             if training:
                 self.train()
 
     return wrapped  # type: ignore[return-value]
+
+
+@contextmanager
+def finite_results(model: nn.Module, samples: Any) -> Iterator[Callable[[T], T]]:
+    """Gives a function that returns a result of the samples, or refuses it where it is not finite."""
+    found = {}
+    if isinstance(samples, Mapping):
+        found = {key: samples[key] for key in _MEDIA_KEYS if samples.get(key) is not None}
+    key = next(iter(found), "text_input")
+    kind = "image" if key.startswith("image") else "video" if key.startswith("video") else "text"
+    total = len(found[key]) if found and hasattr(found[key], "__len__") else None
+
+    def check(result: T) -> T:
+        if not torch.compiler.is_compiling():
+            check_finite(result, total, kind)
+        return result
+
+    with explained(model, samples):
+        try:
+            yield check
+        except NonFiniteError as e:
+            if (
+                total and e.total % total == 0
+            ):  # of the rows of a batch, such as several questions about an image
+                e.places = sorted({place // (e.total // total) for place in e.places})
+                e.total, e.kind = total, kind
+            raise
 
 
 # ------------------------------------------------------------------------------------------ outputs
@@ -139,7 +175,9 @@ def override(config: T, values: Mapping[str, Any], where: str) -> T:
                 value = float(value)
             except ValueError:
                 raise ValueError(f"{where}.{key} is {value!r}; a number was expected") from None
-        elif isinstance(old, tuple) and isinstance(value, (list, tuple)):
+        elif (isinstance(old, tuple) and isinstance(value, (list, tuple))) or (
+            old is None and isinstance(value, list)
+        ):
             value = tuple(value)
         elif old is not None and not isinstance(value, type(old)):
             raise ValueError(f"{where}.{key} is {value!r}; {type(old).__name__} was expected")
@@ -165,6 +203,8 @@ class BaseModel(nn.Module):
     RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
     PRETRAINED_RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
     FOREIGN_RULES: ClassVar[tuple[checkpoints.Rules, ...]] = ()  # told apart by their markers
+    # for files that it is fine-tuned from, where they have all that it needs; told by its marker
+    UNTUNED_RULES: ClassVar[checkpoints.Rules | None] = None
 
     registered_name: ClassVar[str]
     config: Any
@@ -203,17 +243,25 @@ class BaseModel(nn.Module):
 
     @classmethod
     def from_file(
-        cls, config: Any, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None
+        cls,
+        config: Any,
+        path: Path,
+        rules: checkpoints.Rules | None = None,
+        name: str | None = None,
+        activation: str | None = None,
     ) -> BaseModel:
         """A model of a config with the weights of a file (or of a folder's file), strictly.
 
         Args:
             rules: for the class's own kind of file; other kinds are told by their entries.
             name: what messages call the file.
+            activation: "gelu" or "quick_gelu", of a class that has both; None: what stands beside the weights.
         """
-        config = cls.adapt(config, path)
+        config = cls.adapt(config, path) if activation is None else cls.with_activation(config, activation)
         state = checkpoints.read_state_dict(path)
         rules = cls._rules(state, rules)
+        state = rules.without_renewed(state)
+        _check_sizes(dataclasses.asdict(config), len(state), path)
         model = cls.build(cls.complete(config, state), empty=not rules.fresh)
         state = model._in_own_vocabulary(state, path)
         checkpoints.load_into(model, state, rules, name or str(path))
@@ -244,8 +292,27 @@ class BaseModel(nn.Module):
         return config
 
     @classmethod
+    def with_activation(cls, config: Any, activation: str) -> Any:
+        """The config with one of the two GELUs.
+
+        Raises:
+            ValueError: the class has no choice, or no such activation.
+        """
+        if not hasattr(config, "quick_gelu"):
+            raise ValueError(
+                f"activation is {activation!r}, but {cls.registered_name} has one activation only; leave it out"
+            )
+        if activation not in ("gelu", "quick_gelu"):
+            raise ValueError(f"activation is {activation!r}; it must be gelu or quick_gelu")
+        return dataclasses.replace(config, quick_gelu=activation == "quick_gelu")
+
+    @classmethod
     def _rules(cls, state: checkpoints.StateDict, own: checkpoints.Rules | None) -> checkpoints.Rules:
-        return next((r for r in cls.FOREIGN_RULES if r.marker in state), None) or own or cls.RULES
+        foreign = next((r for r in cls.FOREIGN_RULES if r.marker in state), None)
+        untuned = cls.UNTUNED_RULES
+        if foreign or own or untuned is None or untuned.marker not in state:
+            return foreign or own or cls.RULES
+        return untuned
 
     @classmethod
     def from_pretrained(cls, model_type: str, for_training: bool = True) -> BaseModel:
@@ -296,7 +363,7 @@ class BaseModel(nn.Module):
                 f"model.init is for starting weights; with model.weights {weights!r} it has no use"
             )
         else:
-            rules = cls.RULES
+            rules = None
             if kind == "pretrained":
                 rules = preset.pretrained_rules or cls.PRETRAINED_RULES
             sha256 = preset.sha256 if kind == "finetuned" else None
@@ -401,6 +468,8 @@ class BaseModel(nn.Module):
                 f"{folder / CONFIG_NAME}: {cls.registered_name} has no model type {model_type!r}."
                 f"{suggest(model_type, cls.PRESETS)}"
             )
+        if not isinstance(description["config"], dict):
+            raise ValueError(f"{folder / CONFIG_NAME}: config is no mapping of names and values")
         config = override(
             cls.PRESETS[model_type].config, description["config"], f"{folder / CONFIG_NAME}: config"
         )
@@ -423,8 +492,8 @@ class BaseModel(nn.Module):
         """Keep (or drop) a second copy of the weights in the CPU's fastest layout, for generation.
 
         Decoding steps get faster for the memory of the weights once more. Undone by
-        `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices. Self-attention of
-        texts then is one product, which passes by hooks on its query, key and value.
+        `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices. Layers with hooks, and
+        adapters put in the place of layers, are called as ever.
         """
         for module in reversed(list(self.modules())):  # parts before wholes, which may take their place
             if isinstance(module, Packing):
@@ -496,29 +565,51 @@ def origin_of(source: str | Path | None) -> str:
     return origin_of(preset.weights or preset.pretrained) if preset is not None else PUBLISHED
 
 
+def _check_sizes(config: Mapping[str, Any], entries: int, path: Path) -> None:
+    """Refuse a config that no file of so many entries can be of, before a model of its sizes is built.
+
+    Raises:
+        ValueError: more layers than entries, or a size beyond all models'.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_sizes(value, entries, path)
+            continue
+        most = entries if key in ("depth", "layers") else _LARGEST
+        for number in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(number, int) and number > most:
+                raise ValueError(f"{path}: {key} is {number}, but the file has {entries} entries")
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """config.json of a folder written by `save_pretrained`."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no {CONFIG_NAME}")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is damaged: {e}") from e
+    description = checkpoints.read_json(path)
     if not isinstance(description, dict) or not {"arch", "config"} <= description.keys():
         raise ValueError(f"{path} does not describe a model of this library (it lacks 'arch' or 'config')")
     return description
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether others wrote a folder (transformers, OpenCLIP, or weights alone), so that it is read as a file is."""
+    if not (folder / CONFIG_NAME).is_file():
+        return checkpoints.weights_in(folder) is not None
+    description = checkpoints.read_json(folder / CONFIG_NAME)
+    return (
+        isinstance(description, dict)
+        and "arch" not in description
+        and ("architectures" in description or (folder / OPEN_CLIP_CONFIG).is_file())
+    )
+
+
 def is_of_transformers(folder: Path) -> bool:
-    """Whether transformers wrote a folder, so that its weights are read as a file's."""
+    """Whether transformers wrote a folder."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         return False
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is damaged: {e}") from e
+    description = checkpoints.read_json(path)
     return isinstance(description, dict) and "architectures" in description and "arch" not in description
 
 
@@ -526,7 +617,7 @@ def check_heads(folder: Path, heads: Mapping[str, tuple[int, int]]) -> dict[str,
     """Compare a transformers folder's numbers of attention heads with ours; shapes of tensors don't tell them.
 
     Args:
-        folder: or a file, or another kind of folder; then there is nothing to compare.
+        folder: or a file of it; of others there is nothing to compare.
         heads: {section of its config.json: (our number, what transformers takes where none is written)}.
 
     Returns:
@@ -535,12 +626,15 @@ def check_heads(folder: Path, heads: Mapping[str, tuple[int, int]]) -> dict[str,
     Raises:
         ValueError: a number differs.
     """
+    if folder.name in checkpoints.WEIGHTS_NAMES:
+        folder = folder.parent  # a file of such a folder
     if not folder.is_dir() or not is_of_transformers(folder):
         return {}
     path = folder / CONFIG_NAME
-    theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    theirs: dict[str, Any] = checkpoints.read_json(path)
     for section, (ours, default) in heads.items():
-        number = (theirs.get(section) or {}).get("num_attention_heads", default)
+        described = theirs.get(section)
+        number = described.get("num_attention_heads", default) if isinstance(described, dict) else default
         if number != ours:
             raise ValueError(
                 f"{path}: {section}.num_attention_heads is {number}, this model type's is {ours}; "

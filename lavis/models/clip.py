@@ -42,7 +42,8 @@ from lavis.nn.clip import (
     ResNet,
     Transformer,
 )
-from lavis.nn.losses import contrastive_loss
+from lavis.nn.finite import check_finite
+from lavis.nn.losses import contrastive_loss, similarities
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -133,9 +134,9 @@ class Clip(BaseModel):
     """CLIP with a transformer or a ResNet for pictures (paper, section 2.4 and figure 1)."""
 
     registered_name = "clip"
-    # OpenAI's archives hold three numbers that are no weights; OpenCLIP's files of parallel training a prefix.
+    # OpenAI's archives hold three numbers that are no weights; OpenCLIP's models with a text tower of its own a prefix.
     RULES = Rules(
-        rename=((r"^module\.", ""),),
+        rename=((r"^text\.(?=transformer\.|token_|positional_|ln_final\.|text_projection)", ""),),
         drop=("input_resolution", "context_length", "vocab_size"),
         resize=RESIZE,
     )
@@ -368,7 +369,9 @@ class Clip(BaseModel):
             names = classnames[start : start + _CLASSES_AT_ONCE]
             each = self._encode_texts([fill(t, name) for name in names for t in templates])
             columns.append(_unit(each.unflatten(0, (len(names), len(templates))).mean(dim=1)))
-        return torch.cat(columns).t().contiguous()
+        found = torch.cat(columns)
+        check_finite(found, kind="class")
+        return found.t().contiguous()
 
     def before_evaluation(self, dataset: Any, task_type: Any = None, **unused: Any) -> None:
         """Make `classifier` out of `dataset.classnames`, if it has any, for `predict`."""
@@ -391,7 +394,9 @@ class Clip(BaseModel):
             )
         if samples.get("image") is None:
             raise ValueError(f"samples need an 'image', (B, 3, h, w); they have {', '.join(samples)}")
-        logits = MAX_SCALE * _unit(self.encode_image(samples["image"])) @ self.classifier.float()  # (B, C)
+        logits = MAX_SCALE * similarities(
+            _unit(self.encode_image(samples["image"])), self.classifier.T
+        )  # (B, C)
         return ClipPrediction(logits, samples.get("label"), logits.softmax(dim=1) if return_scores else None)
 
     @inference
@@ -409,6 +414,7 @@ class Clip(BaseModel):
         """
         from PIL import Image
 
+        from lavis.common.images import open_image
         from lavis.processors import ClipImageEvalProcessor
 
         if isinstance(categories, str) or not categories or len(set(categories)) != len(categories):
@@ -416,10 +422,9 @@ class Clip(BaseModel):
         if isinstance(image_path, Image.Image):
             picture = image_path
         else:
-            with Image.open(image_path) as opened:
-                picture = opened.convert("RGB")
+            picture = open_image(image_path)
         image = ClipImageEvalProcessor(self.config.image_size)(picture).unsqueeze(0)
-        cosines = _unit(self.encode_image(image)) @ self._encode_texts(list(categories)).t()
+        cosines = similarities(_unit(self.encode_image(image)), self._encode_texts(list(categories)))
         return dict(zip(categories, (MAX_SCALE * cosines)[0].softmax(dim=0).tolist(), strict=True))
 
     # ------------------------------------------------------------------------------ retrieval

@@ -105,9 +105,10 @@ class Features(Output):
 class Texts:
     """Generated texts or answers with their confidence, in the order of the pictures.
 
-    texts: strings. logprobs: natural logarithm of each text's probability. scores: what they were
-    ranked by (beam search and sampling: logprob per token; ranked answers: probability among the
-    candidates).
+    texts: strings. logprobs: natural logarithm of each text's probability by the model itself, whatever rules of
+    length or repetition chose it; of ranked answers minus the smoothed loss. scores: what they were ranked by (beam
+    search and sampling: logprob per token, in beam search with the repetition penalty; ranked answers: probability
+    among the candidates).
     """
 
     texts: list[str]

@@ -93,7 +93,7 @@ class Decoding:
     def __init__(self, decoder: TextDecoder, memory: Memory | None, rows: int, max_length: int) -> None:
         self.decoder = decoder
         self.memory = None if memory is None else memory.contiguous()
-        like = decoder.bert.embeddings.word_embeddings.weight
+        like = next(decoder.parameters())
         self.cache = Cache(decoder.bert.config, rows, max_length, like.detach())
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 
 from lavis.nn.attention import Reader, split_heads
 from lavis.nn.cache import Cache
-from lavis.nn.linear import Linear, Packing, gelu, onednn, plain
+from lavis.nn.linear import Linear, Packing, gelu, is_bare, onednn, plain
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,15 @@ class Embeddings(nn.Module):
 
     def forward(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:  # (R, T) -> (R, T, D)
         end = start + ids.shape[1]
-        if end > self.position_embeddings.num_embeddings:
+        if end > self.position_ids.shape[1]:
             raise ValueError(
-                f"the text has {end} tokens, the model has positions for {self.position_embeddings.num_embeddings}; "
+                f"the text has {end} tokens, the model has positions for {self.position_ids.shape[1]}; "
                 "shorten it or set max_txt_len"
             )
-        x = self.word_embeddings(ids) + self.position_embeddings.weight[start:end]
+        places = torch.arange(start, end, device=ids.device).unsqueeze(0)  # (1, T)
+        x = self.word_embeddings(ids) + self.position_embeddings(places)
         if self.has_types:
-            x = x + self.token_type_embeddings.weight[0]
+            x = x + self.token_type_embeddings(torch.zeros_like(places))
         return self.dropout(self.LayerNorm(x))
 
 
@@ -139,8 +140,8 @@ class SelfProjections(Packing, Projections):
         return torch.cat([self.query.weight, self.key.weight, self.value.weight])
 
     def pack(self) -> None:
-        if not all(type(layer) is Linear for layer in (self.query, self.key, self.value)):
-            return  # adapters were put around them
+        if not is_bare(self.query, self.key, self.value):
+            return
         super().pack()
         self._biases = torch.cat([self.query.bias, self.key.bias, self.value.bias]).detach()
         for layer in (self.query, self.key, self.value):
@@ -149,7 +150,7 @@ class SelfProjections(Packing, Projections):
     def forward(self, x: torch.Tensor, only_first: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(R, T, D) -> queries (R, T, D), or (R, 1, D) of the first token only; keys and values (R, H, T, Dh)."""
         packed = self.packed_for(x) if plain(x) else None
-        if packed is None:
+        if packed is None or not is_bare(self.query, self.key, self.value):  # adapters may have come since
             return self.query(x[:, :1] if only_first else x), *self.keys_values(x)
         q, k, v = onednn(x, packed, self._biases).chunk(3, dim=-1)
         return q[:, :1] if only_first else q, split_heads(k, self.heads), split_heads(v, self.heads)
@@ -207,6 +208,8 @@ class SelfAttention(Attention):
 
         Its query goes through the key projection and its sum of states through the value projection, in place of
         every token's state through both. The key's bias adds the same to all scores of a query.
+
+        Only of projections that are nothing but their weights (`is_bare`): here those are read past their call.
         """
         q = self.self.query(x[:, 0]).unflatten(-1, (self.heads, -1))  # (R, H, Dh)
         key, value = self.self.key.weight, self.self.value.weight
@@ -331,7 +334,11 @@ class Layer(nn.Module):
         only_first: bool = False,
     ) -> torch.Tensor:
         """The first of its sub-layers."""
-        if only_first and cache is None and self.attention.kept is None and not self.training:
+        projections = self.attention.self
+        if (
+            only_first and cache is None and self.attention.kept is None and not self.training
+            and is_bare(projections.key, projections.value)
+        ):  # fmt: skip
             return self.attention.first(x, mask)
         return self.attention(x, mask, cache, index, only_first)
 

@@ -127,7 +127,8 @@ class PatchEmbed(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, patches, D)
         # one product of many, and all that follows stands on it: under autocast it keeps the precision of its weights
         with torch.autocast(image.device.type, enabled=False):
-            return self.proj(image.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+            dtype = next(self.proj.parameters()).dtype
+            return self.proj(image.to(dtype)).flatten(2).transpose(1, 2)
 
 
 class VisionTransformer(nn.Module):

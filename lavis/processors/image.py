@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from lavis.common.images import from_16_bit
 from lavis.common.registry import registry
 from lavis.processors.base import BaseProcessor
 from lavis.processors.randaugment import RandAugment
@@ -36,7 +37,9 @@ def to_picture(item: Any) -> Image.Image:
         ValueError: an array of another shape or dtype, or an empty picture.
     """
     if isinstance(item, Image.Image):
-        picture = item if item.mode == "RGB" else item.convert("RGB")
+        # Pillow clips 16 bits at 255; all other modes are as it converts them
+        picture = from_16_bit(item) if item.mode.startswith("I;16") else item
+        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     elif isinstance(item, np.ndarray):
         if item.dtype != np.uint8 or not (item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3)):
             raise ValueError(
@@ -47,7 +50,7 @@ def to_picture(item: Any) -> Image.Image:
     else:
         raise TypeError(
             f"a picture should be a PIL.Image or a uint8 array (h, w, 3), not {type(item).__name__}; "
-            "open files with PIL.Image.open"
+            "open files with lavis.common.images.open_image"
         )
     if 0 in picture.size:
         raise ValueError(f"the picture is empty: {picture.width} x {picture.height} pixels")

@@ -40,7 +40,8 @@ Options = Sequence[str] | Mapping[str, Any] | None
 def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
     """The data sets of a configuration: of each one, the splits that `run` uses.
 
-    Processors (train, eval) that a data set's section leaves out are those of the model's preset.
+    Processors (train, eval) that a data set's section leaves out are those of the model's preset; one that it gives
+    without a name is the preset's with other settings.
 
     Returns:
         {name: {split: data set}}.
@@ -65,7 +66,7 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
         for key, sides in preset_processors(config).items():
             given = section.get(key) or {}
             if isinstance(given, Mapping):  # else the data set says what is wrong with it
-                section[key] = {**sides, **given}
+                section[key] = {**sides, **{side: _over(sides.get(side), v) for side, v in given.items()}}
         dataset_class = registry.get_dataset_class(name)
         known = dataset_class.split_names(make_plan(dataset_class, name, section))
         found.update(known)
@@ -78,6 +79,11 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
         if split not in found and not usual:
             raise ValueError(f"run names the split {split!r}; there are {', '.join(sorted(found))}")
     return built
+
+
+def _over(preset: Mapping[str, Any] | None, given: Any) -> Any:
+    """What a section says of a processor, over the preset's where it names none."""
+    return {**preset, **given} if preset and isinstance(given, Mapping) and "name" not in given else given
 
 
 def _with_splits_of(config: Config, datasets: Mapping[str, Mapping[str, Any]]) -> Config:

@@ -109,8 +109,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Copy a checkpoint's weights into a model, in place, strictly.
 
     Raises:
-        ValueError: an entry is missing or has another shape; the model is then of another kind.
+        ValueError: an entry is missing or has another shape; the model is then of another kind. Or a classifier's
+            classes are others.
     """
+    check_folder = getattr(model, "check_folder", None)
+    if check_folder is not None:
+        check_folder(folder)
     stored = _stored(folder)
     state = model.state_dict()
     names = _first_names(state, set(stored))

@@ -221,6 +221,7 @@ class Runner:
         if source is not None:
             checkpoint.state_file(source)
             changes = provenance.check(provenance.read(source), recipe, self.config, source)
+        self.task.before_training(self.model, sets)
         training = Training(
             self.run, self.task, self.model, names, sets, self.device, self.precision, self._evaluator, recipe, source,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,10 @@ from lavis.common import config as configs
 from lavis.common import dist as _dist
 from lavis.common.files import write_json
 from lavis.datasets.base import picture_of
+from lavis.datasets.tables import as_number
 from lavis.metrics.bootstrap import Contributions
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -110,6 +114,13 @@ class Task:
         return build_datasets(cfg)
 
     # ------------------------------------------------------------------ training
+    def before_training(self, model: nn.Module, datasets: Sequence[Any]) -> None:
+        """Called once before training, and before a run that goes on is restored.
+
+        Args:
+            model: as built, not wrapped. datasets: the training sets.
+        """
+
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Any:
         """Run the model on a batch.
 
@@ -201,8 +212,8 @@ class Task:
         rows = self.rows(records)
         for row in rows:
             key = self.id_key
-            if key in row and isinstance(row[key], str) and str(row[key]).isdecimal():
-                row[key] = int(row[key])  # evaluation servers expect numbers
+            if isinstance(row.get(key), str):
+                row[key] = as_number(row[key])  # evaluation servers expect numbers
         saved = write_json(path, rows, indent=None)
         submission = self.leaderboard(records)
         if submission is not None:
@@ -221,6 +232,12 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(v) for v in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def say_left_out(count: int, total: int, what: str, lack: str) -> None:
+    """Say how many of the predictions have nothing to be compared with, if there are any."""
+    if count:
+        logger.warning("%d of %d %s have no %s; they are predicted and not scored", count, total, what, lack)
 
 
 def as_list(values: Any) -> list[Any]:
