@@ -17,7 +17,7 @@ EPOCHS = 10
 # Learning rates by what the weights were at bottom, whether the model was named or not; a checkpoint's folder says
 # what its own training began with (`lavis.models.base.origin_of`).
 RATES = {"packaged": 3e-4, "published": 1e-5, "random": 1e-3}
-WARMUP = 20  # steps, at most a tenth of the run
+WARMUP = 20  # steps, at most half a pass over the data
 DEFAULTS: dict[str, Any] = {
     "lr_sched": "linear_warmup_cosine_per_step_lr",
     "warmup_lr": 0.0,
@@ -151,14 +151,9 @@ def fitted(config: Any, notes: list[str]) -> Any:
         changes["run.batch_size_train"] = largest
     if "run.warmup_steps" not in config.sources:
         batch = changes.get("run.batch_size_train", config.run.batch_size_train)
-        changes["run.warmup_steps"] = _warmup(config.run, len(rows) // (batch * processes))
+        # not by the run's length, which may change when the run is resumed
+        changes["run.warmup_steps"] = min(WARMUP, len(rows) // (batch * processes) // 2)
     return Config.from_dict(config.to_dict(), changes)
-
-
-def _warmup(run: Any, per_pass: int) -> int:
-    """Steps of warm-up: few in a short run, which would be over before it trains."""
-    steps = run.max_iters if run.max_epoch is None else run.max_epoch * per_pass
-    return WARMUP if steps is None else min(WARMUP, int(steps) // 10)
 
 
 def _for_weights(config: Any) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def train(
       lavis train --task classification --data labels.csv --images photos/
       torchrun --nproc_per_node=8 -m lavis train my_recipe.yaml
     """
+    from lavis.common.config import parse_options
+
     keys: dict[str, Any] = {
         "run.output_dir": out, "run.device": device, "run.precision": precision, "run.init_lr": lr,
         "run.max_minutes": minutes, "run.batch_size_train": batch_size, "run.max_epoch": epochs,
@@ -108,7 +110,8 @@ def train(
     else:
         files = {"train": data, "val": val, "test": test, "images": images}
         content = own_data.recipe(task, files, model, notes)
-        if minutes is None:  # else the run is as long as the time allows
+        # with --minutes the run is as long as the time allows
+        if minutes is None and "run.max_iters" not in parse_options(list(options or [])):
             keys.setdefault("run.max_epoch", own_data.EPOCHS)
     config = _config(recipe, content, options, keys, model)
     _train(config if content is None else own_data.fitted(config, notes), notes)

@@ -184,6 +184,10 @@ class Training:
         if run.max_minutes is None or (progress.plan and progress.plan["minutes"] == run.max_minutes):
             return ""
         progress.plan = None
+        if progress.iteration >= self.length.bounds(progress.closed)[1]:  # interrupted before its validation
+            self._end_epoch(last=False)
+        if progress.closed >= self.length.epochs:
+            return ""
         validation = test = 0.0
         if run.valid_splits or run.test_splits:
             splits, before = run.valid_splits or run.test_splits, progress.seconds
