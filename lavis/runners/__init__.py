@@ -158,12 +158,12 @@ def build(
     config = _with_splits_of(config, built)
     if model is None:
         torch.manual_seed(run.seed)  # starting weights are part of what the seed decides
-        model = task.build_model(_without_weights(config, task, built, job_id))
+        model = task.build_model(_without_weights(config, built, job_id))
     runner: Runner = runner_class(cfg=config, task=task, model=model, datasets=built, job_id=job_id)
     return runner
 
 
-def _without_weights(config: Config, task: Any, datasets: Mapping[str, Any], job_id: str | None) -> Config:
+def _without_weights(config: Config, datasets: Mapping[str, Any], job_id: str | None) -> Config:
     """The configuration to build a model from: a run that is continued brings its own weights."""
     from lavis.common import device as devices
     from lavis.common.registry import registry
@@ -172,7 +172,7 @@ def _without_weights(config: Config, task: Any, datasets: Mapping[str, Any], job
 
     def recipe() -> Recipe:
         precision = devices.pick_precision(devices.pick_device(config.run.device), config.run.mixed_precision)
-        return recipe_of(config, task, datasets, precision, None)
+        return recipe_of(config, datasets, precision, None)
 
     ours = hasattr(registry.get_model_class(config.model["arch"]), "preset")
     if not ours or resume_source(config.run, job_id, recipe, config) is None:
