@@ -43,7 +43,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_the_step(tmp_path: Path, name:
         time.sleep(0.02)
     os.killpg(process.pid, signum)
     os.killpg(process.pid, signum)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == 128 + signum, out
     assert f"{name}: stopping after this step" in out and f"run.resume_ckpt_path={job}" in out
     assert "Traceback" not in out
@@ -117,7 +117,7 @@ def test_the_command_exits_with_the_signals_number(tmp_path: Path) -> None:
         assert process.poll() is None, process.stdout and process.stdout.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == 143, out
     assert "continue with: lavis train" in out and "Traceback" not in out
     assert iteration(tmp_path / "job") >= 1

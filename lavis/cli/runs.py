@@ -115,7 +115,7 @@ def train(
             keys.update({"run.max_iters": None, "run.iters_per_inner_epoch": None})
         content = None
     else:
-        files = {"train": data, "val": val, "test": test, "images": images}
+        files = _at_home({"train": data, "val": val, "test": test, "images": images})
         content = _own_recipe(task, files, model, notes)
         # with --minutes alone the clock ends the run
         keys.setdefault("run.max_epoch", _ENDLESS if minutes is not None else _EPOCHS)
@@ -166,8 +166,9 @@ def evaluate(
     if data is None:
         _refuse_without_data({"--task": task, "--images": images})
     else:
-        split = _part_to_evaluate(data)
-        content = _own_recipe(task, {split: data, "images": images}, model, notes)
+        files = _at_home({"data": data, "images": images})
+        split = _part_to_evaluate(str(files["data"]))
+        content = _own_recipe(task, {split: files["data"], "images": files["images"]}, model, notes)
         content["run"].update(test_splits=[split], valid_splits=[])
     _evaluate(_config(recipe, content, options, keys, model), notes)
 
@@ -180,6 +181,13 @@ def _refuse_without_data(given: dict[str, Any]) -> None:
             f"{' and '.join(stray)} belong to data of your own: add --data <table>, or give a recipe's name "
             "and change it with --options"
         )
+
+
+def _at_home(paths: dict[str, str | None]) -> dict[str, str | None]:
+    """Paths with ~ as the home folder: a shell leaves --data=~/x as it is."""
+    from lavis.common.config import home
+
+    return {name: None if path is None else home(path) for name, path in paths.items()}
 
 
 def _own_recipe(
@@ -271,14 +279,14 @@ def _model_section(spec: str) -> dict[str, Any]:
     from lavis.models.base import read_description
 
     name, model_type = split_model(spec)
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if model_type is None and folder.is_dir():
         description = read_description(folder)
         config = dict(description["config"])
         if config.get("vocabulary") == "vocab.txt":
             config["vocabulary"] = str(folder / "vocab.txt")
         named = {"arch": description["arch"], "model_type": description.get("model_type")}
-        return {**named, **config, "weights": name}
+        return {**named, **config, "weights": str(folder)}
     if model_type is None:
         from lavis.common.registry import registry
 
