@@ -217,14 +217,14 @@ def model_section(spec: str) -> dict[str, Any]:
     from lavis.models.base import read_description
 
     name, model_type = split_model(spec)
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if model_type is None and folder.is_dir():
         description = read_description(folder)
         config = dict(description["config"])
         if config.get("vocabulary") == "vocab.txt":
             config["vocabulary"] = str(folder / "vocab.txt")
         named = {"arch": description["arch"], "model_type": description.get("model_type")}
-        return {**named, **config, "weights": name}
+        return {**named, **config, "weights": str(folder)}
     if model_type is None:
         from lavis.common.registry import registry
 

@@ -117,7 +117,7 @@ class Runner:
         self._is_alone = False
 
     def _recipe(self) -> Recipe:
-        return provenance.recipe_of(self.config, self.task, self.datasets, self.precision, self.model)
+        return provenance.recipe_of(self.config, self.datasets, self.precision, self.model)
 
     @property
     def output_dir(self) -> Path:
