@@ -190,6 +190,7 @@ class Training:
             return ""
         validation = test = 0.0
         if run.valid_splits:  # of a run without them the test's time is not known, and not counted
+            self.clock.tick()
             before = progress.seconds
             self.evaluator(
                 run.valid_splits, "start", progress.iteration, self.out, self.stopping.raise_if_interrupted
