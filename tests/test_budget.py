@@ -47,7 +47,9 @@ def test_the_whole_run_fits_and_nearly_fills_its_time(minutes: float, changes: d
 
 
 def test_no_more_steps_than_are_wanted_and_no_fewer_than_are_done() -> None:
-    assert plan(100, **KNOWN | {"most": 300}).iterations == 300
+    wanted = plan(100, **KNOWN | {"most": 300, "validation": 90.0})
+    assert (wanted.iterations, wanted.val_freq) == (300, 1)  # all of it fits, as it was asked for
+    assert plan(3, **KNOWN | {"most": 300}).iterations < 300
     assert plan(0.1, **KNOWN).iterations == 10
 
 

@@ -191,3 +191,96 @@ def test_the_papers_interface(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert cfg.model_cfg.arch == "blip_caption" and "coco_caption" in cfg.datasets_cfg
     cfg.pretty_print()
     assert "seed: 7" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------ doors
+ENVIRONMENT = [
+    "${oc.env:LAVIS_TEST_SECRET}",
+    "a ${oc.env:LAVIS_TEST_SECRET} b",
+    "${oc.env:LAVIS_TEST_SECRET,none}",
+    "${oc.decode:${oc.env:LAVIS_TEST_SECRET}}",
+    "${oc.create:{a: '${oc.env:LAVIS_TEST_SECRET}'}}",
+    "${oc.select:run.seed,'${oc.env:LAVIS_TEST_SECRET}'}",
+    "${oc.${model.x}:LAVIS_TEST_SECRET}",
+    "${${model.x}:LAVIS_TEST_SECRET}",
+    "${ oc.env : LAVIS_TEST_SECRET }",
+    "\\${oc.env:LAVIS_TEST_SECRET}",
+    "${env:LAVIS_TEST_SECRET}",
+    "${oc.dict.values:run}",
+]
+
+
+@pytest.mark.parametrize("text", ENVIRONMENT)
+@pytest.mark.parametrize("place", ["model.prompt", "run.job_id", "datasets.own.list"])
+def test_no_recipe_reads_the_environment(
+    text: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAVIS_TEST_SECRET", "hunter2")
+    section, *keys = place.split(".")
+    value: Any = [text] if keys[-1] == "list" else text
+    for key in reversed(keys):
+        value = {key: value}
+    content = {"model": {"x": "env"}, section: value}
+    if section == "model":
+        content["model"] = {"x": "oc.env", **value}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(content))
+    for make in (lambda: Config.load(path), lambda: Config.from_dict(content)):
+        with pytest.raises(ValueError, match=place.replace(".", r"\.")) as e:
+            make()
+        assert "hunter2" not in str(e.value)
+    with pytest.raises(ValueError, match="may only name another key"):
+        Config.from_dict({}, {"run.job_id": text})
+
+
+def test_custom_resolvers_are_not_called() -> None:
+    OmegaConf.register_new_resolver("lavis_test_resolver", lambda: 1 / 0)
+    try:
+        with pytest.raises(ValueError, match="may only name another key"):
+            Config.from_dict({"model": {"x": "${lavis_test_resolver:}"}})
+    finally:
+        OmegaConf.clear_resolver("lavis_test_resolver")
+
+
+def test_references_to_keys_still_work() -> None:
+    content = {
+        "model": {"arch": "x", "image_size": 32, "which": "image_size", "deep": "${model.${model.which}}"},
+        "datasets": {"own": {"near": "${.far}", "far": 3, "list": ["${run.seed}"]}},
+        "run": {"seed": 5},
+    }
+    config = Config.from_dict(content)
+    assert config.model["deep"] == 32 and config.datasets["own"] == {"near": 3, "far": 3, "list": [5]}
+
+
+def test_the_home_folder_is_found_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = Config.from_dict(
+        {
+            "model": {"weights": "~/w.pth", "prompt": "about ~5 words", "other": "~ a text"},
+            "datasets": {"own": {"train": "~/t.jsonl", "build_info": {"images": {"storage": ["~/i", "~"]}}}},
+        },
+        {"run.output_dir": "~/runs", "run.resume_ckpt_path": "~/runs/a", "model.init": "~no_such_user_/x"},
+    )
+    assert (
+        config.run.output_dir == "/home/somebody/runs"
+        and config.run.resume_ckpt_path == "/home/somebody/runs/a"
+    )
+    assert config.model == {
+        "weights": "/home/somebody/w.pth", "prompt": "about ~5 words", "other": "~ a text", "init": "~no_such_user_/x",
+    }  # fmt: skip
+    own = config.datasets["own"]
+    assert own["train"] == "/home/somebody/t.jsonl"
+    assert own["build_info"]["images"]["storage"] == ["/home/somebody/i", "/home/somebody"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x", "../../x", "..", ".", "", " ", "/tmp/x", "a/b", "a\\b", "..\\x", "C:", "C:x", "C:\\x", "a\0b", "a\nb",
+        "x" * 256, "é" * 120,
+    ],
+)  # fmt: skip
+def test_a_jobs_name_is_one_folders(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run\.job_id is"):
+        Config.from_dict({"run": {"job_id": name, "output_dir": str(tmp_path)}})
+    assert RunConfig(job_id="2026-11-30 12:00 é lr=1e-4").job_id

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -185,3 +188,41 @@ def test_only_tensors_are_moved() -> None:
     moved = to_device(batch, torch.device("meta"))
     assert moved["x"].is_meta and moved["pairs"][0][0].is_meta
     assert moved["texts"] is batch["texts"] and moved["pairs"][0][1] == 2
+
+
+# ------------------------------------------------------------------------------------------ every step
+def rates(name: str, epochs: int, per_epoch: int, **keys: Any) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = registry.get_lr_scheduler_class(name)(
+        optimizer=optimizer, max_epoch=epochs, iters_per_epoch=per_epoch, **keys
+    )
+    return [schedule.step(cur_epoch=e, cur_step=i) for e in range(epochs) for i in range(per_epoch)]
+
+
+def test_schedules_per_step_decay_within_one_epoch() -> None:
+    got = rates(
+        "linear_warmup_cosine_per_step_lr",
+        1,
+        10,
+        init_lr=1.0,
+        min_lr=0.2,
+        warmup_steps=2,
+        warmup_start_lr=0.0,
+    )
+    expected = [0.0, 0.5, *(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8))]
+    assert got == pytest.approx(expected)
+    got = rates("linear_warmup_linear_per_step_lr", 1, 10, init_lr=1.0, warmup_steps=2, warmup_start_lr=0.0)
+    assert got == pytest.approx([0.0, 0.5, *(1 - k / 8 for k in range(8))])
+    assert len(set(rates("linear_warmup_cosine_lr", 1, 10, init_lr=1.0))) == 1  # the original's
+
+
+@pytest.mark.parametrize("name", ["linear_warmup_cosine_per_step_lr", "linear_warmup_linear_per_step_lr"])
+def test_schedules_per_step_do_not_know_epochs(name: str) -> None:
+    keys: dict[str, Any] = {"init_lr": 1.0, "min_lr": 0.1, "warmup_steps": 7, "warmup_start_lr": 0.01}
+    whole = rates(name, 1, 20, **keys)
+    assert rates(name, 4, 5, **keys) == pytest.approx(whole)  # the warm-up is longer than an epoch
+    assert max(whole) == whole[7] == 1.0 and all(a > b for a, b in itertools.pairwise(whole[7:]))
+    # the last epoch is shorter: 18 steps
+    short = rates(name, 4, 5, total_steps=18, **keys)
+    assert short[:18] == pytest.approx(rates(name, 1, 18, **keys)) and short[18] == pytest.approx(0.1)
+    assert rates(name, 1, 5, **keys) == pytest.approx([0.01 + 0.99 * k / 7 for k in range(5)])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,12 @@ from safetensors.torch import load_file
 from lavis.common import files
 from lavis.common.config import Config
 from lavis.common.files import append_jsonl, existing_folder, read_jsonl, replace_folder, write_json
+from lavis.common.registry import registry
+from lavis.datasets.captioning import CaptionDataset
 from lavis.runners import build, checkpoint, evaluate, train
-from lavis.runners.data import Order, Samples, mixing_ratios
+from lavis.runners import data as data_module
+from lavis.runners.data import Order, Samples, TrainLoader, mixing_ratios, workers
+from lavis.runners.skipped import Skipped
 from tests.toy_training import ToyData, ToyModel, ToyTask, run
 
 
@@ -363,6 +369,107 @@ def test_a_samples_stream_depends_on_seed_pass_and_index_alone() -> None:
 
     assert x(1, (0, 0, 3)) == x(1, (0, 0, 3))
     assert len({str(x(s, k)) for s in (1, 2) for k in [(0, 0, 3), (1, 0, 3), (0, 1, 3), (0, 0, 4)]}) == 8
+
+
+# ------------------------------------------------------------------------------------------ other people's randomness
+class Jitter:
+    """A processor that takes no stream and draws from all global ones, as torchvision's and many others do."""
+
+    def __call__(self, item: Any) -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+
+class Keywords(Jitter):
+    def __call__(self, item: Any, **more: Any) -> list[float]:
+        return super().__call__(item)
+
+
+class Jittered(CaptionDataset):
+    name = "jittered"
+
+    def make_sample(self, index: int, rng: np.random.Generator) -> Any:
+        return {"image": self._vis(None, rng), "text_input": self._text(None, rng), "image_id": index}
+
+
+class Plain(torch.utils.data.Dataset):
+    """A data set of torch's kind, with draws of its own."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": Jitter()(None), "text_input": Jitter()(None), "image_id": index}
+
+
+def jittered(kind: str) -> Any:
+    if kind == "data set":
+        return Plain()
+    processor = Keywords() if kind == "keywords" else Jitter()
+    records = [{"image": str(i), "caption": "a"} for i in range(12)]
+    return Jittered(records, "train", vis_processor=processor, text_processor=processor)
+
+
+@pytest.mark.parametrize("kind", ["processor", "keywords", "data set"])
+def test_a_processor_without_a_stream_depends_on_seed_pass_and_sample_alone(kind: str) -> None:
+    samples = Samples([jittered(kind)], 3)
+
+    def drawn(key: tuple[int, int, int], seed: int = 3) -> Any:
+        content = Samples([jittered(kind)], seed)[key][2]
+        return content["image"], content["text_input"]
+
+    torch.manual_seed(0)
+    state = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = drawn((0, 0, 3))
+    assert random.getstate() == state[0] and torch.equal(torch.get_rng_state(), state[1])
+    assert (np.random.get_state()[1] == state[2]).all()
+    assert first[0] != first[1]  # two calls within a sample go on
+    random.random(), np.random.rand(), torch.rand(1)
+    assert drawn((0, 0, 3)) == first == tuple(samples[0, 0, 3][2][k] for k in ("image", "text_input"))
+    others = [drawn((1, 0, 3)), drawn((0, 0, 4)), drawn((0, 0, 3), seed=4)]
+    numbers = [n for sample in [first, *others] for part in sample for n in part]
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize("kind", ["processor", "data set"])
+def test_a_processor_without_a_stream_gives_the_same_whatever_the_workers(kind: str) -> None:
+    def batches(workers: int, start: int = 0) -> list[Any]:
+        data = jittered(kind)
+        loader = TrainLoader(
+            [data], Order([12], 4, seed=1), 1, workers, 6, torch.device("cpu"), Skipped([data])
+        )
+        out = [[str(b["image"]), str(b["text_input"])] for b in loader.batches(start, 6)]
+        loader.close()
+        return out
+
+    one = batches(0)
+    assert len({str(b) for b in one}) == 6
+    assert batches(2) == one and batches(1, start=2) == one[2:]
+
+
+@pytest.mark.parametrize(
+    ("given", "samples", "method", "command", "shared", "expected"),
+    [
+        (3, 5, "spawn", False, 0, 3),
+        (0, 10**6, "fork", True, 1 << 34, 0),
+        (None, 10**6, "fork", False, 1 << 34, 8),
+        (None, 10**6, "spawn", False, 1 << 34, 0),
+        (None, 10**6, "spawn", True, 1 << 34, 8),
+        (None, 10, "fork", True, 1 << 34, 0),
+        (None, 10**6, "fork", True, 64 << 20, 0),
+    ],
+)
+def test_processes_that_prepare_samples_are_as_many_as_the_machine_bears(
+    monkeypatch: pytest.MonkeyPatch, given: int | None, samples: int, method: str, command: bool, shared: int,
+    expected: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(data_module, "_cores", lambda: 48)
+    monkeypatch.setattr(data_module.multiprocessing, "get_start_method", lambda: method)
+    monkeypatch.setattr(data_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=shared))
+    monkeypatch.setitem(registry._state, "command", command)
+    assert workers(given, samples) == expected
+    if given is None and expected:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+        assert workers(given, samples) == 6
 
 
 # ------------------------------------------------------------------------------------------ files

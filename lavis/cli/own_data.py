@@ -5,6 +5,7 @@ The recipes in lavis/recipes keep the settings of the models that they reproduce
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,24 +14,23 @@ from typing import Any
 from lavis.cli.predict import ANSWERER, CAPTIONER
 
 EPOCHS = 10
-# By what the weights were at bottom, whether the model was named or not; a checkpoint's folder says what its own
-# training began with (`lavis.models.base.origin_of`).
+# Learning rates by what the weights were at bottom, whether the model was named or not; a checkpoint's folder says
+# what its own training began with (`lavis.models.base.origin_of`).
 RATES = {"packaged": 3e-4, "published": 1e-5, "random": 1e-3}
+WARMUP = 20  # steps, at most half a pass over the data
 DEFAULTS: dict[str, Any] = {
     "lr_sched": "linear_warmup_cosine_per_step_lr",
-    "warmup_steps": 20,
     "warmup_lr": 0.0,
     "max_grad_norm": 1.0,
     "stuck_after": 200,
 }
-TEMPERATURE = (
-    0.07  # of contrast; the packaged models' own 0.007 suits what they were trained on and nothing else
-)
+# Of contrast, for packaged weights: their own 0.007 suits what they were trained on and nothing else.
+TEMPERATURE = 0.07
 # Task and kind of media: the small packaged model, and one for photographs or real videos.
 STARTING_MODELS = {
     ("captioning", "image"): (CAPTIONER, "blip_caption/base_coco"),
     ("vqa", "image"): (ANSWERER, "blip_vqa/vqav2"),
-    ("retrieval", "image"): ("blip_retrieval/tiny_shapes", "blip_retrieval/coco"),
+    ("retrieval", "image"): ("albef_retrieval/tiny_shapes", "blip_retrieval/coco"),
     ("classification", "image"): ("blip_classification/tiny_shapes", "blip_classification/base"),
     ("captioning", "video"): ("blip_video_caption/tiny_shapes", "blip_video_caption/base_coco"),
     ("vqa", "video"): ("blip_video_qa/tiny_shapes", "blip_video_qa/vqav2"),
@@ -149,6 +149,10 @@ def fitted(config: Any, notes: list[str]) -> Any:
     if "run.batch_size_train" not in config.sources and 0 < largest < config.run.batch_size_train:
         notes.append(f"there are few training samples, so a batch has only {largest} (--batch-size)")
         changes["run.batch_size_train"] = largest
+    if "run.warmup_steps" not in config.sources:
+        batch = changes.get("run.batch_size_train", config.run.batch_size_train)
+        # not by the run's length, which may change when the run is resumed
+        changes["run.warmup_steps"] = min(WARMUP, len(rows) // (batch * processes) // 2)
     return Config.from_dict(config.to_dict(), changes)
 
 
@@ -203,8 +207,8 @@ def _texts(rows: list[dict[str, Any]]) -> Iterator[str]:
 
     for row in rows:
         for name in (*TEXT, "question", *ANSWER):
-            if row.get(name):
-                yield from texts_of("", name, row[name])
+            with contextlib.suppress(ValueError):  # the data set says where a cell is wrong
+                yield from texts_of("", name, row.get(name))
 
 
 def model_section(spec: str) -> dict[str, Any]:
@@ -213,14 +217,14 @@ def model_section(spec: str) -> dict[str, Any]:
     from lavis.models.base import read_description
 
     name, model_type = split_model(spec)
-    folder = Path(name)
+    folder = Path(name).expanduser()
     if model_type is None and folder.is_dir():
         description = read_description(folder)
         config = dict(description["config"])
         if config.get("vocabulary") == "vocab.txt":
             config["vocabulary"] = str(folder / "vocab.txt")
         named = {"arch": description["arch"], "model_type": description.get("model_type")}
-        return {**named, **config, "weights": name}
+        return {**named, **config, "weights": str(folder)}
     if model_type is None:
         from lavis.common.registry import registry
 

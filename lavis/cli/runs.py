@@ -93,6 +93,8 @@ def train(
       lavis train --task classification --data labels.csv --images photos/
       torchrun --nproc_per_node=8 -m lavis train my_recipe.yaml
     """
+    from lavis.common.config import parse_options
+
     keys: dict[str, Any] = {
         "run.output_dir": out, "run.device": device, "run.precision": precision, "run.init_lr": lr,
         "run.max_minutes": minutes, "run.batch_size_train": batch_size, "run.max_epoch": epochs,
@@ -106,9 +108,10 @@ def train(
             keys.update({"run.max_iters": None, "run.iters_per_inner_epoch": None})
         content = None
     else:
-        files = {"train": data, "val": val, "test": test, "images": images}
+        files = _at_home({"train": data, "val": val, "test": test, "images": images})
         content = own_data.recipe(task, files, model, notes)
-        if minutes is None:  # else the run is as long as the time allows
+        # with --minutes the run is as long as the time allows
+        if minutes is None and "run.max_iters" not in parse_options(list(options or [])):
             keys.setdefault("run.max_epoch", own_data.EPOCHS)
     config = _config(recipe, content, options, keys, model)
     _train(config if content is None else own_data.fitted(config, notes), notes)
@@ -157,8 +160,9 @@ def evaluate(
     if data is None:
         _refuse_without_data({"--task": task, "--images": images})
     else:
-        split = own_data.part_to_evaluate(data)
-        content = own_data.recipe(task, {split: data, "images": images}, model, notes)
+        files = _at_home({"data": data, "images": images})
+        split = own_data.part_to_evaluate(str(files["data"]))
+        content = own_data.recipe(task, {split: files["data"], "images": files["images"]}, model, notes)
         content["run"].update(test_splits=[split], valid_splits=[])
     _evaluate(_config(recipe, content, options, keys, model), notes)
 
@@ -171,6 +175,13 @@ def _refuse_without_data(given: dict[str, Any]) -> None:
             f"{' and '.join(stray)} belong to data of your own: add --data <table>, or give a recipe's name "
             "and change it with --options"
         )
+
+
+def _at_home(paths: dict[str, str | None]) -> dict[str, str | None]:
+    """Paths with ~ as the home folder: a shell leaves --data=~/x as it is."""
+    from lavis.common.config import home
+
+    return {name: None if path is None else home(path) for name, path in paths.items()}
 
 
 def _config(

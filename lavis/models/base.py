@@ -345,7 +345,7 @@ class BaseModel(nn.Module):
                 f"model.init is for starting weights; with model.weights {weights!r} it has no use"
             )
         else:
-            rules = cls.RULES
+            rules = None
             if kind == "pretrained":
                 rules = preset.pretrained_rules or cls.PRETRAINED_RULES
             sha256 = preset.sha256 if kind == "finetuned" else None

@@ -151,7 +151,7 @@ def build(
     built = task.build_datasets(config) if datasets is None else by_name(datasets)
     if model is None:
         torch.manual_seed(run.seed)  # starting weights are part of what the seed decides
-        model = task.build_model(_without_weights(config, task, built, job_id))
+        model = task.build_model(_without_weights(config, built, job_id))
         source_of = getattr(type(model), "source_of", None)
         if source_of is not None:  # also where a run is continued, which brings its own weights
             model.origin = origin_of(source_of(config.model)[1])
@@ -159,7 +159,7 @@ def build(
     return runner
 
 
-def _without_weights(config: Config, task: Any, datasets: Mapping[str, Any], job_id: str | None) -> Config:
+def _without_weights(config: Config, datasets: Mapping[str, Any], job_id: str | None) -> Config:
     """The configuration to build a model from: a run that is continued brings its own weights."""
     from lavis.common import device as devices
     from lavis.common.registry import registry
@@ -168,7 +168,7 @@ def _without_weights(config: Config, task: Any, datasets: Mapping[str, Any], job
 
     def recipe() -> Recipe:
         precision = devices.pick_precision(devices.pick_device(config.run.device), config.run.mixed_precision)
-        return recipe_of(config, task, datasets, precision, None)
+        return recipe_of(config, datasets, precision, None)
 
     ours = hasattr(registry.get_model_class(config.model["arch"]), "preset")
     if not ours or resume_source(config.run, job_id, recipe, config) is None:

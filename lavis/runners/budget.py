@@ -66,6 +66,8 @@ def plan(
     """
     reserved = validation + test
     left = _KEPT * 60 * minutes - spent - reserved
+    if most is not None and (most - done) * (step + validation / (val_freq * per_epoch)) <= left:
+        return Plan(minutes, max(most, done, 1), val_freq, reserved)
     epoch = per_epoch * max(step, 1e-6)
     val_freq = max(val_freq, math.ceil(validation / (_VALIDATING * epoch)))
     iterations = done + max(int(left / (max(step, 1e-6) + validation / (val_freq * per_epoch))), 0)

@@ -218,7 +218,7 @@ def _why_not_written(error: Exception) -> tuple[int | None, str]:
         return int(found[1]), os.strerror(int(found[1]))
     cause = error.__context__ or error.__cause__
     if isinstance(cause, OSError) and cause.errno is not None:
-        return cause.errno, cause.strerror
+        return cause.errno, cause.strerror or str(cause)
     if "inline_container" in text or "PytorchStreamWriter" in text or "file write failed" in text:
         return errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, most likely"  # torch does not say
     return None, ""

@@ -184,14 +184,20 @@ class Training:
         if run.max_minutes is None or (progress.plan and progress.plan["minutes"] == run.max_minutes):
             return ""
         progress.plan = None
+        if progress.iteration >= self.length.bounds(progress.closed)[1]:  # interrupted before its validation
+            self._end_epoch(last=False)
+        if progress.closed >= self.length.epochs:
+            return ""
         validation = test = 0.0
-        if run.valid_splits or run.test_splits:
-            splits, before = run.valid_splits or run.test_splits, progress.seconds
-            self.evaluator(splits, "start", progress.iteration, self.out, self.stopping.raise_if_interrupted)
+        if run.valid_splits:  # of a run without them the test's time is not known, and not counted
             self.clock.tick()
-            seconds = progress.seconds - before
-            per_sample = seconds / max(self._samples(splits), 1)
-            validation = seconds if run.valid_splits else 0.0
+            before = progress.seconds
+            self.evaluator(
+                run.valid_splits, "start", progress.iteration, self.out, self.stopping.raise_if_interrupted
+            )
+            self.clock.tick()
+            validation = progress.seconds - before
+            per_sample = validation / max(self._samples(run.valid_splits), 1)
             test = per_sample * self._samples(run.test_splits)
         _, end = self.length.bounds(progress.closed)
         accumulated = run.accum_grad_iters

@@ -41,7 +41,7 @@ _AROUND = (
 # of which nothing need be said
 _PLACE = ("output_dir", "job_id", "resume_ckpt_path", "allow_changed", "evaluate")
 # replaced by what they come to: `run.precision`, SAMPLES_PER_BATCH, the run's class
-_RESOLVED = ("batch_size_train", "precision", "amp", "runner", "task")
+_RESOLVED = ("batch_size_train", "precision", "amp", "runner")
 
 BATCH = "samples per global batch"
 SAMPLES = "samples of the training sets"
@@ -55,12 +55,12 @@ _WHERE_BOTH = ("data.", "architecture")
 
 # ------------------------------------------------------------------------------------------ the recipe
 def recipe_of(
-    config: Any, task: Any, datasets: Mapping[str, Mapping[str, Any]], precision: str, model: nn.Module | None
+    config: Any, datasets: Mapping[str, Mapping[str, Any]], precision: str, model: nn.Module | None
 ) -> Recipe:
     """The recipe of a run that trains.
 
     Args:
-        config: of the run. task: its task. datasets: {name: {split: data set}}.
+        config: of the run. datasets: {name: {split: data set}}.
         precision: in which the model computes. model: None before there is one.
 
     Raises:
@@ -77,7 +77,6 @@ def recipe_of(
     batch = run.batch_size_train * dist.world_size()
     order = Order(sizes, batch, run.seed, mixing_ratios(names, run.train_dataset_ratios))
     recipe: Recipe = {
-        "run.task": run.task or type(task).__name__,
         "run.runner": registry.get_runner_class(run.runner).__name__,
         "run.precision": precision,
         BATCH: batch,

@@ -145,7 +145,7 @@ class Runner:
         self._is_alone = False
 
     def _recipe(self) -> Recipe:
-        return provenance.recipe_of(self.config, self.task, self.datasets, self.precision, self.model)
+        return provenance.recipe_of(self.config, self.datasets, self.precision, self.model)
 
     @property
     def output_dir(self) -> Path:
@@ -243,13 +243,13 @@ class Runner:
     def _train(self, held: contextlib.ExitStack) -> Result:
         """Train, holding the run's folder from the moment when there is one."""
         names, sets = self._training_sets()
-        self.task.before_training(self.model, self.datasets)
         check_training(self.run)
         recipe, source = self._recipe(), self._resume_from
         changes: provenance.Changes = {}
         if source is not None:
             checkpoint.state_file(source)
             changes = provenance.check(provenance.read(source), recipe, self.config, source)
+        self.task.before_training(self.model, self.datasets)
         training = Training(
             self.run, self.task, self.model, names, sets, self.device, self.precision, self._evaluator, recipe, source,
         )  # fmt: skip

@@ -45,8 +45,9 @@ class RunConfig:
         compile: torch.compile the model. find_unused_parameters: for models that leave some out of a step
             when trained on several processes.
         tensorboard: also write events. report: also write report_<split>.html about each test split.
-        max_minutes: time of the whole run, validations and test included. The first steps and a validation are
-            timed, and the number of steps fixed (`lavis.runners.budget`); not more than max_epoch or max_iters say.
+        max_minutes: time of the whole run, validations and test included (the test not where nothing is validated,
+            from which its time could be told). The first steps and a validation are timed, and the number of steps
+            fixed (`lavis.runners.budget`); not more than max_epoch or max_iters say.
         stuck_after: steps after which a loss that has not moved is warned of; null: never.
         patience: validations without a new best after which training ends.
     """

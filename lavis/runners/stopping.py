@@ -124,9 +124,9 @@ class Stopping:
         late = run.max_minutes is not None and seconds > run.max_minutes * 60 - reserved
         due = run.save_every_minutes is not None and seconds - self._saved >= run.save_every_minutes * 60
         main = dist.is_main()
-        self._signum, late, due = dist.largest([self.signals.received, late and main, due and main])
-        stop = "interrupt" if self._signum else "max_minutes" if late else ""
-        return Decision(stop, bool(due))
+        self._signum, ends, saves = dist.largest([self.signals.received, late and main, due and main])
+        stop = "interrupt" if self._signum else "max_minutes" if ends else ""
+        return Decision(stop, bool(saves))
 
     def out_of_patience(self, progress: Progress) -> bool:
         """Between epochs: whether `patience` validations in a row were no better than the best."""
