@@ -137,7 +137,7 @@ def _newobj_ex(self: Any) -> None:
     _newobj(self)
 
 
-class Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+class Unpickler(pickle._Unpickler):
     """The unpickler in Python, whose tables grow with the file (a pickle of ten bytes makes the one in C take 30 GB),
     with fresh classes and functions for each name, so that whatever a pickle sets on them ends with it.
 
@@ -148,7 +148,7 @@ class Unpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **pickle._Unpickler.dispatch,  # type: ignore[attr-defined]
+        **pickle._Unpickler.dispatch,
         pickle.BYTEARRAY8[0]: _refuse,
         pickle.NEXT_BUFFER[0]: _refuse,
         pickle.READONLY_BUFFER[0]: _refuse,
@@ -296,7 +296,9 @@ class Archive:
         raw = self._map[start : start + count * dtype.itemsize]
         if start % dtype.itemsize:
             raw = raw.clone()  # numbers lie at multiples of their size
-        numbers = torch.empty(0, dtype=dtype).set_(raw, 0, (count,)) if count else torch.empty(0, dtype=dtype)
+        numbers = (
+            torch.empty(0, dtype=dtype).set_(raw, 0, (count,), (1,)) if count else torch.empty(0, dtype=dtype)
+        )
         self._storages[key, dtype] = numbers
         return numbers
 
@@ -353,6 +355,7 @@ def read_legacy(path: Path) -> Any:
             (count,) = struct.unpack("<q", file.read(8))
             if count != target.numel():
                 raise UnsafeFileError("it does not hold the numbers of its tensors")
-            if count and file.readinto(memoryview(target.view(torch.uint8).numpy())) != target.nbytes:
+            room: Any = target.view(torch.uint8).numpy()
+            if count and file.readinto(memoryview(room)) != target.nbytes:
                 raise EOFError("it is cut short")
         return content

@@ -140,7 +140,8 @@ def usable(
     Raises:
         NonFiniteError: what is wrong is not one of the items.
     """
-    left, bad = list(items), []
+    left = list(items)
+    bad: list[tuple[T, NonFiniteError]] = []
     while left:
         try:
             return run(left), left, bad
