@@ -376,13 +376,13 @@ def test_pictures_without_captions_are_predicted_and_not_scored(
 
 
 def test_a_column_split_says_what_is_evaluated(tmp_path: Path) -> None:
-    from lavis.cli.runs import _part_to_evaluate
+    from lavis.cli.own_data import part_to_evaluate
 
     for splits, expected in ((["val", "test"], "test"), (["train", "val"], "val"), (None, "test")):
         table = tmp_path / f"{expected}{splits is None}{len(splits or ())}.jsonl"
         rows = [{"image": "a.png"} | ({"split": s} if splits else {}) for s in splits or ["", ""]]
         table.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        assert _part_to_evaluate(str(table)) == expected
+        assert part_to_evaluate(str(table)) == expected
 
 
 SMALL = """

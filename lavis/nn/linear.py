@@ -79,6 +79,15 @@ def onednn(
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none" if then == "gelu" else "")
 
 
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies by packed weights of a format on this CPU: bfloat16 needs AVX-512."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
 class Packing(nn.Module):
     """A module that may keep its weights a second time in oneDNN's layout, for products without autograd."""
 
@@ -92,10 +101,10 @@ class Packing(nn.Module):
         """Keep the copy.
 
         Costs the weights' memory once more. `unpack`, `.train()` and `.to()` drop it; after a change of the weights
-        in place, call `pack` again.
+        in place, call `pack` again. Does nothing where oneDNN has no product for the weights.
         """
         weight = self._to_pack().detach()
-        if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if weight.device.type == "cpu" and packs(weight.dtype):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
 
     def unpack(self) -> None:
