@@ -11,7 +11,7 @@ import typer
 
 from lavis.cli import common, options
 from lavis.cli.options import MATCHER
-from lavis.cli.pictures import Row, counter, file_of, save_png, writing
+from lavis.cli.pictures import Row, counter, file_of, save_png, write_whole
 from lavis.common.files import printable, to_line
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def index(
     remove: Annotated[
         list[str] | None, typer.Option("--remove", help="Take a folder out of the index. May be repeated.")
     ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Allow to forget more than half of the index, or of one of its folders."
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option("--model", help=f"<name>/<type> or a folder (default: the index's; {MATCHER})."),
@@ -54,8 +60,9 @@ def index(
 ) -> None:
     """Build a searchable index of pictures (or clips, with a model of clips), or update one.
 
-    New and changed files (by size and time) are encoded; those that are gone are forgotten. An interrupted update
-    goes on when it is run again. Prints a summary as JSON.
+    New and changed files (by size and time) are encoded; those that are gone are forgotten, more than half of them only
+    with --prune. An interrupted update goes on when it is run again. An index can be searched while it is updated.
+    Prints a summary as JSON.
 
     \b
     Examples:
@@ -86,12 +93,13 @@ def index(
     encoder = Encoder(common.load(spec, checkpoint, device, precision))
     if there is None:
         there = Index.create(to, spec, checkpoint)
-    there.set_roots([*roots, *([_STDIN] if _STDIN in given else [])])
     for problem in problems:
         common.note(problem)
     name = common.NAMES[sees]
     with counter(name) as tell:
-        done = there.update(files, encoder, tell, batch_size)
+        done = there.update(
+            files, encoder, tell, batch_size, prune, [*roots, *([_STDIN] if _STDIN in given else [])]
+        )
     for path, reason in done.failed:
         common.note(reason if str(path) in reason else f"{path}: {reason}")
     summary = {
@@ -212,10 +220,12 @@ def search(
     lost = [hit for hit in hits[: rerank or 0] if hit.match is None]
     for hit in lost:
         common.note(f"{hit.path} could not be read for --rerank; update the index: lavis index --to {place}")
-    with writing(out) as target:
-        for hit in hits:
-            row = _row(hit, loaded.sees)
-            print(printable(_plain(row)) if pretty else to_line(row), file=target)
+    rows = [_row(hit, loaded.sees) for hit in hits]
+    lines = "".join((printable(_plain(row)) if pretty else to_line(row)) + "\n" for row in rows)
+    if out is None:
+        print(lines, end="", flush=True)
+    else:
+        write_whole(out, lines)
     missing = _show(hits, loaded.sees, _Query(text, picture), sheet, html)
     if lost or missing:
         raise typer.Exit(1)

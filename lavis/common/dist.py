@@ -10,11 +10,13 @@ import contextlib
 import datetime
 import gc
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def is_on() -> bool:
@@ -103,6 +105,23 @@ def broadcast_object(value: Any) -> Any:
     with _together():
         dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, on every rank; where it fails, every rank raises its error."""
+    if not is_on():
+        return work()
+    done: tuple[bool, Any] = (True, None)
+    if is_main():
+        try:
+            done = True, work()
+        except Exception as e:  # noqa: BLE001  raised below, on every rank
+            done = False, e
+    good, value = broadcast_object(done)
+    if not good:
+        raise value
+    result: T = value
+    return result
 
 
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ finishes a swap that was cut between them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -26,6 +27,41 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+_NO_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+
+
+def existing(text: str | Path) -> Path | None:
+    """The file or folder that a text names, "~" expanded; None where there is none.
+
+    Also of a text that can be no path at all, such as a sentence that is too long for one, or has a NUL in it.
+
+    Raises:
+        OSError: it can't be told, such as in a folder that may not be read.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except OSError as e:
+        if e.errno in _NO_PATH:
+            return None
+        raise
+    except (ValueError, RuntimeError):  # a NUL, half of a pair of surrogates; a user who is not there
+        return None
+    return path
+
+
+def is_file(text: str | Path) -> bool:
+    """Whether a text names a file; see `existing`."""
+    path = existing(text)
+    return path is not None and path.is_file()
+
+
+def is_folder(text: str | Path) -> bool:
+    """Whether a text names a folder; see `existing`."""
+    path = existing(text)
+    return path is not None and path.is_dir()
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
@@ -50,10 +86,19 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
             os.fsync(f.fileno())
         part.chmod(default_mode())
         part.replace(path)
+    except OSError as e:
+        raise named(e, path) from e
     finally:
         part.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return path
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The error with the file that it is about; the system does not name it where a disk is full."""
+    if error.errno is None or error.filename is not None:
+        return error
+    return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 def default_mode() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,13 @@ class Loaded:
         preset = self.model.preset(self.model.model_type)
         return preset.weights is None and preset.pretrained is None
 
+    def settings(self) -> dict[str, Any]:
+        """What decides this model's results beside the arguments of a call: its name, weights and processors."""
+        return {
+            "model": self.spec, "checkpoint": self.checkpoint, "fingerprint": self.fingerprint(),
+            "processor": _named(self.vis), "text_processor": _named(self.txt),
+        }  # fmt: skip
+
     def fingerprint(self) -> str:
         """Tells this model's weights from others: names, shapes and up to 1024 values of every tensor (hexadecimal).
 
@@ -109,6 +117,11 @@ class Loaded:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(some.astype("<f8").tobytes())
         return digest.hexdigest()
+
+
+def _named(processor: Any) -> str:
+    # what is no processor of ours may show its place in memory, which says nothing
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(processor))
 
 
 def split_model(spec: str) -> tuple[str, str | None]:
