@@ -12,7 +12,7 @@ import typer
 from lavis.cli import common, options
 from lavis.cli.options import MATCHER
 from lavis.cli.pictures import Row, counter, file_of, save_png, write_whole
-from lavis.common.files import printable, to_line
+from lavis.common.files import existing, is_file, printable, to_line
 
 if TYPE_CHECKING:
     from lavis.inference import Index
@@ -134,10 +134,10 @@ def _roots(there: Index | None, given: Sequence[str], remove: Sequence[str]) -> 
         roots.remove(root)
     added = [_absolute(text) for text in given if text != _STDIN]
     for root in [*roots, *added]:
-        if Path(root).exists() or any(c in root for c in "*?["):
+        if existing(root) is not None or any(c in root for c in "*?["):
             continue
         if root in added:
-            raise FileNotFoundError(f"{root}: there is no such file or folder")
+            raise FileNotFoundError(f"{common.shortened(root)}: there is no such file or folder")
         # what it holds would be forgotten, which is not what a disk that is not mounted should do
         raise FileNotFoundError(
             f"{root}, which the index is of, is not there; if it is gone for good, take it out with --remove {root}"
@@ -206,8 +206,10 @@ def search(
         raise ValueError(
             'what should be looked for? Give a text, --picture FILE, or both: lavis search INDEX "a dog"'
         )
-    if picture is not None and not picture.expanduser().is_file():
+    if picture is not None and not is_file(picture):
         raise FileNotFoundError(f"--picture: there is no file {picture}")
+    if text is not None:
+        common.checked_text(text, "the text")
     from lavis.inference import Encoder, Index
 
     there = Index.open(place)

@@ -11,7 +11,7 @@ import typer
 from lavis.cli import common, options
 from lavis.cli.options import EXTRACTOR
 from lavis.cli.pictures import Pictures, counter
-from lavis.common.files import to_line
+from lavis.common.files import is_file, is_folder, to_line
 
 if TYPE_CHECKING:
     from lavis.inference.features import Item
@@ -134,10 +134,10 @@ def _inputs(
     if mode == "text":
         if paths:
             raise ValueError(f"--mode text takes its texts from {texts}; leave {paths[0]!r} out")
-        if not texts.expanduser().is_file():
-            raise FileNotFoundError(f"--texts: there is no file {texts}")
-        lines = texts.expanduser().read_text(encoding="utf-8-sig").splitlines()
-        found = [Item(text=line) for line in lines if line.strip()]
+        if not is_file(texts):
+            raise FileNotFoundError(f"--texts: there is no file {common.shortened(str(texts))}")
+        lines = common.read_lines(texts.expanduser())
+        found = [Item(text=common.checked_text(line, "--texts")) for line in lines if line.strip()]
     else:
         found = _pairs(texts, paths, sees)
     if not found:
@@ -154,7 +154,7 @@ def _item(sees: str, path: Path, text: str | None = None) -> Item:
 def _pairs(table: Path, paths: Sequence[str], sees: str) -> list[Item]:
     from lavis.datasets.tables import read_table
 
-    if len(paths) > 1 or (paths and not Path(paths[0]).expanduser().is_dir()):
+    if len(paths) > 1 or (paths and not is_folder(paths[0])):
         raise ValueError("--mode multimodal takes one PATH, the folder that the table's pictures lie in")
     root = Path(paths[0]).expanduser() if paths else table.expanduser().parent
     found = []

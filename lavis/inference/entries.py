@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from lavis.common.files import is_file
+
 _LISTED = 10_000  # files that are looked at between two writes of the listing
 _WAIT_S = 600.0  # for a state that another process is reading or writing
 
@@ -32,7 +34,7 @@ def beneath(root: str) -> tuple[bytes, int]:
     root = str(Path(root).absolute())
     start = re.split(r"[*?[]", root)[0]
     key = os.fsencode(start)
-    if start == root and not Path(root).is_file():
+    if start == root and not is_file(root):
         key = key.rstrip(os.fsencode(os.sep)) + os.fsencode(os.sep)
     return key, len(key)
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lavis.common.files import locked, named, write_json
+from lavis.common.files import is_file, locked, named, write_json
 from lavis.datasets.tables import read_json
 from lavis.inference.encoder import Encoder
 from lavis.inference.entries import beneath, database, key_of, list_pictures, not_encoded, path_of, snapshot
@@ -145,14 +145,14 @@ class Index:
         folder = Path(folder).expanduser()
         if not cls.exists(folder):
             raise FileNotFoundError(
-                f"{folder} is no index: it has no {DESCRIPTION}; make one with lavis index"
+                f"{str(folder)[:200]} is no index: it has no {DESCRIPTION}; make one with lavis index"
             )
         return cls(folder, _description_of(folder))
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
         """Whether there is an index in a folder."""
-        return (Path(folder).expanduser() / DESCRIPTION).is_file()
+        return is_file(Path(folder) / DESCRIPTION)
 
     def _describe(self) -> None:
         content = {

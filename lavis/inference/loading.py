@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from lavis.common import device as devices
-from lavis.common.files import is_clip
+from lavis.common.files import is_clip, is_folder
 from lavis.common.registry import registry, suggest
 from lavis.datasets.base import open_picture
 from lavis.models import BaseModel, load_model_and_preprocess
@@ -93,7 +93,7 @@ class Loaded:
     @property
     def is_random(self) -> bool:
         """Whether the model has its random starting weights, so that its results mean nothing."""
-        if self.checkpoint is not None or Path(self.spec).is_dir() or self.model.model_type is None:
+        if self.checkpoint is not None or is_folder(self.spec) or self.model.model_type is None:
             return False
         preset = self.model.preset(self.model.model_type)
         return preset.weights is None and preset.pretrained is None
@@ -131,7 +131,7 @@ def split_model(spec: str) -> tuple[str, str | None]:
         ValueError: no such model; near names are suggested.
         OSError: an id that is not in the cache and can't be downloaded.
     """
-    if Path(spec).expanduser().is_dir():
+    if is_folder(spec):
         return str(Path(spec).expanduser()), None
     arch, slash, model_type = spec.partition("/")
     known = registry.list_models()
@@ -145,7 +145,7 @@ def split_model(spec: str) -> tuple[str, str | None]:
         if folder.is_dir():
             return str(folder), None
     raise ValueError(
-        f"there is no model {spec!r}; give <name>/<type> (see `lavis models`) or a checkpoint's folder.{near}"
+        f"there is no model {spec[:200]!r}; give <name>/<type> (see `lavis models`) or a checkpoint's folder.{near}"
     )
 
 
@@ -155,7 +155,7 @@ def sees(spec: str) -> str:
     Args and Raises: as `split_model`.
     """
     arch, _ = split_model(spec)
-    if Path(arch).is_dir():
+    if is_folder(arch):
         # transformers' folders don't name an arch and are of pictures; what is wrong with others is said on loading
         with contextlib.suppress(OSError, ValueError):
             arch = str(read_description(Path(arch))["arch"])
