@@ -191,7 +191,8 @@ def results(out: Path, settings: Mapping[str, Any], overwrite: bool = False) -> 
         write_bytes(_progress_of(out), ("\n".join(lines) + "\n").encode())
         try:
             with out.open("r+b" if done else "wb", buffering=0) as file:
-                file.truncate(end)
+                if file.seek(0, os.SEEK_END) != end:  # torn by a kill
+                    file.truncate(end)
                 file.seek(end)
                 yield Results(out, file, done, end)
         finally:
