@@ -18,7 +18,7 @@ import pytest
 from lavis.cli import common
 from lavis.cli.main import main
 from lavis.cli.results import results
-from lavis.common.files import existing, is_file, is_folder, read_jsonl
+from lavis.common.files import existing, is_file, is_folder, read_jsonl, replace_folder
 from lavis.datasets.builders import load_dataset
 
 ROOT = Path(__file__).parent.parent
@@ -216,12 +216,12 @@ def test_ranks_share_the_images(command: list[str], images: Path, tmp_path: Path
         "Loaded.read = read\n"
     )
     one = _start(*command, images, "--batch-size", "3")
-    wanted, _ = one.communicate(timeout=300)
+    wanted, _ = one.communicate(timeout=600)
     two = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d",
          "--rdzv-endpoint=localhost:0", "-m", "lavis", "--import", "counting", *command, "-", "--batch-size", "3",
          "--out", str(tmp_path / "two.jsonl")],
-        env=ENVIRONMENT, cwd=tmp_path, input=f"{images}\n", capture_output=True, text=True, timeout=300,
+        env=ENVIRONMENT, cwd=tmp_path, input=f"{images}\n", capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert one.returncode == 1 and two.returncode == 1, two.stderr
     assert (tmp_path / "two.jsonl").read_text() == wanted and wanted.count("\n") >= 20
@@ -235,13 +235,13 @@ def test_ranks_say_together_what_is_wrong(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("mine\n")
     process = _start("caption", images, "--out", out, ranks=2)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode != 0 and "this command has not begun it" in said and out.read_text() == "mine\n"
 
 
 def test_an_index_is_built_by_one_of_the_ranks(images: Path, tmp_path: Path) -> None:
     process = _start("index", images, "--to", tmp_path / "index", ranks=2)
-    out, said = process.communicate(timeout=120)
+    out, said = process.communicate(timeout=600)
     assert out.count('"added": 20') == 1, said
     assert "being updated" not in said
 
@@ -291,7 +291,7 @@ def test_two_processes_write_one_folder_one_after_another(images: Path, tmp_path
     out = tmp_path / "out"
     start = ["features", images, "--out", out, "--shard-size", "1", "--batch-size", "1"]
     both = [_start(*start), _start(*start)]
-    said = [p.communicate(timeout=300)[1] for p in both]
+    said = [p.communicate(timeout=600)[1] for p in both]
     codes = sorted(p.returncode for p in both)
     assert codes in ([1, 2], [1, 1])  # the other one was refused, or came when all was done
     if codes == [1, 2]:
@@ -303,7 +303,7 @@ def test_two_processes_write_one_folder_one_after_another(images: Path, tmp_path
 def test_two_processes_index_one_after_another(run: Callable[..., Ran], images: Path, tmp_path: Path) -> None:
     start = ["index", images, "--to", tmp_path / "index", "--batch-size", "1"]
     both = [_start(*start), _start(*start)]
-    said = [p.communicate(timeout=300)[1] for p in both]
+    said = [p.communicate(timeout=600)[1] for p in both]
     assert sorted(p.returncode for p in both) in ([1, 2], [1, 1]), said
     assert all("Traceback" not in text for text in said)
     code, printed, _ = run(*start)
@@ -344,6 +344,19 @@ def test_an_empty_folder_does_not_wipe_an_index(
     assert len(run("search", place, "a circle", "-k", "50")[1].splitlines()) == 20
     code, printed, _ = run("index", "--to", place, "--prune")
     assert code == 0 and json.loads(printed)["pictures"] == 1
+
+
+def test_a_folder_that_could_not_be_written_is_not_left(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old").touch()
+    for name in ("there", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            replace_folder(tmp_path / name, write)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["old", "there"]
 
 
 # ------------------------------------------------------------------------------------ hostile inputs

@@ -249,11 +249,15 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
         if rubbish.exists():
             shutil.rmtree(rubbish)
     new.mkdir(parents=True)
-    write(new)
-    for path in sorted(new.rglob("*")):
-        if path.is_file():
-            with path.open("rb+") as f:
-                os.fsync(f.fileno())
+    try:
+        write(new)
+        for path in sorted(new.rglob("*")):
+            if path.is_file():
+                with path.open("rb+") as f:
+                    os.fsync(f.fileno())
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # such as half of the weights on a full disk
+        raise
     _sync_folder(new)
     if folder.exists():
         folder.rename(old)
