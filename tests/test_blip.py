@@ -29,16 +29,31 @@ ANSWERS = ["red", "two", "yes", "no", "green circle", "three", "a large striped 
         {},
         {"num_beams": 1},
         {"num_beams": 4, "num_captions": 3},
-        {"use_nucleus_sampling": True, "seed": 3, "num_captions": 2},
+        {"use_nucleus_sampling": True, "seed": [3, 0, 3, 7], "num_captions": 2},
         {"num_beams": 2, "repetition_penalty": 1.5, "max_length": 12, "min_length": 8},
     ],
 )
 def test_a_batch_gives_what_single_pictures_give(arguments):
     image = images(4)
     together = CAPTIONER.generate({"image": image}, **arguments)
-    apart = [c for i in range(4) for c in CAPTIONER.generate({"image": image[i : i + 1]}, **arguments)]
+    apart = []
+    for i in range(4):
+        own = {**arguments, **({"seed": arguments["seed"][i]} if "seed" in arguments else {})}
+        apart += CAPTIONER.generate({"image": image[i : i + 1]}, **own)
     assert together == apart
     assert len(together) == 4 * arguments.get("num_captions", 1)
+
+
+def test_one_seed_draws_for_every_image_of_a_batch_anew():
+    image = images(1).expand(6, -1, -1, -1)
+    sampling = {"use_nucleus_sampling": True, "min_length": 1}
+    drawn = CAPTIONER.generate({"image": image}, seed=3, **sampling)
+    assert len(set(drawn)) > 3
+    assert drawn == CAPTIONER.generate({"image": image}, seed=3, **sampling)
+    assert drawn[0] == CAPTIONER.generate({"image": image[:1]}, seed=3, **sampling)[0]
+    assert set(CAPTIONER.generate({"image": image}, seed=[3] * 6, **sampling)) == {drawn[0]}
+    with pytest.raises(ValueError, match="seed has 2 numbers for 6 inputs"):
+        CAPTIONER.generate({"image": image}, seed=[1, 2], **sampling)
 
 
 @pytest.mark.parametrize("method", ["rank", "generate"])
@@ -106,7 +121,7 @@ def test_scores_are_the_models_log_probabilities():
     out = CAPTIONER.generate({"image": image}, num_beams=1, max_length=12, min_length=0, return_scores=True)
     seen = {}
     decode = CAPTIONER.tokenizer.decode
-    CAPTIONER.tokenizer.decode = lambda ids: seen.setdefault("ids", ids) and decode(ids)
+    CAPTIONER.tokenizer.decode = lambda ids, **how: seen.setdefault("ids", ids) and decode(ids, **how)
     try:
         beams = CAPTIONER.generate({"image": image}, max_length=12, min_length=0, return_scores=True)
     finally:

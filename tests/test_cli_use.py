@@ -141,7 +141,7 @@ def test_help_lists_commands_under_headings(capsys: pytest.CaptureFixture[str]) 
         (["search", "EMPTY"], "what should be looked for"),
         (["search", "EMPTY", "a"], "is no index"),
         (["explain", "PICTURE", "a circle"], "Name a file, --out maps.png, or print them with --json"),
-        (["explain", "nope.png", "a", "--json"], "there is no picture nope.png"),
+        (["explain", "nope.png", "a", "--json"], "there is no image nope.png"),
         (
             ["explain", "PICTURE", "a circle", "--json", "--word", "star"],
             "has no such word; it has a, circle",
@@ -494,7 +494,7 @@ def test_sheet_and_page(run: Callable[..., Ran], drawings: Path, tmp_path: Path)
     assert all(a.startswith(("data:image/jpeg;base64,", "file:///")) for a in found.addresses)
     Path(rows[0]["image"]).unlink()
     code, rows, said = run(*query)
-    assert code == 1 and len(rows) == 7 and "there is no picture" in said
+    assert code == 1 and len(rows) == 7 and "there is no image" in said
     assert len(_Page(page.read_text(encoding="utf-8")).pictures) == 6
 
 

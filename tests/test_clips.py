@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -332,10 +333,19 @@ def test_what_is_no_clip_is_named(tmp_path, content):
 
 
 def test_missing_clips_and_folders(tmp_path):
-    for path in (tmp_path / "no.mp4", tmp_path):
-        with pytest.raises(MissingMediaError, match="there is no clip") as e:
+    for path, kind, said in (
+        (tmp_path / "no.mp4", MissingMediaError, "there is no clip"),
+        (tmp_path, UnreadableMediaError, "it is a folder, not a file"),
+    ):
+        with pytest.raises(kind, match=said) as e:
             Clip(path)
         assert e.value.path == str(path)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(UnreadableMediaError, match="it is a pipe, not a file"):
+        Clip(tmp_path / "pipe.mp4")
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "mpeg4.avi", "vp9.webm", "h264.mov"])

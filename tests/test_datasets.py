@@ -409,8 +409,14 @@ def test_own_column_split(photos: Path) -> None:
 
 def test_own_questions(photos: Path) -> None:
     rows = [
-        {"image": "0.png", "question": "What colour?", "answer": ["red", "red", "dark red"], "id": "q1"},
-        {"image": "0.png", "question": "How many?", "answer": 2, "id": 7},
+        {
+            "image": "0.png",
+            "image_id": 9,
+            "question": "What colour?",
+            "answer": ["red", "red", "dark red"],
+            "id": "q1",
+        },
+        {"image": "0.png", "image_id": 9, "question": "How many?", "answer": 2, "id": 7},
         {"image": "1.png", "question": "Is it red?", "answer": "yes", "image_id": 55, "id": "8"},
     ]
     path = _write(photos / "q.jsonl", "\n".join(json.dumps(r) for r in rows))
@@ -512,8 +518,8 @@ def test_own_turns_photographs(photos: Path) -> None:
         ("e.json", "[1]", "record 1: should be a JSON object"),
         ("e.json", "[{]", "line 1: not valid JSON"),
         ("e.txt", "image,text\n", "suffix should be one of"),
-        ("e.jsonl", '{"image":"0.png","question":"a","answer":"b","id":1}\n' * 2,
-         "line 2: the id 1 is already that of line 1"),
+        ("e.jsonl", '{"image":"0.png","question":"a","answer":"b","id":1}\n'
+         '{"image":"0.png","question":"c","answer":"b","id":1}\n', "line 2: the id 1 is already that of line 1"),
     ],
 )  # fmt: skip
 def test_own_errors_say_where(photos: Path, name: str, text: str, message: str) -> None:

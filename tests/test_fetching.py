@@ -613,6 +613,69 @@ def test_a_data_set_made_from_a_table(
     assert main(["download", "linked_test", "--again"]) == 0
 
 
+def test_a_data_set_of_addresses_in_shards(
+    linked: type[CaptionDataset], server: Served, cache: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What `--shards` wrote is what the data set reads, without another setting."""
+    monkeypatch.setattr(Shards.__init__, "__defaults__", (3, ()))
+    assert main(["download", "linked_test", "--shards"]) == 1  # one image is gone
+    data = build_datasets("linked_test")
+    assert [r["caption"] for r in data["train"].records] == [f"c{i}{k}" for i in range(3) for k in range(2)]
+    assert {s["image"].size for s in (data["train"][i] for i in range(6))} == {(576, 384)}
+    assert [data["train"][i]["image_id"] for i in range(6)] == [0, 0, 1, 1, 2, 2]  # by image, as with files
+    assert data["val"][0]["image"].size == (900, 600) and data["val"].references() == {0: ["c"]}
+    grouped = build_datasets("linked_test", {"captions_per_image": 2})["train"]
+    assert len(grouped) == 3 and sorted(grouped[1]["text_input"]) == ["c10", "c11"]
+    capsys.readouterr()
+    assert main(["data", "check", "linked_test", "--deep", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(s["records"], s["missing"], s["broken"]) for s in found["splits"]] == [(6, 0, 0), (1, 0, 0)]
+    # the option need not be given again
+    server.files["/3.jpg"] = picture()
+    assert main(["download", "linked_test", "--retry-failed"]) == 0
+    assert len(build_datasets("linked_test")["train"]) == 8 and not list(cache.rglob("*.jpg"))
+    # another folder
+    elsewhere = cache.parent / "elsewhere"
+    (cache / "linked" / "images").rename(elsewhere)
+    assert len(load_dataset("linked_test", vis_path=elsewhere)["train"]) == 8
+
+
+def test_a_data_set_made_from_a_table_in_shards(
+    linked: type[CaptionDataset], server: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shards.__init__, "__defaults__", (2, ()))
+    urls = "".join(f"caption {i}\t{server.url(f'/{i}.jpg')}\n" for i in (0, 3, 1, 3, 3, 2))
+    monkeypatch.setattr(linked, "sources", {"train": Source("linked/made.json")})
+    links = Links("linked/images", table=Source("linked/table.tsv"), columns=COLUMNS)
+    monkeypatch.setattr(linked, "downloads", (links,))
+    (cache / "linked").mkdir(parents=True)
+    (cache / "linked" / "table.tsv").write_text(urls)
+    assert main(["download", "linked_test", "--shards"]) == 1
+    data = build_datasets("linked_test")["train"]
+    assert [r["caption"] for r in data.records] == ["caption 0", "caption 1", "caption 2"]
+    assert [data[i]["text_input"] for i in range(3)] == ["caption 0", "caption 1", "caption 2"]
+    assert main(["data", "check", "linked_test"]) == 0
+    # records of one's own choice, by their keys
+    made = cache / "linked" / "made.json"
+    chosen = [r for r in rows(made) if r["caption"] != "caption 1"]
+    made.write_text(json.dumps(chosen))
+    data = build_datasets("linked_test")["train"]
+    assert [data[i]["text_input"] for i in range(len(data))] == ["caption 0", "caption 2"]
+    made.write_text(json.dumps([*chosen, {"caption": "c", "key": "000000004"}]))
+    with pytest.raises(ValueError, match=r"made\.json: 1 of its 3 records have a key that is in no shard"):
+        build_datasets("linked_test")
+    made.unlink()  # a download that was interrupted: what it has written so far
+    assert len(build_datasets("linked_test")["train"]) == 3
+    first = cache / "linked" / "images" / "00000.jsonl"
+    first.write_text(first.read_text() * 2)
+    with pytest.raises(ValueError, match=r"00000\.tar holds 1 samples, and the list beside it 2"):
+        build_datasets("linked_test")
+    first.unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no .*00000\.jsonl"):
+        build_datasets("linked_test")
+
+
 def test_names_that_leave_the_folder(
     linked: type[CaptionDataset], server: Served, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

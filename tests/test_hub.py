@@ -118,6 +118,79 @@ class Handler(served.Handler):
     def do_page(self, seen: int) -> None:
         self.answer(200, b"<html>log in</html>", Content_Type="text/html; charset=utf-8")
 
+    def do_otherrange(self, seen: int) -> None:
+        """Breaks off, then answers every range with the first bytes, and what has no range with the whole."""
+        if self.headers.get("Range") is None:
+            self.answer(200, CONTENT, 300_000 if seen == 1 else None, ETag='"v1"')
+        else:
+            place = f"bytes 0-999/{len(CONTENT)}"
+            self.answer(206, CONTENT[:1000], Content_Range=place, ETag='"v1"')
+
+    def do_otherversion(self, seen: int) -> None:
+        """Breaks off, then sends the rest of another version, as if nothing had happened."""
+        if self.headers.get("Range") is None:
+            content, sent, etag = (
+                (b"old" * 200_000, 300_000, '"old"') if seen == 1 else (CONTENT, None, '"new"')
+            )
+            self.answer(200, content, sent, ETag=etag)
+        else:
+            place = f"bytes 300000-{len(CONTENT) - 1}/{len(CONTENT)}"
+            self.answer(206, CONTENT[300_000:], Content_Range=place, ETag='"new"')
+
+    def do_pieces(self, seen: int) -> None:
+        """Breaks off, then sends at most 300,000 bytes of what is asked for."""
+        wanted = self.headers.get("Range")
+        if wanted is None:
+            self.answer(200, CONTENT, 300_000, ETag='"v1"')
+        else:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            part = CONTENT[start : start + 300_000]
+            place = f"bytes {start}-{start + len(part) - 1}/{len(CONTENT)}"
+            self.answer(206, part, Content_Range=place, ETag='"v1"')
+
+    def do_toomuch(self, seen: int) -> None:
+        """Breaks off, then sends more than the range that it names."""
+        if self.headers.get("Range") is None:
+            self.answer(200, CONTENT, 300_000, ETag='"v1"')
+        else:
+            place = f"bytes 300000-{len(CONTENT) - 1}/{len(CONTENT)}"
+            self.answer(206, CONTENT[300_000:] + b"more", Content_Range=place, ETag='"v1"')
+
+    def do_onlyparts(self, seen: int) -> None:
+        self.answer(206, CONTENT[:1000], Content_Range=f"bytes 0-999/{len(CONTENT)}", ETag='"v1"')
+
+    def do_badrange(self, seen: int) -> None:
+        self.answer(206, CONTENT[:1000], Content_Range="bytes */*")
+
+    def do_201(self, seen: int) -> None:
+        self.answer(201, b"made")
+
+    def do_202(self, seen: int) -> None:
+        self.answer(202, b"come back later")
+
+    def do_203(self, seen: int) -> None:
+        self.answer(203, CONTENT + b"with a banner")
+
+    def do_204(self, seen: int) -> None:
+        self.answer(204, b"")
+
+    def do_prepares(self, seen: int) -> None:
+        if seen < 3:
+            self.answer(202, b"come back later")
+        else:
+            self._serve()
+
+    def do_drips(self, seen: int) -> None:
+        """Headers without end, a byte at a time: no byte comes late."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for _ in range(500):
+            if self.server.stop.is_set():
+                break
+            self.wfile.write(b"X")
+            self.wfile.flush()
+            time.sleep(0.02)
+        self.close_connection = True
+
     def do_compressed(self, seen: int) -> None:
         self.answer(200, b"x", Content_Encoding="gzip")
 
@@ -250,6 +323,80 @@ def test_broken_transfers_are_continued(server: Server, cache: Path, path: str, 
     assert hub.fetch(server.url(path)).read_bytes() == CONTENT
     assert [wanted for _, wanted in server.log] == requests
     assert not _left_over(cache)
+
+
+@pytest.mark.parametrize(
+    ("path", "ranges"),
+    [
+        ("otherrange", [None, "bytes=300000-", None]),
+        ("otherversion", [None, "bytes=300000-", None]),
+        ("pieces", [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]),
+        ("prepares", [None, None, None]),
+    ],
+)
+def test_only_the_part_that_was_asked_for_is_joined(
+    server: Server, cache: Path, path: str, ranges: list
+) -> None:
+    assert hub.fetch(server.url(f"{path}/file.bin")).read_bytes() == CONTENT
+    assert [given for _, given in server.log] == ranges and not _left_over(cache)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("onlyparts", "a part where the whole was asked for"),
+        ("badrange", "a part where the whole was asked for"),
+        ("toomuch", "sends 1048580 bytes and says that they are 1048576"),
+        ("201", "HTTP status 201"),
+        ("202", "HTTP status 202"),
+        ("203", "HTTP status 203"),
+        ("204", "HTTP status 204"),
+    ],
+)
+def test_what_is_not_the_file_never_takes_its_place(
+    server: Server, cache: Path, path: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the content, nor its digest as what a later download is compared with."""
+    place = cache / "place" / "file.bin"
+    with pytest.raises(OSError, match=expected) as e:
+        hub.fetch(server.url(f"{path}/file.bin"), to=place)
+    assert "\n" not in str(e.value) and not place.exists()
+    monkeypatch.setattr(Handler, f"do_{path}", Handler.do_good)
+    assert hub.fetch(server.url(f"{path}/file.bin"), to=place).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("path", ["201", "203", "204", "onlyparts"])
+def test_small_things_come_whole_or_not_at_all(server: Server, path: str) -> None:
+    with pytest.raises(OSError, match="HTTP status 20"):
+        transfer.read(server.url(f"{path}/x"), 1 << 24, 5.0, 5.0)
+    with pytest.raises(transfer.TemporaryError, match="HTTP status 202"):
+        transfer.read(server.url("202/x"), 1 << 24, 5.0, 5.0)
+
+
+def test_headers_that_drip_end_at_the_deadline(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(transfer.TemporaryError, match=r"not finished after 0\.3 s"):
+        transfer.read(server.url("drips/x"), 1 << 20, timeout_s=5.0, deadline_s=0.3)
+    monkeypatch.setattr(transfer, "HEADERS_S", 0.3)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+    with pytest.raises(OSError, match=r"after 2 attempts: not finished after 0\.3 s"):
+        hub.fetch(server.url("drips/file.bin"))
+
+
+def test_a_large_file_may_take_longer_than_its_headers(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(self: Handler, seen: int) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "40")
+        self.end_headers()
+        for _ in range(40):
+            self.wfile.write(b"x")
+            self.wfile.flush()
+            time.sleep(0.02)
+
+    monkeypatch.setattr(Handler, "do_good", slow)
+    monkeypatch.setattr(transfer, "HEADERS_S", 0.5)
+    assert hub.fetch(server.url("good/file.bin")).read_bytes() == b"x" * 40
 
 
 def test_a_known_checksum_allows_to_continue_without_marks(server: Server) -> None:

@@ -102,15 +102,21 @@ def test_settings_from_every_side() -> None:
         load_processor("blip_image_train", {"min_scale": 2.0})
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I", "F", "YCbCr"])
 def test_any_mode_becomes_rgb_as_pillow_does_it(mode: str) -> None:
-    picture = _photo("china.jpg", "small")
-    if mode == "I;16":
-        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16))
-    else:
-        picture = picture.convert(mode)
+    picture = _photo("china.jpg", "small").convert(mode)
     processor = load_processor("blip_image_eval", {"image_size": 32})
     assert torch.equal(processor(picture), processor(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_16_bits_keep_their_levels(mode: str) -> None:
+    grey = np.asarray(_photo("china.jpg", "small").convert("L"))
+    wide = (grey.astype(np.uint16) * 257).astype("<u2" if mode == "I;16" else ">u2")
+    picture = Image.frombytes(mode, grey.shape[::-1], wide.tobytes())
+    assert np.array_equal(np.asarray(to_picture(picture)), np.repeat(grey[..., None], 3, axis=2))
+    levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    assert np.unique(np.asarray(to_picture(Image.fromarray(levels)))).size == 256
 
 
 def test_arrays_and_what_is_refused() -> None:

@@ -119,7 +119,7 @@ def test_a_missing_picture_is_said_and_a_metric_that_cannot_be_resampled_has_no_
     e = evaluation("x", split, task, records)
     e.metrics["odd"] = 7.0  # type: ignore[index]
     page = evaluation_page(e)
-    assert "there is no picture" in page and "not known" in page
+    assert "there is no image" in page and "not known" in page
     assert "odd has no interval" in caplog.text
 
 

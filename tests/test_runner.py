@@ -44,7 +44,7 @@ def test_a_run_learns_and_leaves_everything_to_repeat_it(tmp_path: Path) -> None
     names = {p.name for p in out.iterdir()}
     assert names == {
         "config.yaml", "versions.json", "log.txt", "evaluate.txt", "result", "checkpoint_last",
-        "checkpoint_best",
+        "checkpoint_best", ".lock",
     }  # fmt: skip
     assert Config.load(out / "config.yaml").run.max_epoch == 6
     lines = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,7 @@ def test_incomplete_samples_are_left_out_and_said(tmp_path, caplog):
     whole = samples(0, 3)
     archive = write(tmp_path / "i.tar", [whole[0], {"png": jpeg(9)}, {"txt": b"no picture"}, whole[1]])
     data = load_dataset("shards", shards=str(archive))["train"]
-    assert shades(data) == [0, 1] and "2 samples without a picture or without a text" in caplog.text
+    assert shades(data) == [0, 1] and "2 samples without an image or without a text" in caplog.text
 
 
 @pytest.mark.parametrize("cut", [300, 1500, 2000, 2600, 4000])
@@ -137,6 +139,88 @@ def test_workers_read_what_the_main_process_reads(tmp_path):
     )
     for _ in range(2):
         assert list(loader) == plain
+
+
+def test_threads_read_one_archive_at_once(tmp_path):
+    write(tmp_path / "t.tar", samples(0, 120))
+    data = load_dataset("shards", shards=str(tmp_path / "t.tar"))["train"]
+    order = [int(i) for i in np.random.default_rng(0).permutation(np.tile(np.arange(len(data)), 25))]
+
+    def wrong(index: int) -> bool:
+        sample = data[index]
+        shade = sample["image"].getpixel((0, 0))[0]
+        return (shade, sample["text_input"]) != (index, f"number {index}")
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(wrong, order)) == 0
+
+
+@pytest.mark.parametrize("pread", [True, False])
+def test_an_archive_that_takes_another_ones_place_is_not_mixed_with_it(tmp_path, pread, monkeypatch):
+    if not pread:  # as on Windows
+        monkeypatch.delattr(os, "pread")
+    archive = write(tmp_path / "r.tar", samples(0, 3))
+    old = load_dataset("shards", shards=str(archive))["train"]
+    assert shades(old) == [0, 1, 2]
+    write(tmp_path / "new.tar", [{"txt": b"first", "png": jpeg(9)}, *samples(50, 3)]).replace(archive)
+    assert shades(load_dataset("shards", shards=str(archive))["train"]) == [9, 50, 51, 52]
+    with pytest.raises(UnreadableMediaError, match=r"r\.tar has changed .*; load the data set again"):
+        old[0]
+    archive.unlink()
+    with pytest.raises(UnreadableMediaError, match=r"r\.tar cannot be read"):
+        old[0]
+
+
+def test_photographs_are_turned_as_their_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(out, "JPEG", exif=exif)
+    archive = write(tmp_path / "e.tar", [{"jpg": out.getvalue(), "txt": b"a"}])
+    assert load_dataset("shards", shards=str(archive))["train"][0]["image"].size == (20, 40)
+    # published data stay as they were read when numbers were made
+    assert load_dataset("laion400M", shards=str(archive))["train"][0]["image"].size == (40, 20)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "jfif", "webp", "avif", "tif", "qoi", "bmp", "gif"])
+def test_images_of_every_format(tmp_path, suffix):
+    out = io.BytesIO()
+    kind = Image.registered_extensions()[f".{suffix.lower()}"]
+    Image.new("RGB", (40, 40), "white").save(out, kind)
+    archive = write(tmp_path / "k.tar", [{suffix: out.getvalue(), "txt": b"a"}])
+    assert load_dataset("shards", shards=str(archive))["train"][0]["image"].size == (40, 40)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"width": 64}', b"{", b"3", b"[]", b'{"caption": null}', b'{"caption": " "}', b'{"caption": [1]}'],
+)
+def test_the_plain_text_is_used_where_the_json_holds_no_caption(tmp_path, content):
+    for first, second in (("json", "txt"), ("txt", "json")):
+        texts = {"json": content, "txt": b"a green square"}
+        archive = write(
+            tmp_path / "m.tar", [{"png": jpeg(0), first: texts[first], second: texts[second]}, *samples(1, 1)]
+        )
+        data = load_dataset("shards", shards=str(archive))["train"]
+        assert [data[i]["text_input"] for i in range(2)] == ["a green square", "number 1"]
+
+
+def test_what_macos_and_old_programs_put_between_the_members(tmp_path):
+    rubbish = b"x" * 99
+    members = [
+        ("._.", rubbish), ("./.DS_Store", rubbish),
+        ("./._0.png", rubbish), ("./0.png", jpeg(3)), ("./._0.txt", rubbish), ("./0.txt", b"a"),
+        ("PaxHeader/1.png", rubbish), ("./1.png", jpeg(4)), ("./PaxHeaders.77/1.txt", rubbish), ("./1.txt", b"b"),
+        ("__MACOSX/._1.png", rubbish), ("__MACOSX/2.txt", rubbish),
+        ("__MACOSX/x/2.png", rubbish), ("./2.txt", b"c"), ("./2.png", jpeg(5)),
+    ]  # fmt: skip
+    with tarfile.open(tmp_path / "mac.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = len(content), {"LIBARCHIVE.xattr.com.apple": "x" * 200}
+            archive.addfile(member, io.BytesIO(content))
+    data = load_dataset("shards", shards=str(tmp_path / "mac.tar"))["train"]
+    assert shades(data) == [3, 4, 5] and [data[i]["text_input"] for i in range(3)] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

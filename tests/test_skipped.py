@@ -211,7 +211,7 @@ def test_where_no_picture_is_readable_the_first_batch_says_where_they_should_be(
     for n in (N, 5):
         with pytest.raises(OSError, match="of pictures/train cannot be read") as e:
             run(folder, data=pictures(nowhere, n=n))
-        assert f"expected under {nowhere}" in str(e.value) and "there is no picture" in str(e.value)
+        assert f"expected under {nowhere}" in str(e.value) and "there is no image" in str(e.value)
 
 
 def test_a_thousand_in_a_row_end_the_search() -> None:

@@ -118,7 +118,7 @@ def test_captions_are_scored_against_the_data_sets_references(tmp_path: Path) ->
         [{"image_id": "000007", "caption": "ü"}, {"image_id": "a7", "caption": "x"}], tmp_path / "r.json"
     )
     assert json.loads(path.read_text()) == [
-        {"image_id": 7, "caption": "ü"},
+        {"image_id": "000007", "caption": "ü"},
         {"image_id": "a7", "caption": "x"},
     ]
     assert task.result_name("test", "best") == "test_epochbest.json"

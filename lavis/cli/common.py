@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from lavis.common.files import MEDIA, existing, is_file, media_in, printable
+from lavis.common.files import MEDIA, existing, is_debris, is_file, media_in, printable
 
 if TYPE_CHECKING:
     from lavis.inference import Loaded
@@ -97,7 +97,8 @@ def _matching(pattern: Path) -> list[Path]:
     """Files that fit a pattern such as photos/**/*.jpg, sorted."""
     parts = pattern.parts
     first = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
-    return sorted(p for p in Path(*parts[:first]).glob("/".join(parts[first:])) if p.is_file())
+    found = Path(*parts[:first]).glob("/".join(parts[first:]))
+    return sorted(p for p in found if p.is_file() and not any(map(is_debris, p.parts[first:])))
 
 
 def find_media(paths: Sequence[str], null: bool = False, sees: str = "image") -> tuple[list[Path], list[str]]:

@@ -83,11 +83,12 @@ def _plain_match(row: Row) -> str:
 def classify(
     paths: options.MediaPaths,
     labels: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Names to choose from: a,b,c or a file with one per line or a JSON list, or imagenet (1000)."
+            help="Names to choose from: a,b,c or a file with one per line or a JSON list, or imagenet (1000). With a "
+            "classifier of your own it may be left out: all of its classes."
         ),
-    ],
+    ] = None,
     templates: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,7 +116,8 @@ def classify(
     pretty: options.Pretty = False,
     null: options.Null = False,
 ) -> None:
-    """Choose among labels that the model was never trained on (zero-shot).
+    """Choose among labels that the model was never trained on (zero-shot), or with a classifier that you have trained
+    among its classes.
 
     Prints one JSON object per picture: {"image", "label", "probability", "labels", "probabilities"}, the latter two
     of the best --top-k, with "video" in place of "image" for a clip (with a model of clips). Probabilities are among
@@ -127,15 +129,33 @@ def classify(
       lavis classify photo.jpg --labels names.txt --template "a photo of a {}" --top-k 3
       lavis classify photos/ --labels imagenet --templates imagenet --model clip/ViT-L-14
       lavis classify drawing.png --labels "red circle,blue star" --pretty
+      lavis classify photos/ --model output/20260101_120000/checkpoint_best
     """
-    names = _labels(labels)
+    given = None if labels is None else _labels(labels)
     fillable = _templates(templates or [])
     pictures = Pictures.of(paths, null, common.sees(model, CLASSIFIER))
     common.note_default(model, checkpoint, CLASSIFIER, options.SHAPES, "clip/ViT-B-32")
-    from lavis.inference import Encoder, ZeroShot
+    from lavis.inference import Encoder, TrainedClasses, ZeroShot, has_classes
 
-    encoder = Encoder(common.load(model, checkpoint, device, precision))
-    chooser = ZeroShot(encoder, names, fillable, head)
+    if given is None and model == CLASSIFIER:
+        raise ValueError(
+            "Missing option '--labels'; name them: --labels cat,dog,horse, or a file with one per line"
+        )
+    loaded = common.load(model, checkpoint, device, precision)
+    chooser: TrainedClasses | ZeroShot
+    if has_classes(loaded):
+        if templates:
+            raise ValueError(
+                f"{model} has classes of its own, which it reads no --template for; leave it out"
+            )
+        chooser = TrainedClasses(loaded, given)
+    elif given is None:
+        raise ValueError(
+            f"Missing option '--labels': {model} has no classes of its own; name them: --labels cat,dog,horse"
+        )
+    else:
+        chooser = ZeroShot(Encoder(loaded), given, fillable, head)
+    names = chooser.labels
 
     def predict(images: list[Any], paths: list[Path]) -> Iterator[Row]:
         chances, order = chooser(images).sort(dim=1, descending=True, stable=True)
@@ -146,11 +166,11 @@ def classify(
             yield row | ({"labels": kept, "probabilities": shares} if top_k > 1 else {})
 
     settings = {
-        "command": "classify", **encoder.loaded.settings(), "precision": precision, "labels": names,
+        "command": "classify", **loaded.settings(), "precision": precision, "labels": names,
         "templates": [str(each) for each in fillable], "head": head, "top_k": top_k,
     }  # fmt: skip
     plain = _plain_labels if pretty else None
-    pictures.run(predict, encoder.loaded.read, batch_size, out, plain, settings, overwrite)
+    pictures.run(predict, loaded.read, batch_size, out, plain, settings, overwrite)
 
 
 def _labels(text: str) -> list[str]:

@@ -20,7 +20,7 @@ def convert(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="An official .pth, OpenAI's archive, OpenCLIP's state dict, a folder of transformers or of this "
+            help="An official .pth, OpenAI's archive, OpenCLIP's files, a folder of transformers, OpenCLIP or this "
             "library, a URL, or a Hugging Face id.",
         ),
     ],
@@ -31,6 +31,13 @@ def convert(
         str | None,
         typer.Option(
             "--model", help="<name>/<type> that the weights are of; not needed for a folder of this library."
+        ),
+    ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(
+            help="gelu or quick_gelu, of a CLIP of OpenCLIP's whose open_clip_config.json does not lie beside it.",
+            autocompletion=common.one_of("gelu", "quick_gelu"),
         ),
     ] = None,
     half: Annotated[
@@ -50,6 +57,7 @@ def convert(
       lavis convert model_base_capfilt_large.pth --model blip_feature_extractor/base --to blip_base
       lavis convert ViT-B-32.pt --model clip/ViT-B-32 --to clip_b32 --half
       lavis convert openai/clip-vit-base-patch32 --model clip/ViT-B-32 --to clip_b32
+      lavis convert open_clip_pytorch_model.bin --model clip/ViT-B-32 --activation gelu --to laion_b32
     """
     if to is None:
         raise ValueError("where should the model go? Name a folder: --to my_model")
@@ -62,7 +70,7 @@ def convert(
             f"which model are the weights {common.shortened(source)} of? Name it: --model <name>/<type> (see "
             "`lavis models`)"
         )
-    done = run(source, to, name, model_type, half, for_training)
+    done = run(source, to, name, model_type, half, for_training, activation)
     summary = {
         "out": str(to), "model": done.arch + (f"/{done.model_type}" if done.model_type else ""),
         "tensors": done.tensors, "bytes": done.bytes, "half": done.half,

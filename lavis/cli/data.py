@@ -71,7 +71,10 @@ def download(
     ] = None,
     shards: Annotated[
         bool,
-        typer.Option("--shards", help="Lists of pictures: into WebDataset shards, not a folder of files."),
+        typer.Option(
+            "--shards",
+            help="Lists of images: into WebDataset shards, not a folder of files; the data set reads them from there.",
+        ),
     ] = False,
     retry_failed: Annotated[
         bool,
@@ -202,11 +205,13 @@ def _state_text(item: Any) -> str:
 
 
 def _conclude(todo: Any, report: Any, to: str | None) -> None:
+    from lavis.datasets.shard_reader import is_packed
     from lavis.datasets.sources import ByHand
 
     for split, tally in report.pictures:
         print(f"{split}: {tally.text()}")
-        if tally.annotation.endswith(".got.jsonl") and (tally.failed or tally.refused):
+        packed = is_packed(Path(tally.failures).parent)  # the data set reads what is there by itself
+        if not packed and tally.annotation.endswith(".got.jsonl") and (tally.failed or tally.refused):
             print(f"To use only what is there: build_info.annotations.{split}.storage={tally.annotation}")
     for item, reason in report.failed:
         common.note(f"{item.title} could not be fetched: {reason}")

@@ -75,7 +75,7 @@ def explain(
         raise ValueError("where should the maps go? Name a file, --out maps.png, or print them with --json")
     default = CAPTIONER if text is None else MATCHER
     spec = model or default
-    from lavis.datasets.base import open_picture
+    from lavis.common.images import open_image
 
     # what can't be read is said before a large model is loaded
     for path in (picture, right):
@@ -85,7 +85,7 @@ def explain(
         common.checked_text(text, "the text")
     files = [path.expanduser() for path in (picture, right) if path is not None]
     clip = is_clip(files[0], common.sees(spec, default))
-    shown = [] if clip else [open_picture(file, upright=True) for file in files]
+    shown = [] if clip else [open_image(file) for file in files]
     better = "blip_caption/base_coco" if text is None else "blip_retrieval/coco"
     common.note_default(spec, checkpoint, default, options.SHAPES, better)
     from lavis import inference

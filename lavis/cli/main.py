@@ -1,6 +1,7 @@
 """The command's entry point: global options, and errors as one line with an exit code.
 
-Exit codes: 0 done; 1 done, but some inputs could not be used; 2 bad input, nothing done; 130 interrupted.
+Exit codes: 0 done; 1 done, but some inputs could not be used; 2 bad input, nothing done; 128 + n where signal n
+ended it: 130 after Ctrl-C, and for a training, which saves before, 143 after SIGTERM and 138 after SIGUSR1.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from lavis.cli import (
     talking,
     vectors,
 )
+from lavis.common.registry import registry
 
 # The order and headings of `lavis --help`; a command that is in none of them comes last.
 GROUPS = {
@@ -123,10 +125,12 @@ def _globals(
         raise typer.Exit
     if imports:
         sys.path.insert(0, os.getcwd())  # noqa: PTH109 (sys.path holds strings)
-        from lavis.common.registry import registry
-
         for module in imports:
             registry.import_module(module)
+
+
+# in the words of CUDA, of torch's allocator on a CPU (Linux, Windows), and of the system
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 
 
 def _normalized(arguments: Sequence[str]) -> list[str]:
@@ -180,6 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     if completion.is_asked():
         return completion.answer(command)
+    registry.register(
+        "command", True
+    )  # no script whose top level would run again in processes that it starts
     try:
         # not command.main(): it has exit codes of its own for interrupts and broken pipes
         with command.make_context("lavis", args) as context:
@@ -192,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort) as e:
         common.note(str(e) or "interrupted")
         return 130
+    except SystemExit as e:  # of a training that a signal ended; it has said so
+        return e.code if isinstance(e.code, int) else 2
     except BrokenPipeError:
         # the reader of our output has gone (`lavis … | head`); keep Python from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -210,13 +219,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _say(e if str(e) else type(e).__name__)
         return 2
-    except RuntimeError as e:
-        if "out of memory" not in str(e).lower():
+    except (RuntimeError, MemoryError) as e:
+        message = _explained(e)
+        if message is None:
             raise
         if debug:
             traceback.print_exc()
-        _say(f"out of memory; try a smaller --batch-size or run.batch_size_train, or --device cpu ({e})")
+        _say(message)
         return 2
+
+
+def _explained(error: BaseException) -> str | None:
+    """What an error of the machine means, None for errors that are the program's."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        reason = f" ({error})" if text else ""
+        return f"out of memory; try a smaller --batch-size or run.batch_size_train, or --device cpu{reason}"
+    if "dataloader worker" in text:
+        return (
+            "a process that prepares samples was ended from outside, most often for lack of memory; "
+            f"set run.num_workers lower, or to 0 ({error})"
+        )
+    if "can't reach the others" in text:
+        return str(error)
+    return None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Pictures or clips in, rows out: what commands that go through them share.
 
-A picture that cannot be read is reported, the others go on, and the exit code is 1.
+A picture that cannot be read, or of which the model computes NaN, is reported, the others go on, and the exit code is
+1.
 """
 
 from __future__ import annotations
@@ -124,17 +125,22 @@ class Pictures:
     ) -> _Part:
         """A batch's rows as text, what could not be read, and what went wrong, if others wait to hear of it."""
         from lavis.common import dist
+        from lavis.nn.finite import usable
 
         problems = [(path, str(picture)) for path, picture in batch if isinstance(picture, Exception)]
         good = [(path, picture) for path, picture in batch if not isinstance(picture, Exception)]
-        lines = {str(path): "" for path, _ in good}
         try:
-            for row in predict([picture for _, picture in good], [path for path, _ in good]) if good else ():
-                lines[file_of(row)] += (printable(plain(row)) if plain else to_line(row)) + "\n"
+            rows, good, bad = usable(
+                lambda some: list(predict([p for _, p in some], [path for path, _ in some])), good
+            )
         except (ValueError, OSError, RuntimeError) as e:
             if not dist.is_on():
                 raise
             return [], problems, e
+        problems += [(path, str(error)) for (path, _), error in bad]
+        lines = {str(path): "" for path, _ in good}
+        for row in rows or ():
+            lines[file_of(row)] += (printable(plain(row)) if plain else to_line(row)) + "\n"
         return [(path, lines[str(path)]) for path, _ in good], problems, None
 
     def report(self, path: Path | str, reason: str) -> None:
@@ -150,7 +156,7 @@ class Pictures:
             typer.Exit: some could not.
         """
         if done == 0:
-            raise OSError(f"none of the {len(self.paths)} {self.name}s could be read")
+            raise OSError(f"none of the {len(self.paths)} {self.name}s could be read and used")
         if self.failed:
             common.note(f"{self.failed} of {self.failed + done} inputs could not be used; see above")
             raise typer.Exit(1)

@@ -29,8 +29,12 @@ def caption(
     nucleus: Annotated[bool, typer.Option("--nucleus", help="Sample instead of searching.")] = False,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Of --nucleus.")] = 0.9,
     temperature: Annotated[float, typer.Option(min=0.01, help="Of --nucleus.")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Of --nucleus, to repeat a draw.")] = None,
-    num_captions: Annotated[int, typer.Option(min=1, help="Captions per picture.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(help="Of --nucleus, to repeat a draw; each file has its own.")
+    ] = None,
+    num_captions: Annotated[
+        int, typer.Option(min=1, help="Captions per image; the search takes at least as many beams.")
+    ] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a caption, at most.")] = None,
     max_length: Annotated[
         int | None,
@@ -61,10 +65,6 @@ def caption(
       lavis caption clips/ --model blip_video_caption/base_coco
       find photos -name "*.jpg" -newer last_run -print0 | lavis caption - -0
     """
-    if num_captions > num_beams and not nucleus:
-        raise ValueError(
-            f"--num-captions {num_captions} is more than --num-beams {num_beams}; raise it, or use --nucleus"
-        )
     pictures = Pictures.of(paths, null, common.sees(model, CAPTIONER))
     common.note_default(model, checkpoint, CAPTIONER, options.SHAPES, "blip_caption/base_coco", "0.9 GB")
     import torch
@@ -74,15 +74,21 @@ def caption(
     lengths = {"max_length": max_length, "min_length": min_length}
     arguments: dict[str, Any] = {
         "use_nucleus_sampling": nucleus, "num_beams": num_beams, "num_captions": num_captions, "top_p": top_p,
-        "temperature": temperature, "repetition_penalty": repetition_penalty, "seed": seed,
+        "temperature": temperature, "repetition_penalty": repetition_penalty,
         "max_new_tokens": max_new_tokens, "return_scores": True,
         **(_TRAINED_LENGTHS if model == CAPTIONER else {}),
         **{k: v for k, v in lengths.items() if v is not None},
     }  # fmt: skip
 
+    from lavis.nn.generation import seed_of
+
     def predict(images: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
+        # of each file's own, so that neither the order of files nor the batch's size changes a draw
+        seeds = None if seed is None else [seed_of(seed, str(path)) for path in paths]
         with loaded.autocast():
-            texts = network.generate({pictures.sees: torch.stack(images).to(network.device)}, **arguments)
+            texts = network.generate(
+                {pictures.sees: torch.stack(images).to(network.device)}, seed=seeds, **arguments
+            )
         for i, path in enumerate(paths):
             mine = slice(i * num_captions, (i + 1) * num_captions)
             yield _row({pictures.sees: str(path)}, "caption", texts, mine, scores)

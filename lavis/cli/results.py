@@ -19,7 +19,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavis.common.files import append_jsonl, existing, locked, named, read_jsonl, to_line, write_bytes
+from lavis.common.files import append_jsonl, existing, locked, naming, read_jsonl, to_line, write_bytes
 
 _COPIED = 1 << 20  # bytes at a time
 Rows = Sequence[tuple[Path, str]]  # of each input, its lines
@@ -74,15 +74,16 @@ class Results:
         with _progress_of(self._out).open("ab", buffering=0) as progress:
             before = progress.tell()
             try:
-                _write_all(self._file, content)
-                os.fsync(self._file.fileno())
-                _write_all(progress, "".join(_line(p, d) + "\n" for p, d in added.items()).encode())
-            except OSError as e:
+                with naming(self._out):
+                    _write_all(self._file, content)
+                    os.fsync(self._file.fileno())
+                    _write_all(progress, "".join(_line(p, d) + "\n" for p, d in added.items()).encode())
+            except OSError:
                 # such as a full disk: what is counted stays, and no torn line
                 with contextlib.suppress(OSError):
                     progress.truncate(before)
                     self._file.truncate(self._end)
-                raise named(e, self._out) from e
+                raise
         self._end = end
         self._done |= added
 
@@ -149,12 +150,8 @@ class _Plain:
         return list(paths)
 
     def write(self, rows: Rows) -> None:
-        try:
+        with naming(self._out):
             _write_all(self._file, "".join(lines for _, lines in rows).encode())
-        except BrokenPipeError:
-            raise
-        except OSError as e:
-            raise named(e, self._out) from e
 
     def finish(self, paths: Sequence[Path]) -> None:
         pass

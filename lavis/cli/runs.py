@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lavis.cli import common
-from lavis.cli.predict import ANSWERER, CAPTIONER
-
-_EPOCHS = 10  # of a run on data of one's own
-_ENDLESS = 1_000_000
-# Task and kind of media of one's own data: the small packaged model, and one for photographs or real clips.
-_STARTING_MODELS = {
-    ("captioning", "image"): (CAPTIONER, "blip_caption/base_coco"),
-    ("vqa", "image"): (ANSWERER, "blip_vqa/vqav2"),
-    ("retrieval", "image"): ("blip_retrieval/tiny_shapes", "blip_retrieval/coco"),
-    ("classification", "image"): ("blip_classification/tiny_shapes", "blip_classification/base"),
-    ("captioning", "video"): ("blip_video_caption/tiny_shapes", "blip_video_caption/base_coco"),
-    ("vqa", "video"): ("blip_video_qa/tiny_shapes", "blip_video_qa/vqav2"),
-    ("retrieval", "video"): ("alpro_retrieval/tiny_shapes", "alpro_retrieval/msrvtt"),
-    ("classification", "video"): ("alpro_qa/tiny_shapes", "alpro_qa/msrvtt"),
-}
+from lavis.cli import common, own_data
 
 Recipes = Annotated[
     list[str] | None,
@@ -72,14 +55,31 @@ def train(
     model: Model = None,
     out: Out = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after this many minutes.")] = None,
-    lr: Annotated[float | None, typer.Option(help="The learning rate at the start.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Minutes of the whole run, validation included; it is as long as fits."),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="The peak learning rate (own data: 3e-4 for packaged weights, 1e-5 for published, 1e-3 for random)."
+        ),
+    ] = None,
     batch_size: BatchSize = None,
     device: Device = None,
     precision: Precision = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the latest run of the output folder, if there is one.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the latest run of this recipe in the output folder, if there is one."
+        ),
     ] = False,
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-changed", metavar="KEY", help="With --resume: a key that may differ. Repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Train from a recipe, or on data of your own without one.
 
@@ -96,7 +96,7 @@ def train(
     keys: dict[str, Any] = {
         "run.output_dir": out, "run.device": device, "run.precision": precision, "run.init_lr": lr,
         "run.max_minutes": minutes, "run.batch_size_train": batch_size, "run.max_epoch": epochs,
-        "run.resume_ckpt_path": "auto" if resume else None,
+        "run.resume_ckpt_path": "auto" if resume else None, "run.allow_changed": allow_changed or None,
     }  # fmt: skip
     keys = {k: v for k, v in keys.items() if v is not None}
     notes: list[str] = []
@@ -107,11 +107,11 @@ def train(
         content = None
     else:
         files = {"train": data, "val": val, "test": test, "images": images}
-        content = _own_recipe(task, files, model, notes)
-        # with --minutes alone the clock ends the run
-        keys.setdefault("run.max_epoch", _ENDLESS if minutes is not None else _EPOCHS)
+        content = own_data.recipe(task, files, model, notes)
+        if minutes is None:  # else the run is as long as the time allows
+            keys.setdefault("run.max_epoch", own_data.EPOCHS)
     config = _config(recipe, content, options, keys, model)
-    _train(config if content is None else _fitted(config, notes), notes)
+    _train(config if content is None else own_data.fitted(config, notes), notes)
 
 
 def evaluate(
@@ -157,8 +157,8 @@ def evaluate(
     if data is None:
         _refuse_without_data({"--task": task, "--images": images})
     else:
-        split = _part_to_evaluate(data)
-        content = _own_recipe(task, {split: data, "images": images}, model, notes)
+        split = own_data.part_to_evaluate(data)
+        content = own_data.recipe(task, {split: data, "images": images}, model, notes)
         content["run"].update(test_splits=[split], valid_splits=[])
     _evaluate(_config(recipe, content, options, keys, model), notes)
 
@@ -173,113 +173,6 @@ def _refuse_without_data(given: dict[str, Any]) -> None:
         )
 
 
-def _own_recipe(
-    task: str | None, files: dict[str, str | None], model: str | None, notes: list[str]
-) -> dict[str, Any]:
-    """The sections of a run on a table of one's own; defaults that suit fine-tuning.
-
-    What the person should know is added to `notes`, which are printed once nothing is wrong.
-    """
-    from lavis.datasets.own_table import TASKS, media_of, task_of
-    from lavis.datasets.tables import read_table
-
-    if task is not None and task not in TASKS:
-        raise ValueError(f"--task is {task!r}; expected {', '.join(TASKS)}")
-    split, table = next((s, files[s]) for s in ("train", "val", "test") if files.get(s) is not None)
-    assert table is not None
-    columns = sorted({name for _, row in read_table(table) for name in row})
-    found = task_of(table, columns, task, complete=split != "test")
-    section: dict[str, Any] = {k: v for k, v in files.items() if v is not None}
-    name = "multimodal_classification" if found == "classification" else found
-    run: dict[str, Any] = {"task": name, "init_lr": 1e-5, "train_splits": ["train"], "valid_splits": ["val"]}
-    if "test" in section:
-        run["test_splits"] = ["test"]
-    media = media_of(table, columns)
-    if model is None:
-        if (found, media) not in _STARTING_MODELS:
-            raise ValueError(f"no packaged model is for {found} of clips; name one with --model")
-        start, real = _STARTING_MODELS[found, media]
-        run["init_lr"] = 3e-4  # a small model that has far to go
-        notes.append(
-            f"starting from the small packaged model {start} (64 px, made for drawings); "
-            f"for {'photographs' if media == 'image' else 'real clips'} add --model {real}"
-        )
-    else:
-        start = model
-    own = {"task": found, **section}
-    chosen = _model_section(start)
-    if found == "classification" and "weights" not in chosen:  # else a checkpoint that has its classes
-        chosen |= _number_of_classes(chosen, own)
-    return {"model": chosen, "datasets": {"own": own}, "run": run}
-
-
-def _number_of_classes(model: dict[str, Any], own: dict[str, Any]) -> dict[str, int]:
-    """`num_classes` for a head that is trained; nothing for models that compare with names of classes."""
-    from lavis.common.registry import registry
-    from lavis.datasets.builders import make_plan
-    from lavis.datasets.own import OwnDataset, choices
-
-    preset = registry.get_model_class(model["arch"]).preset(model["model_type"])
-    if not hasattr(preset.config, "num_classes"):
-        return {}
-    return {"num_classes": len(choices(make_plan(OwnDataset, "own", own).options, "classification"))}
-
-
-def _part_to_evaluate(table: str) -> str:
-    """ "test", which may lack captions and answers; "val" where the table's column `split` knows no test."""
-    from lavis.datasets.tables import read_table
-
-    parts = {row.get("split") for _, row in read_table(table)}
-    return "val" if "val" in parts and "test" not in parts else "test"
-
-
-def _fitted(config: Any, notes: list[str]) -> Any:
-    """The configuration for few data: what was not asked for and cannot be had is left out, and said.
-
-    That is validation where no pictures are held out, and batches larger than the training part.
-    """
-    from lavis.common.config import Config
-    from lavis.datasets.builders import make_plan
-    from lavis.datasets.own import OwnDataset
-    from lavis.datasets.own_table import rows_of
-
-    options = make_plan(OwnDataset, "own", config.datasets["own"]).options
-    changes: dict[str, Any] = {}
-    if config.sources["run.valid_splits"] == "config" and not rows_of("val", options)[1]:
-        notes.append("no picture is held out, so there is no validation and no best checkpoint (--val FILE)")
-        changes["run.valid_splits"] = []
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    largest = len(rows_of("train", options)[1]) // processes
-    if "run.batch_size_train" not in config.sources and 0 < largest < config.run.batch_size_train:
-        notes.append(f"there are few training samples, so a batch has only {largest} (--batch-size)")
-        changes["run.batch_size_train"] = largest
-    return Config.from_dict(config.to_dict(), changes)
-
-
-def _model_section(spec: str) -> dict[str, Any]:
-    """The section `model` for `<name>/<type>` or a folder; a folder's own config is written out."""
-    from lavis.inference import split_model
-    from lavis.models.base import read_description
-
-    name, model_type = split_model(spec)
-    folder = Path(name)
-    if model_type is None and folder.is_dir():
-        description = read_description(folder)
-        config = dict(description["config"])
-        if config.get("vocabulary") == "vocab.txt":
-            config["vocabulary"] = str(folder / "vocab.txt")
-        named = {"arch": description["arch"], "model_type": description.get("model_type")}
-        return {**named, **config, "weights": name}
-    if model_type is None:
-        from lavis.common.registry import registry
-
-        types = list(registry.get_model_class(name).PRESETS)
-        if len(types) != 1:
-            raise ValueError(f"--model {name}: choose a type: {', '.join(f'{name}/{t}' for t in types)}")
-        model_type = types[0]
-    return {"arch": name, "model_type": model_type}
-
-
 def _config(
     recipe: Sequence[str] | None,
     content: dict[str, Any] | None,
@@ -292,7 +185,7 @@ def _config(
 
     layers = dict(keys)
     if content is None and model is not None:
-        section = _model_section(model)
+        section = own_data.model_section(model)
         if keys.get("run.evaluate"):  # a recipe for training may say to start from others, or from none
             section = {"weights": "finetuned", "pretrained": None, "init": None, **section}
         layers.update({f"model.{k}": v for k, v in section.items()})

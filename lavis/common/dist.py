@@ -10,13 +10,15 @@ import contextlib
 import datetime
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+_control: Any = None  # a group on the CPU, for what must not wait for a GPU
 
 
 def is_on() -> bool:
@@ -59,6 +61,8 @@ def init_from_env(backend: str | None = None, timeout_minutes: float = 30) -> bo
 
 def shutdown() -> None:
     """Leave the group. Runs by itself at exit: a group whose threads outlive it aborts the process."""
+    global _control
+    _control = None
     if dist.is_available() and dist.is_initialized():
         gc.collect()  # a wrapped model that is part of a cycle would keep the group alive
         dist.destroy_process_group()
@@ -122,6 +126,19 @@ def from_main(work: Callable[[], T]) -> T:
         raise value
     result: T = value
     return result
+
+
+def largest(values: Sequence[int]) -> list[int]:
+    """The largest of all ranks' numbers, place by place. Between CPUs: nothing waits for a GPU's queue."""
+    global _control
+    if not is_on():
+        return list(values)
+    with _together():
+        if _control is None:
+            _control = dist.new_group(backend="gloo")
+        numbers = torch.tensor(values, dtype=torch.long)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_control)
+    return [int(n) for n in numbers.tolist()]
 
 
 def mean_over_ranks(value: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Files and folders that are either complete or absent, whatever kills the process while they are written.
 
 A file is written beside its place and renamed into it. A log is a file of JSON lines, of which only the
-last can be torn. A folder is written beside its place, then swapped in by two renames; `existing_folder`
-finishes a swap that was cut between them.
+last can be torn. A folder is written beside its place under a name of its own, then swapped in by two renames;
+`existing_folder` finishes a swap that was cut between them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -64,6 +71,17 @@ def is_folder(text: str | Path) -> bool:
     return path is not None and path.is_dir()
 
 
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Add the path to an OSError that names none: a full disk is noticed by a write, which knows only a number."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename is not None or e.errno is None:
+            raise
+        raise OSError(e.errno, e.strerror, str(path)) from e
+
+
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write a file atomically: readers see the old content or the new one, never a part.
 
@@ -80,25 +98,16 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as f:
+        with naming(path), os.fdopen(handle, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
         part.chmod(default_mode())
         part.replace(path)
-    except OSError as e:
-        raise named(e, path) from e
     finally:
         part.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return path
-
-
-def named(error: OSError, path: Path) -> OSError:
-    """The error with the file that it is about; the system does not name it where a disk is full."""
-    if error.errno is None or error.filename is not None:
-        return error
-    return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 def default_mode() -> int:
@@ -141,16 +150,27 @@ def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     """Append one JSON object as one line.
 
     If a kill has left a torn last line, the new line starts on its own line, so only the torn one is lost.
+    A line for which the disk has no room is not begun.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(dict(record), ensure_ascii=False).encode("utf-8") + b"\n"
-    with path.open("ab+") as f:
-        if f.seek(0, os.SEEK_END) > 0:
+    with (
+        naming(path),
+        path.open("ab+", buffering=0) as f,
+    ):  # unbuffered: nothing is left to be written by close
+        size = f.seek(0, os.SEEK_END)
+        if size > 0:
             f.seek(-1, os.SEEK_END)
             if f.read(1) != b"\n":
                 line = b"\n" + line
-        f.write(line)
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[f.write(rest) :]
+        except OSError:
+            f.truncate(size)
+            raise
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -210,8 +230,48 @@ def locked(path: str | Path, busy: str = "", on_wait: Callable[[], None] | None 
         lock.release()
 
 
-def _beside(folder: Path, suffix: str) -> Path:
-    return folder.with_name(folder.name + suffix)
+_DAY = 24 * 3600
+_HOST = re.sub(r"[^\w-]", "-", socket.gethostname()) or "host"
+_MARK = r"\.[\w-]+-\d+-[0-9a-f]{8}"  # host, process, a random number
+_active: set[str] = set()  # marks of the folders that this process is writing
+
+
+def _swaps(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """What writes of a folder have left beside it: {mark: (its `.new`, its `.old`)}; either may be absent.
+
+    The empty mark is that of earlier versions.
+    """
+    pattern = re.compile(rf"{re.escape(folder.name)}({_MARK})?\.(?:new|old)")
+    if not folder.parent.is_dir():
+        return {}
+    marks = {m[1] or "" for entry in os.scandir(folder.parent) if (m := pattern.fullmatch(entry.name))}
+    return {mark: _beside(folder, mark) for mark in marks}
+
+
+def _beside(folder: Path, mark: str) -> tuple[Path, Path]:
+    return folder.with_name(f"{folder.name}{mark}.new"), folder.with_name(f"{folder.name}{mark}.old")
+
+
+def _is_alive(mark: str, places: tuple[Path, Path]) -> bool:
+    """Whether the process that writes under this mark is still at it; of other machines, whether it may be."""
+    if mark in _active:
+        return True
+    if not mark:
+        return False
+    host, number, _ = mark[1:].rsplit("-", 2)
+    pid = int(number)
+    if host == _HOST and os.name != "nt":  # on Windows, kill(pid, 0) ends a process
+        if pid == os.getpid():
+            return False  # a process of that number before this one
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+    ages = [time.time() - place.stat().st_mtime for place in places if place.exists()]
+    return bool(ages) and min(ages) < _DAY
 
 
 def existing_folder(folder: str | Path) -> Path | None:
@@ -221,55 +281,99 @@ def existing_folder(folder: str | Path) -> Path | None:
         The complete folder, or None if none was ever completed.
     """
     folder = Path(folder)
-    new, old = _beside(folder, ".new"), _beside(folder, ".old")
-    if folder.exists():
-        return folder
-    if old.exists():
+    for wait in range(50):
+        if folder.exists():
+            return folder
         # `.old` appears only once `.new` is complete, so `.new` is the later of two complete folders
-        (new if new.exists() else old).rename(folder)
-        _sync_folder(folder.parent)
-        return folder
-    return None  # a lone `.new` is a first write that was cut: nothing complete exists
+        cut = {mark: places for mark, places in _swaps(folder).items() if places[1].exists()}
+        if not cut:
+            return folder if folder.exists() else None  # a lone `.new` is a first write that was cut
+        if wait < 40 and any(_is_alive(mark, places) for mark, places in cut.items()):
+            time.sleep(0.05)  # its writer is between the two renames
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another process finishes it, too
+            new, old = max(cut.values(), key=lambda p: (p[0].exists(), p[1].stat().st_mtime))
+            (new if new.exists() else old).rename(folder)
+            _sync_folder(folder.parent)
+    return folder if folder.exists() else None
 
 
 def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     """Write a whole folder and put it in place of an earlier one; at any moment one complete folder exists.
 
+    Several processes may do so at once: each writes under a name of its own, and the last one's folder stays.
+    What killed ones have left is removed.
+
     Args:
         folder: the place.
-        write: called with an empty folder to fill; whatever it raises leaves the earlier folder in place.
+        write: called with an empty folder to fill; whatever it raises leaves the earlier folder in place, and
+            nothing beside it.
 
     Returns:
         The folder.
     """
     folder = Path(folder)
-    existing_folder(folder)  # finish an earlier swap first: after this, `.new` and `.old` are rubbish
-    new, old = _beside(folder, ".new"), _beside(folder, ".old")
-    for rubbish in (new, old):
-        if rubbish.exists():
-            shutil.rmtree(rubbish)
-    new.mkdir(parents=True)
+    existing_folder(folder)  # finish an earlier swap first: after this, what the dead have left is rubbish
+    for mark, places in _swaps(folder).items():
+        if mark and not _is_alive(mark, places):
+            for rubbish in places:
+                if rubbish.exists():
+                    shutil.rmtree(rubbish, ignore_errors=True)
+    mark = f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    new, old = _beside(folder, mark)
+    _active.add(mark)
     try:
+        new.mkdir(parents=True)
         write(new)
         for path in sorted(new.rglob("*")):
             if path.is_file():
-                with path.open("rb+") as f:
+                with naming(path), path.open("rb+") as f:
                     os.fsync(f.fileno())
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)  # such as half of the weights on a full disk
-        raise
-    _sync_folder(new)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    _sync_folder(folder.parent)
+        _sync_folder(new)
+        _swap(folder, new, old)
+    finally:
+        _active.discard(mark)
+        if new.exists():
+            shutil.rmtree(new, ignore_errors=True)
     if old.exists():
         shutil.rmtree(old)
     return folder
 
 
+def _swap(folder: Path, new: Path, old: Path) -> None:
+    while True:
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # there is none, or another process is between its renames
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            if old.exists():  # another process was faster: its folder is the earlier one now
+                shutil.rmtree(old)
+        else:
+            break
+    _sync_folder(folder.parent)
+
+
+# The formats that images are opened in (Pillow's names), with the suffixes of their files. None starts another program.
+IMAGE_FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "AVIF": (".avif",),
+    "QOI": (".qoi",),
+    "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"),
+}
 # Suffixes; of clips in the order in which names without one are tried.
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+PICTURES = tuple(suffix for suffixes in IMAGE_FORMATS.values() for suffix in suffixes)
 CLIPS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv", ".3gp", ".gif")
 MEDIA = {"image": PICTURES, "video": CLIPS}  # by what a model sees
 
@@ -280,6 +384,48 @@ def is_clip(path: Path, sees: str) -> bool:
     return sees == "video" if still == moves else moves
 
 
+def is_debris(name: str) -> bool:
+    """Whether a file or folder is what macOS leaves beside others (`._photo.jpg`, `__MACOSX`): no image, whatever its
+    suffix."""
+    return name.startswith("._") or name == "__MACOSX"
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files of a folder, at any depth, what macOS leaves behind left out.
+
+    Links to folders are followed. Each folder is read once, under its own name where it lies below `folder` itself,
+    so links in a circle end. Folders that can't be read are left out with a warning.
+    """
+    seen: set[tuple[int, int]] = set()
+    linked = [str(folder)]  # links come after all that lies there itself
+    while linked:
+        waiting = [linked.pop(0)]
+        while waiting:
+            place = waiting.pop()
+            try:
+                stamp = Path(place).stat()
+                if (stamp.st_dev, stamp.st_ino) in seen:
+                    continue
+                seen.add((stamp.st_dev, stamp.st_ino))
+                with os.scandir(place) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
+            except OSError as e:
+                logger.warning(
+                    "the folder %s cannot be read (%s); it is left out", printable(place), e.strerror
+                )
+                continue
+            for entry in entries:
+                if is_debris(entry.name):
+                    continue
+                try:
+                    if entry.is_dir():
+                        (linked if entry.is_symlink() else waiting).append(entry.path)
+                    elif entry.is_file():
+                        yield Path(entry.path)
+                except OSError:  # a link to itself
+                    continue
+
+
 def media_in(folder: Path, kind: str = "image") -> Iterator[Path]:
-    """The pictures ("image") or clips ("video") of a folder, at any depth, told by their suffixes."""
-    return (p for p in folder.rglob("*") if p.suffix.lower() in MEDIA[kind] and p.is_file())
+    """The images ("image") or videos ("video") of a folder, told by their suffixes; see `files_below`."""
+    return (p for p in files_below(folder) if p.suffix.lower() in MEDIA[kind])

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from lavis.nn.attention import Reader
+from lavis.nn.finite import check_finite
 
 
 @contextmanager
@@ -56,6 +57,9 @@ def gradcam(
 
     Returns:
         maps, (R, T, N) a module (or (R, T, 2N), see `attention_maps`), not normalised; and what `score` returned.
+
+    Raises:
+        ValueError: the score does not depend on a module; score or maps are not finite.
     """
     with torch.enable_grad(), kept_weights(modules) as kept:
         value = score()
@@ -64,7 +68,9 @@ def gradcam(
         gradients = torch.autograd.grad(value.sum(), flat, allow_unused=True)
     if any(gradient is None for gradient in gradients):
         raise ValueError("the score does not depend on one of the modules; choose a layer that it passes")
-    shares = iter([(w.detach() * g.clamp(min=0)).mean(dim=1) for w, g in zip(flat, gradients)])
+    found = [(w.detach() * g.clamp(min=0)).mean(dim=1) for w, g in zip(flat, gradients)]
+    check_finite((value, found))
+    shares = iter(found)
     return [torch.cat([next(shares) for _ in reads], dim=-1) for reads in weights], value.detach()
 
 

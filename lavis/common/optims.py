@@ -1,11 +1,18 @@
 """Learning-rate schedules and the optimizers.
 
 A schedule is a function of (epoch, step within the epoch) and keeps no state, so there is nothing of it
-to save. All three warm up linearly within epoch 0 only, and change once per epoch after that:
+to save. The original's three warm up linearly within epoch 0 only, and change once per epoch after that, so
+that a run of one epoch never decays:
 
     linear_warmup_cosine_lr   (init - min) * (1 + cos(pi * epoch / max_epoch)) / 2 + min
     linear_warmup_step_lr     max(min, init * decay_rate ** epoch)
     constant_lr               init
+
+Two change at every step, over the whole run of T steps. With W steps of warm-up, which may last longer than
+an epoch, and t counted over epochs from 0, the share of the decay that is done is p = (t - W) / (T - W):
+
+    linear_warmup_cosine_per_step_lr   (init - min) * (1 + cos(pi * p)) / 2 + min
+    linear_warmup_linear_per_step_lr   (init - min) * (1 - p) + min
 
 A step is one batch of each rank; with gradient accumulation a weight update takes several.
 """
@@ -19,7 +26,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
+
+__getattr__ = moved.names_of(__name__)
 
 
 class Scheduler:
@@ -32,6 +42,8 @@ class Scheduler:
         warmup_steps: length of the warm-up in steps.
         warmup_start_lr: rate at step 0 of the warm-up; below zero means `init_lr`, that is no warm-up.
         decay_rate: factor per epoch, for `linear_warmup_step_lr`.
+        iters_per_epoch, total_steps: steps of an epoch and of the run (its last epoch may be shorter), for the
+            schedules that change at every step; `total_steps` None is max_epoch * iters_per_epoch.
 
     Raises:
         ValueError: a schedule with `needs_decay_rate` was given none.
@@ -48,6 +60,8 @@ class Scheduler:
         warmup_steps: int = 0,
         warmup_start_lr: float = -1,
         decay_rate: float | None = None,
+        iters_per_epoch: int = 1,
+        total_steps: int | None = None,
         **unused: Any,
     ) -> None:
         self.optimizer = optimizer
@@ -59,6 +73,8 @@ class Scheduler:
         if decay_rate is None and self.needs_decay_rate:
             raise ValueError(f"{type(self).__name__} needs decay_rate (run.lr_decay_rate), for example 0.9")
         self.decay_rate = decay_rate
+        self.iters_per_epoch = iters_per_epoch
+        self.total_steps = max_epoch * iters_per_epoch if total_steps is None else total_steps
 
     def decayed(self, epoch: int) -> float:
         """Rate after the warm-up, at an epoch counted from 0."""
@@ -105,6 +121,37 @@ class ConstantLRScheduler(Scheduler):
 
     def decayed(self, epoch: int) -> float:
         return self.init_lr
+
+
+class PerStepScheduler(Scheduler):
+    """Base of the schedules that change at every step of the run: linear warm-up, then decay to `min_lr`."""
+
+    def decay(self, done: float) -> float:
+        """The share of `init_lr - min_lr` that is left when the share `done` (0 to 1) of the decay is over."""
+        raise NotImplementedError
+
+    def lr(self, cur_epoch: int, cur_step: int) -> float:
+        t = cur_epoch * self.iters_per_epoch + cur_step
+        if t < self.warmup_steps:
+            return self.warmup_start_lr + (self.init_lr - self.warmup_start_lr) * t / self.warmup_steps
+        done = (t - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        return (self.init_lr - self.min_lr) * self.decay(min(done, 1.0)) + self.min_lr
+
+
+@registry.register_lr_scheduler("linear_warmup_cosine_per_step_lr")
+class LinearWarmupCosinePerStepLRScheduler(PerStepScheduler):
+    """Half a cosine from `init_lr` to `min_lr` over the steps after the warm-up."""
+
+    def decay(self, done: float) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+@registry.register_lr_scheduler("linear_warmup_linear_per_step_lr")
+class LinearWarmupLinearPerStepLRScheduler(PerStepScheduler):
+    """A straight line from `init_lr` to `min_lr` over the steps after the warm-up."""
+
+    def decay(self, done: float) -> float:
+        return 1.0 - done
 
 
 def parameter_groups(

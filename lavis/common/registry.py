@@ -11,8 +11,13 @@ import difflib
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
+
+from lavis.common import elsewhere
 
 T = TypeVar("T", bound=type | Callable[..., Any])
 
@@ -36,6 +41,30 @@ def suggest(name: object, known: Iterable[str]) -> str:
     if near:
         return " Did you mean " + " or ".join(repr(n) for n in near) + "?"
     return " Known: " + ", ".join(known) + "."
+
+
+def _broken(what: str, error: BaseException) -> ImportError:
+    """An error that names a piece of somebody else's code, its file and line, and what it raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
+    at = f" at {own[-1].filename}, line {own[-1].lineno}" if own else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        at = f" at {error.filename}, line {error.lineno}"
+    reason = " ".join(str(error).split())
+    return ImportError(
+        f"{what} cannot be loaded: {type(error).__name__}{at}" + (f": {reason}" if reason else "")
+    )
+
+
+def _load_plugin(entry: importlib.metadata.EntryPoint) -> None:
+    try:
+        entry.load()
+    except (Exception, SystemExit) as e:
+        package = entry.dist.name if entry.dist is not None else ""
+        source = f" of the package {package}" if package else ""
+        remedy = f"; mend it, or remove it: pip uninstall {package}" if package else "; mend it or remove it"
+        error = _broken(f"the plugin {entry.name} ({entry.value}){source}", e)
+        raise ImportError(f"{error}{remedy}") from e
 
 
 class Registry:
@@ -63,7 +92,15 @@ class Registry:
         return wrap
 
     def register_model(self, name: str) -> Callable[[T], T]:
-        return self._add("model", name)
+        """The class's `registered_name` is this one, unless it says another itself."""
+
+        def wrap(cls: T) -> T:
+            self._add("model", name)(cls)
+            if not hasattr(cls, "registered_name"):
+                cls.registered_name = name  # type: ignore[union-attr]
+            return cls
+
+        return wrap
 
     def register_dataset(self, name: str) -> Callable[[T], T]:
         return self._add("dataset", name)
@@ -104,7 +141,9 @@ class Registry:
                     f"--import {name}: there is no such module; give a dotted name that Python can import "
                     "from the current folder or the environment"
                 ) from e
-            raise
+            raise _broken(f"the module {name} (--import)", e) from e
+        except (Exception, SystemExit) as e:
+            raise _broken(f"the module {name} (--import)", e) from e
 
     def _load(self, kind: str) -> dict[str, Any]:
         room = _ROOMS[kind]
@@ -115,13 +154,20 @@ class Registry:
             self._imported.add(room)
         if not self._plugins_loaded:
             self._plugins_loaded = True  # first: a plugin may look names up while it is loaded
-            for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
-                entry.load()
+            try:
+                for entry in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+                    _load_plugin(entry)
+            except BaseException:
+                self._plugins_loaded = False  # a later call does not go on without it
+                raise
         return self._entries[kind]
 
     def _get(self, kind: str, name: str) -> Any:
         entries = self._load(kind)
         if name not in entries:
+            known_elsewhere = elsewhere.where(name)
+            if known_elsewhere:
+                raise ValueError(f"there is no {kind.replace('_', ' ')} named {name!r}: {known_elsewhere}")
             raise ValueError(f"there is no {kind.replace('_', ' ')} named {name!r}.{suggest(name, entries)}")
         return entries[name]
 
@@ -131,7 +177,11 @@ class Registry:
     def get_dataset_class(self, name: str) -> Any:
         return self._get("dataset", name)
 
-    get_builder_class = get_dataset_class
+    def get_builder_class(self, name: str) -> Any:
+        """A class with `build_datasets`, as the original's; `get_dataset_class` gives what was registered."""
+        from lavis.datasets.builder_classes import builder_of
+
+        return builder_of(name)
 
     def get_task_class(self, name: str) -> Any:
         return self._get("task", name)
@@ -173,11 +223,33 @@ class Registry:
     def list_pages(self) -> list[str]:
         return self.names("page")
 
+    @property
+    def mapping(self) -> dict[str, dict[str, Any]]:
+        """All that is registered, under the original's keys: `mapping["model_name_mapping"]["blip_caption"]`."""
+        kinds = {
+            "builder" if kind == "dataset" else kind: dict(self._load(kind))
+            for kind in _ROOMS
+            if kind != "page"
+        }
+        named = {f"{kind}_name_mapping": entries for kind, entries in kinds.items()}
+        return {**named, "state": dict(self._state), "paths": dict(self._paths)}
+
     def get_path(self, name: str) -> str | None:
-        return self._paths.get(name)
+        """A registered path; "library_root", "repo_root" and "cache_root" are there from the start."""
+        if name in self._paths:
+            return self._paths[name]
+        package = Path(__file__).parent.parent
+        if name == "cache_root":
+            from lavis.common import hub
+
+            return str(hub.cache_root())
+        return {"library_root": str(package), "repo_root": str(package.parent)}.get(name)
 
     def get(self, name: str, default: Any = None, no_warning: bool = True) -> Any:
-        return self._state.get(name, default)
+        """What `register` remembered under a dotted name, or a part of it."""
+        if name in self._state:
+            return self._state[name]
+        return {"MAX_INT": sys.maxsize, "SPLIT_NAMES": ["train", "val", "test"]}.get(name, default)
 
     def unregister(self, kind: str, name: str) -> Any:
         """Take a name out again (tests and notebooks that redefine a class)."""

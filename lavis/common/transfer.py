@@ -6,10 +6,15 @@ noted beside it in `<part>.json`, so that a later process can continue it and ne
 
 from __future__ import annotations
 
+import functools
 import http.client
+import io
 import json
 import logging
+import math
+import re
 import shutil
+import socket
 import sys
 import time
 import urllib.error
@@ -29,6 +34,7 @@ logger = logging.getLogger(__name__)
 Progress = bool | Callable[[int, int | None], None]
 
 TIMEOUT_S = 30.0  # silence on a connection
+HEADERS_S = 60.0  # for all headers of an answer, redirects included: a server may drip them
 ATTEMPTS = 6  # in a row without a single new byte
 BACKOFF_S = 0.5  # doubled after each of them
 LONGEST_BACKOFF_S = 16.0
@@ -71,6 +77,110 @@ class _BrokenOffError(Exception):
     """A transfer that may be continued."""
 
 
+class _OtherRangeError(Exception):
+    """The server sends another part than the one that was asked for; the whole may still be had."""
+
+
+# ---------------------------------------------------------------- a limit for all of an answer
+class _Clock:
+    """When an answer has to be there. `end`: by `time.monotonic`; infinity: no limit."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.end = seconds, time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds.
+
+        Raises:
+            TimeoutError: none.
+        """
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"not finished after {self.seconds:g} s")
+        return left
+
+    def stop(self) -> None:
+        self.end = math.inf
+
+
+class _Timed(io.RawIOBase):
+    """What comes over a connection, until the clock runs out: every read waits for no longer than that."""
+
+    def __init__(self, raw: io.RawIOBase, connection: socket.socket, clock: _Clock) -> None:
+        self._raw, self._connection, self._clock = raw, connection, clock
+        self._silence = connection.gettimeout()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._clock.left()
+        silence = self._silence
+        if math.isfinite(left):
+            self._connection.settimeout(left if silence is None else min(left, silence))
+        else:
+            self._connection.settimeout(silence)
+        try:
+            return self._raw.readinto(buffer)
+        except TimeoutError:
+            self._clock.left()  # says so if it was the clock
+            raise
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer whose headers and body are read through `_Timed`."""
+
+    def __init__(self, clock: _Clock, connection: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(connection, *args, **kwargs)
+        raw = self.fp.detach()
+        self.fp = io.BufferedReader(_Timed(raw, connection, clock))
+
+
+class _TimedHTTP(urllib.request.HTTPHandler):
+    def __init__(self, clock: _Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_connections(http.client.HTTPConnection, self._clock), req)
+
+
+class _TimedHTTPS(urllib.request.HTTPSHandler):
+    def __init__(self, clock: _Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        context = getattr(self, "_context", None)  # None: http.client makes the default one
+        return self.do_open(_connections(http.client.HTTPSConnection, self._clock), req, context=context)
+
+
+def _connections(kind: type[http.client.HTTPConnection], clock: _Clock) -> Any:
+    """Makes connections whose answers have to come before the clock runs out."""
+
+    def connect(*args: Any, **kwargs: Any) -> http.client.HTTPConnection:
+        kwargs["timeout"] = min(kwargs.get("timeout") or math.inf, clock.left())
+        connection = kind(*args, **kwargs)
+        connection.response_class = functools.partial(_Response, clock)  # type: ignore[assignment]
+        return connection
+
+    return connect
+
+
+def _open(request: urllib.request.Request, timeout_s: float, clock: _Clock) -> Any:
+    """The answer to a request, its headers read.
+
+    Args:
+        timeout_s: silence on the connection, in seconds. clock: for the headers, and for the body unless it is stopped.
+    """
+    opener = urllib.request.build_opener(_Redirects, _TimedHTTP(clock), _TimedHTTPS(clock))
+    return opener.open(request, timeout=timeout_s)
+
+
 def download(url: str, part: Path, has_checksum: bool, progress: Progress) -> None:
     """Bring the whole content of a URL into `part`, continuing what is there.
 
@@ -84,14 +194,19 @@ def download(url: str, part: Path, has_checksum: bool, progress: Progress) -> No
         FileNotFoundError: the server says that there is no such file.
         OSError: it refuses, cannot be reached, sends something else, or the disk is full.
     """
-    failures = 0
+    reason: Exception
+    failures, whole = 0, False
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _transfer(url, part, has_checksum, progress)
+            _transfer(url, part, has_checksum, progress, whole)
             return
+        except _OtherRangeError as e:
+            if whole:
+                raise OSError(f"{url}: {e}; the server sends a part where the whole was asked for") from e
+            whole, reason = True, e
         except (_BrokenOffError, http.client.HTTPException, ConnectionError, TimeoutError) as e:
-            reason: Exception = e
+            reason = e
         except urllib.error.HTTPError as e:
             e.close()
             if e.code not in _RETRIED:
@@ -132,19 +247,24 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> OSError:
     )
 
 
-def _transfer(url: str, part: Path, has_checksum: bool, progress: Progress) -> None:
-    """One request. Raises _BrokenOffError, or what urllib raises, if the content is not complete."""
+def _transfer(url: str, part: Path, has_checksum: bool, progress: Progress, whole: bool) -> None:
+    """One request, for the whole or for what is missing.
+
+    Raises:
+        _BrokenOffError, or what urllib raises: the content is not complete.
+        _OtherRangeError: the server sends another part than was asked for.
+    """
     offset, headers = 0, dict(_HEADERS)
     validator = _validator(part, url)
-    if part.exists() and (validator or has_checksum):
+    if not whole and part.exists() and (validator or has_checksum):
         offset = part.stat().st_size
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if validator:  # the rest is only sent if the server's file is still the same
             headers["If-Range"] = validator
-    opener = urllib.request.build_opener(_Redirects)
+    clock = _Clock(HEADERS_S)
     try:
-        response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+        response = _open(urllib.request.Request(url, headers=headers), TIMEOUT_S, clock)
     except urllib.error.HTTPError as e:
         if e.code != 416:
             raise
@@ -155,8 +275,10 @@ def _transfer(url: str, part: Path, has_checksum: bool, progress: Progress) -> N
         discard(part)
         raise _BrokenOffError("the server's file is shorter than what was fetched before") from e
     with response:
-        total_size = _expected_size(response, offset)
-        if response.status != 206 or not _continues(response, offset):
+        clock.stop()  # large files take their time
+        _check_status(url, response, offset, validator)
+        total_size = _expected_size(response)
+        if response.status == 200:
             offset = 0  # the server sends everything (again)
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise OSError(f"{url}: the server sends it compressed although it was asked not to")
@@ -180,6 +302,35 @@ def _transfer(url: str, part: Path, has_checksum: bool, progress: Progress) -> N
             f.truncate()
     if total_size is not None and size < total_size:
         raise _BrokenOffError(f"the connection broke off at {size} of {total_size} bytes")
+    if total_size is not None and size > total_size:
+        discard(part)
+        raise OSError(f"{url}: the server sends {size} bytes and says that they are {total_size}")
+
+
+def _check_status(url: str, response: Any, offset: int, validator: str) -> None:
+    """Let only the whole file pass, and the part that was asked for.
+
+    Raises:
+        _OtherRangeError, _BrokenOffError: see `_transfer`.
+        OSError: an answer that is no file.
+    """
+    if response.status == 206:
+        start, _, _ = _range_of(response)
+        if start is None or start != offset or not offset:
+            raise _OtherRangeError(
+                f"the range is {response.headers.get('Content-Range', 'not named')!r}, and bytes from {offset} on were "
+                "asked for"
+            )
+        mark = response.headers.get("ETag" if validator.startswith('"') else "Last-Modified")
+        if validator and mark and mark != validator:
+            raise _OtherRangeError("the rest that the server sends is of another version of the file")
+    elif response.status == 202:
+        raise _BrokenOffError("HTTP status 202: the server does not have it ready yet")
+    elif response.status != 200:
+        raise OSError(
+            f"{url}: HTTP status {response.status} ({response.reason}) instead of the file; set LAVIS_MIRROR, or "
+            "fetch it by other means and give its path"
+        )
 
 
 # ---------------------------------------------------------------- without a file
@@ -187,10 +338,10 @@ def size_of(url: str, timeout_s: float = 10.0) -> int | None:
     """The size in bytes that a server gives for a URL; None if it gives none, refuses or is silent."""
     request = urllib.request.Request(url, method="HEAD", headers=dict(_HEADERS))
     try:
-        with urllib.request.build_opener(_Redirects).open(request, timeout=timeout_s) as response:
+        with _open(request, timeout_s, _Clock(timeout_s)) as response:
             length = response.headers.get("Content-Length", "")
             page = response.headers.get_content_type() == "text/html"
-            return int(length) if length.isdigit() and not page else None
+            return int(length) if response.status == 200 and _is_number(length) and not page else None
     except (OSError, http.client.HTTPException):  # what is wrong will be said when it is fetched
         return None
 
@@ -219,28 +370,31 @@ def read(url: str, largest: int, timeout_s: float, deadline_s: float) -> Reply:
         url: http or https.
         largest: bytes; more are refused.
         timeout_s: silence on the connection, in seconds.
-        deadline_s: seconds for all of it, for servers that drip.
+        deadline_s: seconds for all of it, headers and redirects included, for servers that drip.
 
     Raises:
         TemporaryError: it may work later.
         OSError: the server refuses, or sends too much.
         ValueError: no web address.
     """
-    end = time.monotonic() + deadline_s
     request = urllib.request.Request(_quoted(url), headers=dict(_HEADERS))
+    clock = _Clock(deadline_s)
     try:
-        with urllib.request.build_opener(_Redirects).open(request, timeout=timeout_s) as response:
+        with _open(request, timeout_s, clock) as response:
+            if response.status == 202:
+                raise TemporaryError("HTTP status 202")
+            if response.status != 200:
+                raise OSError(f"HTTP status {response.status}")
             length = response.headers.get("Content-Length", "")
-            if length.isdigit() and int(length) > largest:
+            if _is_number(length) and int(length) > largest:
                 raise OSError(f"{int(length)} bytes, more than {largest}")
             data = bytearray()
             while chunk := response.read1(1 << 16):  # returns what is there: a drip is noticed
                 data += chunk
                 if len(data) > largest:
                     raise OSError(f"more than {largest} bytes")
-                if time.monotonic() > end:
-                    raise TemporaryError(f"not finished after {deadline_s:g} s")
-            if length.isdigit() and len(data) < int(length):
+                clock.left()
+            if _is_number(length) and len(data) < int(length):
                 raise TemporaryError(f"broke off at {len(data)} of {length} bytes")
             return Reply(bytes(data), response.geturl(), response.headers)
     except urllib.error.HTTPError as e:
@@ -279,20 +433,27 @@ def _validator(part: Path, url: str) -> str:
         return ""
 
 
-def _continues(response: Any, offset: int) -> bool:
-    return str(response.headers.get("Content-Range", "")).startswith(f"bytes {offset}-")
+def _range_of(response: Any) -> tuple[int | None, int | None, int | None]:
+    """First byte, last byte and size of the whole, as far as Content-Range names them."""
+    text = str(response.headers.get("Content-Range", ""))
+    found = re.fullmatch(r"\s*bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18}|\*)\s*", text, re.ASCII)
+    if found is None:
+        return None, None, None
+    first, last, total = int(found[1]), int(found[2]), None if found[3] == "*" else int(found[3])
+    return (first, last, total) if first <= last and (total is None or last < total) else (None, None, None)
 
 
-def _expected_size(response: Any, offset: int) -> int | None:
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def _expected_size(response: Any) -> int | None:
     """Size of the whole file in bytes, as far as the server tells."""
-    if response.status == 206 and _continues(response, offset):
-        total = response.headers["Content-Range"].rpartition("/")[2]
-        if total.isdigit():
-            return int(total)
-    else:
-        offset = 0
     length = response.headers.get("Content-Length", "")
-    return int(length) + offset if length.isdigit() else None
+    if response.status == 206:
+        _, last, total = _range_of(response)
+        return total if total is not None or last is None else last + 1
+    return int(length) if _is_number(length) else None
 
 
 def _need_room(part: Path, size: int, url: str) -> None:

@@ -8,36 +8,30 @@ it, `CaptionDataset` (captioning.py) and `VQADataset` (vqa.py), leave little to 
 from __future__ import annotations
 
 import inspect
-import io
-import struct
 import sys
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch.utils.data
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from lavis.common.images import MissingMediaError as MissingMediaError
+from lavis.common.images import UnreadableMediaError as UnreadableMediaError
+from lavis.common.images import open_image
 from lavis.datasets.collate import Sample, collate
-from lavis.datasets.sources import Download, Source, how_to_get
+from lavis.datasets.sources import Download, Links, Source, how_to_get, shards_folder
 from lavis.datasets.tables import Record, read_records
 
+if TYPE_CHECKING:
+    from lavis.datasets.shard_reader import Packed
+
+open_picture = open_image  # its earlier name
+
 ON_ERROR = ("raise", "skip")  # what to do about a picture that cannot be read
-
-
-class UnreadableMediaError(OSError):
-    """A picture is there and cannot be decoded. `path`: its file."""
-
-    def __init__(self, message: str, path: str | Path = "") -> None:
-        super().__init__(message)
-        self.path = str(path)
-
-
-class MissingMediaError(UnreadableMediaError, FileNotFoundError):
-    """There is no such picture. `path`: where it should be."""
 
 
 def error_policy(given: str | None, training: bool) -> str:
@@ -65,6 +59,9 @@ class Plan:
     vis_root: Path | None = None
     options: Any = field(default_factory=NoOptions)
     on_error: str | None = None
+    as_listed: bool = (
+        False  # the records of the annotation file, also where a download has put images into shards
+    )
 
 
 class Dataset(torch.utils.data.Dataset[Sample]):
@@ -80,6 +77,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     Attributes:
         on_error: what a run does about pictures that cannot be read: "raise", or "skip" (the default in
             training), where the next readable sample takes the place. `sample` itself always raises.
+        packed: the shards that hold the images; None where they are files below `vis_root`.
     """
 
     name: ClassVar[str] = ""
@@ -90,6 +88,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
     downloads: ClassVar[Sequence[Download]] = ()  # how the media get there
     Options: ClassVar[type] = NoOptions
     train_splits: ClassVar[tuple[str, ...]] = ("train",)
+    plain_images: ClassVar[bool] = True  # as published numbers were made: see `plain` of `open_image`
 
     def __init__(
         self,
@@ -109,6 +108,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         self.options = self.Options() if options is None else options
         self.annotation_paths = tuple(annotation_paths)
         self.on_error = error_policy(None, self.training)
+        self.packed: Packed | None = None
         self.set_processors(vis_processor, text_processor)
 
     # ------------------------------------------------------------------ building
@@ -129,7 +129,14 @@ class Dataset(torch.utils.data.Dataset[Sample]):
 
     @classmethod
     def load(cls, split: str, plan: Plan) -> Dataset:
-        """Build one split: find or fetch its annotation files, read the first as records."""
+        """Build one split: find or fetch its annotation files, read the first as records.
+
+        Where `lavis download --shards` has put the images of a list, they are read from there, with the list beside
+        them in place of an annotation file that doesn't say where they are.
+        """
+        packed = cls._in_shards(split, plan)
+        if packed is not None:
+            return packed
         paths = [locate(source, f"{plan.name}/{split}") for source in plan.sources[split]]
         return cls(
             read_records(paths[0]),
@@ -138,6 +145,22 @@ class Dataset(torch.utils.data.Dataset[Sample]):
             options=plan.options,
             annotation_paths=paths,
         )
+
+    @classmethod
+    def _in_shards(cls, split: str, plan: Plan) -> Dataset | None:
+        """The split with its images in shards; None where there are none."""
+        folder = None if plan.as_listed else shards_place(cls, split, plan)
+        if folder is None:
+            return None
+        from lavis.datasets.shard_reader import Packed, is_packed
+
+        if not is_packed(folder):
+            return None
+        sources = [under_cache_root(source.storage) for source in plan.sources[split]]
+        packed = Packed(folder, sources[0] if sources and sources[0].is_file() else None)
+        dataset = cls(packed.records, split, options=plan.options, annotation_paths=packed.lists)
+        dataset.packed = packed
+        return dataset
 
     def set_processors(
         self, vis_processor: Callable[..., Any] | None, text_processor: Callable[..., Any] | None
@@ -169,6 +192,22 @@ class Dataset(torch.utils.data.Dataset[Sample]):
             raise IndexError(f"{self.name}/{self.split} has {n} samples; there is no sample {index}")
         return self.make_sample(index % n, np.random.default_rng() if rng is None else rng)
 
+    @property
+    def annotation(self) -> Sequence[Record]:
+        """`records`, under the original's name."""
+        return self.records
+
+    def displ_item(self, index: int) -> dict[str, Any]:
+        """What there is to show of a sample: its record, `file`, and its images or video as the sample has them."""
+        sample = self.sample(index)
+        record = self.records[self._first_record(index)]
+        media = {key: sample[key] for key in ("image", "image0", "image1", "video") if key in sample}
+        return {"file": next(iter(self.media_names(record)), ""), **record, **media}
+
+    def _first_record(self, index: int) -> int:
+        """The position of a sample's first record."""
+        return index
+
     def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
         """Turn item `index` into a sample; a data set or its family writes this."""
         raise NotImplementedError(f"{type(self).__name__} has no make_sample")
@@ -184,8 +223,12 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         return [str(name) for value in found for name in ([value] if isinstance(value, str) else value)]
 
     def picture(self, record: Mapping[str, Any]) -> Image.Image:
-        """The record's picture, RGB, as stored (no processor)."""
-        return open_picture(self._media_path(str(record["image"])), self._what_to_do())
+        """The record's image, RGB (no processor)."""
+        if self.packed is not None:
+            data, name = self.packed.read(record)
+            return open_image(data, name=name, plain=self.plain_images)
+        path = self._media_path(str(record["image"]))
+        return open_image(path, self._what_to_do(), plain=self.plain_images)
 
     def image(self, record: Mapping[str, Any], rng: np.random.Generator) -> Any:
         """The record's picture after the vision processor."""
@@ -201,6 +244,8 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         return path if path.is_absolute() or self.vis_root is None else self.vis_root / path
 
     def _what_to_do(self) -> str:
+        if self.packed is not None:
+            return f"the images of {self.name!r} are in the shards of {self.packed.folder}"
         what = "clips" if self.data_type == "videos" else "pictures"
         way = how_to_get(self.name, self.downloads, self.split) or "put them there"
         return (
@@ -254,54 +299,6 @@ class _Called:  # not a lambda: workers that are started by spawn get a copy
         return self.processor(item, rng=rng) if self.takes_stream else self.processor(item)
 
 
-# what Pillow raises for files that it cannot make sense of (struct.error: a broken EXIF block)
-_UNDECODABLE = (
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError,
-)  # fmt: skip
-
-
-def open_picture(path: Path, advice: str = "", upright: bool = False) -> Image.Image:
-    """Decode a picture file to RGB.
-
-    Args:
-        path: the file.
-        advice: what to do when it is missing, for the message.
-        upright: turn it as its EXIF orientation says. False shows the pixels as stored, which is how
-            published data sets were read when published numbers were made.
-
-    Raises:
-        MissingMediaError: there is no such file; `advice` says what to do about it.
-        UnreadableMediaError: it is there but can't be decoded.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as e:
-        message = f"there is no picture {path}" + (f"; {advice}" if advice else "")
-        raise MissingMediaError(message, path) from e
-    except OSError as e:
-        raise UnreadableMediaError(f"the picture {path} cannot be read ({e})", path) from e
-    return decode_picture(data, path, upright)
-
-
-def decode_picture(data: bytes, name: str | Path, upright: bool = False) -> Image.Image:
-    """Decode a picture's bytes to RGB.
-
-    Args:
-        data: the content of a file. name: what to call it in a message. upright: as in `open_picture`.
-
-    Raises:
-        UnreadableMediaError: it can't be decoded.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
-    except _UNDECODABLE as e:
-        # Pillow's own message names an object in memory
-        reason = "it has no known format" if isinstance(e, UnidentifiedImageError) else e
-        message = f"the picture {name} cannot be decoded ({reason}); replace it or remove its record"
-        raise UnreadableMediaError(message, name) from e
-
-
 def under_cache_root(storage: str | Path) -> Path:
     """An absolute path as it is, else a path that exists from the current folder, else under the cache."""
     from lavis.common import hub
@@ -310,6 +307,17 @@ def under_cache_root(storage: str | Path) -> Path:
     if path.is_absolute() or path.exists():
         return path
     return Path(hub.cache_root()) / path
+
+
+def shards_place(cls: type[Dataset], split: str, plan: Plan) -> Path | None:
+    """Where a download with --shards puts the images of a split; None for a data set without lists of addresses."""
+    for links in cls.downloads:
+        if isinstance(links, Links) and (not links.splits or split in links.splits):
+            to = shards_folder(links, split, cls.downloads, cls.split_names(plan))
+            if plan.vis_root is not None and cls.media and PurePath(to).is_relative_to(cls.media):
+                return plan.vis_root / PurePath(to).relative_to(cls.media)
+            return under_cache_root(to)
+    return None
 
 
 def locate(source: Source, what: str) -> Path:
@@ -354,6 +362,9 @@ class Grouping(Dataset):
         """What records about the same picture, pictures or clip have in common."""
         key: Hashable = picture_of(record)
         return key
+
+    def _first_record(self, index: int) -> int:
+        return index if self._items is None else int(self._items[index][0])
 
     def _pictures(self) -> Sequence[Sequence[int]]:
         """The positions of each picture's records."""

@@ -7,7 +7,7 @@ have the same keys, `text_input` being the first reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,8 +50,25 @@ class CaptionDataset(Dataset):
         self._index_records()
 
     def _index_records(self) -> None:
-        """Number the pictures in order of appearance, and group records by picture where asked to."""
-        self._picture_number: Sequence[int] = numbered(map(picture_of, self.records))
+        """Number the pictures in order of appearance, and group records by picture where asked to.
+
+        Raises:
+            ValueError: only some records have an `image_id`, so that our numbers could be another picture's.
+        """
+        lacking: list[int] = []
+
+        def pictures() -> Iterator[Hashable]:
+            for position, record in enumerate(self.records):
+                if "image_id" not in record:
+                    lacking.append(position)
+                yield picture_of(record)
+
+        self._picture_number: Sequence[int] = numbered(pictures())
+        if lacking and len(lacking) < len(self.records):
+            raise ValueError(
+                f"{self.name}/{self.split}, record {lacking[0]}: there is no image_id, and other records have one; "
+                "give every record one, or none"
+            )
         grouped = self.training and self.options.captions_per_image > 1
         self._items = Groups(self._picture_number) if grouped else None
 

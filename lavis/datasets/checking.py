@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lavis.common import hub
+from lavis.common.images import open_image
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import Dataset, Plan, UnreadableMediaError, open_picture, under_cache_root
+from lavis.datasets.base import Dataset, Plan, UnreadableMediaError, under_cache_root
 from lavis.datasets.builders import make_plan
 from lavis.datasets.clips import Clip
 from lavis.datasets.sources import Source, how_to_get
@@ -206,6 +207,10 @@ def check(
         except (OSError, ValueError, KeyError, TypeError) as e:
             out.splits.append(SplitState(split, problem=f"it cannot be read: {e}"))
             continue
+        if dataset.packed is not None:
+            out.folder = str(dataset.packed.folder)
+            out.splits.append(_check_packed(dataset, split, deep, progress))
+            continue
         root = dataset.vis_root
         if root is None:
             out.splits.append(SplitState(split, len(dataset.records)))
@@ -224,9 +229,7 @@ def check(
         if deep:
             absent = set(missing)
             paths = [root / n for n in names if n not in absent]
-            state.broken_names = _broken(
-                paths, open_picture if kind == "pictures" else _decode_clip, progress
-            )
+            state.broken_names = _broken(paths, open_image if kind == "pictures" else _decode_clip, progress)
             state.broken = len(state.broken_names)
         out.splits.append(state)
     if set(wanted) == set(known) and not any(s.problem for s in out.splits) and listings:
@@ -241,6 +244,20 @@ def check(
     return out
 
 
+def _check_packed(
+    dataset: Dataset,
+    split: str,
+    deep: bool,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
+) -> SplitState:
+    """Of images in shards none is missing: those that could not be fetched have no record."""
+    state = SplitState(split, len(dataset.records), len(dataset.records))
+    if deep:
+        state.broken_names = _broken(dataset.records, dataset.picture, progress)
+        state.broken = len(state.broken_names)
+    return state
+
+
 def _decode_clip(path: Path) -> None:
     """Decode all frames of a clip, one after another."""
     with Clip(path) as clip:
@@ -249,23 +266,23 @@ def _decode_clip(path: Path) -> None:
 
 
 def _broken(
-    paths: Sequence[Path],
-    decode: Callable[[Path], Any],
+    items: Sequence[Any],
+    decode: Callable[[Any], Any],
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
 ) -> list[str]:
-    """The files that cannot be decoded. Pillow and PyAV decode without Python's lock, so threads help."""
+    """What cannot be decoded, by path. Pillow and PyAV decode without Python's lock, so threads help."""
 
-    def problem(path: Path) -> str | None:
+    def problem(item: Any) -> str | None:
         try:
-            decode(path)
-        except UnreadableMediaError:
-            return str(path)
+            decode(item)
+        except UnreadableMediaError as e:
+            return e.path or str(item)
         return None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found: Iterable[str | None] = pool.map(problem, paths, chunksize=1)
+        found: Iterable[str | None] = pool.map(problem, items, chunksize=1)
         if progress is not None:
-            found = progress(found, len(paths))
+            found = progress(found, len(items))
         return [path for path in found if path is not None]
 
 

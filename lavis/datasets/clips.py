@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lavis.datasets.base import MissingMediaError, UnreadableMediaError
+from lavis.common.images import UnreadableMediaError, check_file
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -73,8 +73,7 @@ class Clip(Sequence[np.ndarray]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        if not self.path.is_file():
-            raise MissingMediaError(f"there is no clip {self.path}", self.path)
+        check_file(self.path, what="clip")
         self._container: InputContainer | None = None
         self._frames: Iterator[VideoFrame] | None = None
         self._last: tuple[int, np.ndarray] | None = None  # the frame read last, and its number

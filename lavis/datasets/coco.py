@@ -40,7 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lavis.common.hub import GS
 from lavis.common.registry import registry
@@ -82,12 +82,28 @@ class CocoCaption(CaptionDataset):
         """COCO's number of the picture, the digits at the end of its file name."""
         stem = Path(self.records[position]["image"]).stem
         digits = stem.rpartition("_")[2]
-        if not digits.isdigit():
+        if not (digits.isascii() and digits.isdecimal()):
             raise ValueError(
                 f"{self.name}/{self.split}, record {position}: the picture {stem!r} does not end in COCO's "
                 "number, as in COCO_val2014_000000522418"
             )
-        return int(digits)
+        return int(digits)  # leading zeros only fill the name up
+
+    def references(self) -> dict[Any, list[str]]:
+        """As `CaptionDataset.references`.
+
+        Raises:
+            ValueError: two pictures have one number, as those of two folders can have in files that aren't COCO's.
+        """
+        found: dict[int, str] = {}
+        for position, record in enumerate(self.records):
+            name = self.image_id(position)
+            if found.setdefault(name, record["image"]) != record["image"]:
+                raise ValueError(
+                    f"{self.name}/{self.split}, record {position}: the picture {record['image']!r} has the number of "
+                    f"{found[name]!r}, {name}; for pictures of your own use the data set `own`"
+                )
+        return super().references()
 
 
 @registry.register_dataset("coco_retrieval")

@@ -15,7 +15,7 @@ https://github.com/google-research-datasets/conceptual-12m
 **Files.** `conceptual_caption/annotations/{cc3m,cc12m}.json` under the cache root: a JSON list, or a line each, of
 objects with `image` (a path below the folder of pictures), `caption` and, to fetch the pictures, `url`. Google
 publishes tables of captions and addresses; `lavis download` makes such a file and fetches the pictures to
-`conceptual_caption/images` or `images_12m`.
+`conceptual_caption/images` or `images_12m`; with `--shards` into shards there, which are read in place of files.
 
 **Licence.** The tables "may be freely used for any purpose", with acknowledgement of Google. The pictures are the
 web's, under whatever rights they have.

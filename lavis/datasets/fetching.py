@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import json
 import queue
-import struct
 import threading
 import warnings
 from collections import Counter
@@ -27,6 +26,14 @@ from PIL import Image
 from lavis.common import hub, transfer
 from lavis.common.files import append_jsonl
 from lavis.common.hosts import Turns
+from lavis.common.images import (
+    ORIENTATION,
+    TooManyPixelsError,
+    UnreadableMediaError,
+    opened,
+    orientation_of,
+    to_rgb,
+)
 from lavis.common.members import STATE
 from lavis.common.parallel import Board
 from lavis.datasets.checking import scan
@@ -40,7 +47,6 @@ _NO_NETWORK = 300  # temporary failures in a row: it is not the pictures
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")  # others have decoders that are rarely looked at
 _REFUSED_BY = ("noai", "noimageai")
 _PLACEHOLDERS = ("photo_unavailable",)  # in the address that Flickr sends one to
-_ORIENTATION = 0x0112  # the EXIF tag
 REFUSED_BEFORE = "refused in an earlier run"
 FAILURES = "failures.jsonl"
 
@@ -112,6 +118,10 @@ class Tally:
 
 
 # ---------------------------------------------------------------------- one picture
+class _TooSmallError(UnreadableMediaError):
+    """A side is shorter than what is taken."""
+
+
 def prepare(data: bytes, settings: FetchSettings, jpeg: bool) -> tuple[bytes, int, int]:
     """Check a picture and make it smaller where it is larger than wanted.
 
@@ -126,29 +136,30 @@ def prepare(data: bytes, settings: FetchSettings, jpeg: bool) -> tuple[bytes, in
     Raises:
         ValueError: no picture, a broken one, or one of a refused size.
     """
-    Image.init()
     try:
-        with Image.open(io.BytesIO(data), formats=[f for f in _FORMATS if f in Image.OPEN]) as picture:
+        with opened(data, formats=_FORMATS, limit=settings.largest_pixels) as picture:
             width, height = picture.size
-            if width * height > settings.largest_pixels:
-                raise ValueError("too many pixels")
             if min(width, height) < settings.smallest_side:
-                raise ValueError(f"a side of less than {settings.smallest_side} pixels")
+                raise _TooSmallError(f"a side of less than {settings.smallest_side} pixels")
             scale = settings.side / min(width, height) if settings.side else 1.0
             if scale >= 1 and (picture.format == "JPEG" or not jpeg):
                 picture.load()
                 return data, width, height
-            orientation = picture.getexif().get(_ORIENTATION)
             size = (max(1, round(width * min(scale, 1.0))), max(1, round(height * min(scale, 1.0))))
             picture.draft("RGB", (2 * size[0], 2 * size[1]))  # JPEG decodes smaller pictures faster
-            out = picture.convert("RGB")
-    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as e:
+            out = to_rgb(picture)
+            orientation = orientation_of(picture)
+    except TooManyPixelsError as e:
+        raise ValueError("too many pixels") from e
+    except _TooSmallError as e:
+        raise ValueError(str(e)) from e
+    except UnreadableMediaError as e:
         raise ValueError("no picture, or a broken one") from e
     if out.size != size:
         out = out.resize(size, Image.Resampling.BICUBIC)
     exif = Image.Exif()
-    if orientation in range(2, 9):
-        exif[_ORIENTATION] = orientation
+    if orientation > 1:
+        exif[ORIENTATION] = orientation
     content = io.BytesIO()
     out.save(content, "JPEG", quality=settings.quality, exif=exif)
     return content.getvalue(), *size
@@ -379,15 +390,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _tidy(failures: Path, keeper: Files | Packed) -> None:
-    """One line per address that is still failing, the last one."""
+    """One line, the last one, per address that still fails; in shards per place, as each has an image of its own."""
     if not failures.is_file():
         return
-    last = {row["url"]: row for row in _lines(failures)}
     if isinstance(keeper, Files):
-        last = {url: row for url, row in last.items() if row["name"] not in keeper.there}
+        last = {row["url"]: row for row in _lines(failures) if row["name"] not in keeper.there}
     else:
         there = {int(record["key"]) for record in keeper.shards.records()}
-        last = {url: row for url, row in last.items() if row["place"] not in there}
+        last = {row["place"]: row for row in _lines(failures) if row["place"] not in there}
     write_rows(failures, iter(last.values()))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ from lavis.datasets.fetching import (
     fetch_pictures,
     write_rows,
 )
-from lavis.datasets.sources import TRAINING_SIDE, Links
+from lavis.datasets.shard_reader import is_packed
+from lavis.datasets.sources import TRAINING_SIDE, Links, shards_folder
 from lavis.datasets.tables import read_json, read_table
 
 if TYPE_CHECKING:
@@ -166,7 +168,7 @@ def settings_of(given: Settings, side: int = TRAINING_SIDE) -> FetchSettings:
 
 
 def fetch_links(todo: Todo, item: Item, given: Settings) -> list[tuple[str, Tally]]:
-    """Fetch the pictures of a data set's `Links`.
+    """Fetch the pictures of a data set's `Links`: into files, or into shards where these were asked for or begun.
 
     Returns:
         By split (or for the whole table) what became of it. `Tally.annotation` is the file to use in place of
@@ -197,18 +199,19 @@ def fetch_links(todo: Todo, item: Item, given: Settings) -> list[tuple[str, Tall
             links.columns,
             settings,
             url_key=links.url_key,
-            shards=given.shards,
+            shards=given.shards or is_packed(item.place),
             annotation=made,
         )
         return [(", ".join(item.splits), tally)]
     out = []
     for split in item.splits:
-        dataset = cls.load(split, placed)
+        dataset = cls.load(split, replace(placed, as_listed=True))
         jobs = _jobs_of_records(dataset.records, links.url_key, f"{todo.name}/{split}")
-        folder = item.place / split if given.shards and len(item.splits) > 1 else item.place
         storage = Path(placed.sources[split][0].storage)
+        packed = todo.root / shards_folder(links, split, cls.downloads, cls.split_names(placed))
+        shards = given.shards or is_packed(packed)
         out.append((split, _run(
-            jobs, folder, f"{todo.name}/{split}", settings, given.shards,
+            jobs, packed if shards else item.place, f"{todo.name}/{split}", settings, shards,
             storage.with_name(f"{storage.stem}.got.jsonl"), len(dataset.records),
         )))  # fmt: skip
     return out

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from lavis.common.images import open_image
 from lavis.common.registry import suggest
-from lavis.datasets.base import Grouping, Record, open_picture
+from lavis.datasets.base import Grouping, Record
 from lavis.datasets.collate import Sample
 
 LABELS = {"False": 0, "True": 1}
@@ -98,8 +99,8 @@ class NLVRDataset(SentenceDataset):
         """The record's left and right picture, RGB, as stored."""
         left, right = record["images"]
         return (
-            open_picture(self._media_path(str(left)), self._what_to_do()),
-            open_picture(self._media_path(str(right)), self._what_to_do()),
+            open_image(self._media_path(str(left)), self._what_to_do(), plain=self.plain_images),
+            open_image(self._media_path(str(right)), self._what_to_do(), plain=self.plain_images),
         )
 
     def flipped(self, sentence: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from lavis.datasets.base import Record, too_many
-from lavis.datasets.tables import read_table
+from lavis.datasets.tables import as_number, decode_json, read_table, refuse_strange_characters, stripped
 from lavis.datasets.vqa import yes_no_number_other
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,9 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "retrieval": ((), TEXT),
     "classification": ((), LABEL),
 }
+IDS = ("id", "question_id")  # of a question
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes that usual systems take
+_SHORT = _LONGEST_NAME // 4  # letters that are never more bytes than a name has
 
 
 def task_of(
@@ -78,31 +83,92 @@ def media_of(path: str | Path, columns: Sequence[str]) -> str:
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((row[n] for n in names if row.get(n) is not None), None)
+    return next((row[n] for n in names if not _is_missing(row.get(n))), None)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty: no value, nothing but blanks, or no number."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return value is None or (isinstance(value, str) and not stripped(value))
+
+
+def text_of(where: str, name: str, value: Any) -> str:
+    """A cell that is a text, a number, or true or false, as the text that it stands for, without blanks at its ends.
+
+    Raises:
+        ValueError: it is something else, or empty.
+    """
+    if isinstance(value, bool):
+        value = str(value).lower()  # as JSON and CSV write it
+    elif isinstance(value, int | float) and not _is_missing(value):
+        value = _digits(value)
+    if not isinstance(value, str) or not (text := stripped(value)):
+        raise ValueError(f"{where}: {name} holds {value!r}; it should be a text that is not empty")
+    refuse_strange_characters(f"{where}: {name}", text)
+    return text
+
+
+def _digits(number: float) -> str:
+    """A number as text; 2.0, which tables make of whole numbers, is 2."""
+    return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
 
 
 def texts_of(where: str, name: str, value: Any) -> list[str]:
-    """A string, or a list of strings (in a table also written as JSON), as a list."""
-    if isinstance(value, str) and value.lstrip().startswith("[") and value.rstrip().endswith("]"):
+    """A text, or a list of texts (in a table also written as JSON), as a list; numbers will do, too."""
+    if isinstance(value, str) and (inside := stripped(value)).startswith("[") and inside.endswith("]"):
         try:
-            value = json.loads(value)
+            found, end = decode_json(inside)
+            value = found if end == len(inside) else value
         except json.JSONDecodeError:
-            value = [value]  # a text that happens to stand in brackets
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not values:
+            pass  # a text that happens to stand in brackets
+    if isinstance(value, str | int | float):
+        return [text_of(where, name, value)]
+    if not isinstance(value, list) or not value:
         raise ValueError(f"{where}: {name} is {value!r}; it should be a text or a list of texts")
-    values = [str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v for v in values]
-    for v in values:
-        if not isinstance(v, str) or not v.strip():
-            raise ValueError(f"{where}: {name} holds {v!r}; every entry should be a text that is not empty")
-    return values
+    return [text_of(where, name, v) for v in value]
 
 
-def _identity(value: Any) -> Any:
-    """Whole numbers as int, whether they come from JSON or from a table's text."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+def identity(where: str, name: str, value: Any) -> int | str:
+    """An id. Ids are opaque: only what is written as whole numbers are is one, so 1, "1" and 1.0 are the same id, and
+    "01" is another.
+
+    Raises:
+        ValueError: it is no text and no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or _is_missing(value):
+        raise ValueError(f"{where}: {name} is {value!r}; an id should be a text or a whole number")
+    text = text_of(where, name, value)
+    return as_number(text) if text != "-1" else text  # the number marks padding in batches
+
+
+def _place(where: str, name: str, row: Mapping[str, Any]) -> str:
+    """The path of a row's picture or clip, checked as far as a path can be wrong by itself."""
+    path = _needed(where, name, row)
+    longest = max(len(os.fsencode(part)) for part in path.split("/")) if len(path) > _SHORT else 0
+    if longest > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(
+            f"{where}: {name} is {path[:40]!r}… of {len(os.fsencode(path))} bytes; a name in a path has at most "
+            f"{_LONGEST_NAME} and a path {_LONGEST_PATH}: is this a text, or the image itself?"
+        )
+    return _plain(path)
+
+
+def _plain(path: str) -> str:
+    """One spelling of a path: ./a.png is a.png."""
+    odd = "//" in path or "./" in path or path.endswith("/")
+    return str(PurePath(path)) if odd else path
+
+
+def _needed(where: str, name: str, row: Mapping[str, Any]) -> str:
+    """The text of a column that every row needs, without blanks at its ends."""
+    value = row.get(name)
+    if not isinstance(value, str) or not (text := stripped(value)):
+        raise ValueError(
+            f"{where}: {name} is {value!r}; it should be a text (columns here: {', '.join(row)})"
+        )
+    refuse_strange_characters(f"{where}: {name}", text)
+    return text
 
 
 def make_record(path: str | Path, line: int, row: Mapping[str, Any], task: str, complete: bool) -> Record:
@@ -118,38 +184,48 @@ def make_record(path: str | Path, line: int, row: Mapping[str, Any], task: str, 
         ValueError: a cell is missing or of the wrong kind.
     """
     where, media = f"{path}, line {line}", media_of(path, list(row))
-    always, names = TASKS[task]
-    for name in (media, *always):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise ValueError(
-                f"{where}: {name} is {row.get(name)!r}; it should be a text (columns here: {', '.join(row)})"
-            )
-    record: Record = {media: row[media].strip(), "line": line}
-    if row.get("image_id") is not None:
-        record["image_id"] = _identity(row["image_id"])
+    _, names = TASKS[task]
+    record: Record = {media: _place(where, media, row), "line": line}
+    if not _is_missing(row.get("image_id")):
+        record["image_id"] = identity(where, "image_id", row["image_id"])
     value = _first(row, names)
     if value is None and complete:
         raise ValueError(f"{where}: there is no {_either(names)} (columns here: {', '.join(row)})")
     if task == "classification":
         text = _first(row, TEXT)
         return record | {
-            "label": None if value is None else str(value),
-            "text": "" if text is None else str(text),
+            "label": None if value is None else text_of(where, names[0], value),
+            "text": "" if text is None else text_of(where, TEXT[0], text),
         }
     texts = [] if value is None else texts_of(where, names[0], value)
     if task != "vqa":
         return record | {"caption": texts}
-    record |= {"question": row["question"], "answers": texts}
-    if row.get("id", row.get("question_id")) is not None:
-        record["question_id"] = _identity(row.get("id", row.get("question_id")))
-    record["question_type"] = str(row.get("question_type") or "")
-    record["answer_type"] = str(row.get("answer_type") or (yes_no_number_other(texts[0]) if texts else ""))
+    record["question"] = _needed(where, "question", row)
+    record["answers"] = texts
+    given = {identity(where, name, row[name]) for name in IDS if not _is_missing(row.get(name))}
+    if len(given) > 1:
+        raise ValueError(
+            f"{where}: id is {row['id']!r} and question_id {row['question_id']!r}; a question has one id"
+        )
+    if given:
+        record["question_id"] = given.pop()
+    record["question_type"] = stripped(str(row.get("question_type") or ""))
+    record["answer_type"] = stripped(str(row.get("answer_type") or "")) or (
+        yes_no_number_other(texts[0].lower()) if texts else ""
+    )
     return record
 
 
 def place_of(record: Mapping[str, Any]) -> str:
     """The path of a record's picture or clip, below their folder."""
     return str(record["image"] if "image" in record else record["video"])
+
+
+def read_texts(record: Mapping[str, Any]) -> list[str]:
+    """The texts of a record that a model reads after the text processor."""
+    if "caption" in record:
+        return list(record["caption"])
+    return [record["question"]] if "question" in record else [record["text"]]
 
 
 def held_out(images: Sequence[str], share: float) -> set[str]:
@@ -194,32 +270,90 @@ def find_missing(records: Sequence[Record], folder: Path, path: str | Path, skip
     logger.warning("%s; they are skipped (on_error: raise refuses them)", message)
 
 
-def merge_by_picture(records: Sequence[Record]) -> list[Record]:
-    """One record per picture with all its captions, for evaluation."""
-    merged: dict[str, Record] = {}
+def merged(records: Iterable[Record], task: str, training: bool) -> list[Record]:
+    """Rows that are about one thing as one record: captions of an image (in training each is a record of its own),
+    answers to one question about an image, unless both have ids of their own."""
+    if task == "classification" or (training and task != "vqa"):
+        return list(records)
+    texts = "answers" if task == "vqa" else "caption"
+    found: dict[Any, Record] = {}
     for record in records:
-        place = place_of(record)
-        if place in merged:
-            merged[place]["caption"] += record["caption"]
+        key = (place_of(record), record.get("question"), record.get("question_id"))
+        if key in found:
+            found[key][texts] += record[texts]
         else:
-            merged[place] = record | {"caption": list(record["caption"])}
-    return list(merged.values())
+            found[key] = record | {texts: list(record[texts])}
+        if task == "vqa" and not found[key]["answer_type"]:
+            found[key]["answer_type"] = record["answer_type"]
+    return list(found.values())
 
 
-def number(records: list[Record], task: str, path: str | Path) -> None:
-    """Give every record an image_id and, for questions, an id; check that given ones are unique."""
+def check_ids(path: str | Path, rows: Sequence[tuple[int, Record]], task: str) -> None:
+    """Ids are for all rows or for none, an image has one, and so has a question about it.
+
+    Args:
+        path: the table, for messages. rows: lines and rows of a split, or of several that are one file.
+
+    Raises:
+        ValueError: naming the lines that don't go together.
+    """
+    for names in (("image_id",), IDS) if task == "vqa" else (("image_id",),):
+        lines = [line for line, row in rows if _first(row, names) is None]
+        if len(lines) == len(rows):
+            continue
+        if lines:
+            other = next(line for line, row in rows if _first(row, names) is not None)
+            raise ValueError(
+                f"{path}, line {lines[0]}: there is no {names[0]}, and line {other} has one; "
+                "give every row one, or none"
+            )
+        of_id: dict[Any, tuple[int, Any]] = {}  # the line and the image (and question) that an id is of
+        of_place: dict[str, tuple[int, Any]] = {}
+        for line, row in rows:
+            where, name = (
+                f"{path}, line {line}",
+                identity(f"{path}, line {line}", names[0], _first(row, names)),
+            )
+            place = _same_place(row)
+            about = place if names != IDS else (place, stripped(str(row.get("question") or "")))
+            first, before = of_id.setdefault(name, (line, about))
+            if before != about:
+                what = "question" if names == IDS else "image"
+                raise ValueError(
+                    f"{where}: the {names[0]} {name!r} is already that of line {first}, which is about another {what}; "
+                    f"give every {what} its own, or none"
+                )
+            first, before = of_place.setdefault(place, (line, name))
+            if names != IDS and before != name:
+                raise ValueError(
+                    f"{where}: the image_id of {place} is {name!r}, and {before!r} in line {first}; "
+                    "give every image one"
+                )
+
+
+def _same_place(row: Mapping[str, Any]) -> str:
+    """A row's picture or clip, equal for spellings of one path."""
+    return _plain(stripped(str(_first(row, MEDIA) or "")))
+
+
+def number(records: Sequence[Record], task: str) -> None:
+    """Give every record an image_id and, for questions, an id, where the table has none."""
     places: dict[str, int] = {}
-    lines: dict[Any, int] = {}
     for place, record in enumerate(records):
         record.setdefault("image_id", places.setdefault(place_of(record), len(places)))
         if task == "vqa":
-            name = record.setdefault("question_id", place)
-            if name in lines:
-                raise ValueError(
-                    f"{path}, line {record['line']}: the id {name!r} is already that of line {lines[name]}; "
-                    "give every question its own, or none"
-                )
-            lines[name] = record["line"]
+            record.setdefault("question_id", place)
+
+
+def split_of(row: Mapping[str, Any]) -> Any:
+    """What a row's column `split` says."""
+    given = row.get("split")
+    return stripped(given) if isinstance(given, str) else given
+
+
+def whole_file(path: Path, rows: list[tuple[int, Record]]) -> list[tuple[int, Record]]:
+    """The rows of a split, with those of the part that is held out of its file, if one is."""
+    return rows if any("split" in row for _, row in rows) else read_table(path)
 
 
 def rows_of(split: str, options: Any) -> tuple[Path, list[tuple[int, Record]]]:
@@ -235,16 +369,16 @@ def rows_of(split: str, options: Any) -> tuple[Path, list[tuple[int, Record]]]:
         return Path(), []
     if any("split" in row for _, row in rows):
         for line, row in rows:
-            if row.get("split") not in SPLITS:
+            if split_of(row) not in SPLITS:
                 raise ValueError(
                     f"{path}, line {line}: split is {row.get('split')!r}; it should be train, val or test"
                 )
-        return path, [(line, row) for line, row in rows if row["split"] == split]
+        return path, [(line, row) for line, row in rows if split_of(row) == split]
     if given is not None and (split != "train" or options.val is not None):
         return path, rows
     if split == "test":
         return path, []
-    places = [str(_first(row, MEDIA) or "").strip() for _, row in rows]
+    places = [_same_place(row) for _, row in rows]
     out = held_out(places, options.val_fraction)
     keep = split == "val"
     return path, [row for row, place in zip(rows, places) if (place in out) == keep]

@@ -12,7 +12,7 @@
 
 **Files.** The annotation file (`image`, `caption`, `url`) is downloaded on first use to `sbu_captions/annotations`
 under the cache root. Pictures are expected in `sbu_captions/images`: `lavis download sbu_caption` fetches them one by
-one.
+one; with `--shards` into shards there, which are read in place of files, without those that are gone.
 
 **Licence.** Not stated. The photographs belong to their Flickr authors and have their own licences.
 

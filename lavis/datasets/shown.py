@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from lavis.common.files import is_clip
-from lavis.datasets.base import Dataset, Record, open_picture
+from lavis.common.images import open_image
+from lavis.datasets.base import Dataset, Record
 from lavis.datasets.clips import Clip
 from lavis.datasets.vqa import ANSWER_KEYS
 
@@ -137,7 +138,7 @@ def preview(path: Path, sees: str, side: int) -> Image.Image:
         UnreadableMediaError: it is missing or damaged. ImportError: it is a clip, and PyAV is not installed.
     """
     if not is_clip(path, sees):
-        picture = open_picture(path, upright=True)
+        picture = open_image(path)
         picture.thumbnail((side, side))
         return picture
     frames = [Image.fromarray(frame) for frame in clip_frames(path, 4)]

@@ -38,8 +38,8 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from lavis.common.images import open_image
 from lavis.common.registry import registry
-from lavis.datasets.base import open_picture
 from lavis.datasets.entailment import EntailmentDataset
 from lavis.datasets.flickr30k import PICTURES
 from lavis.datasets.sources import Source
@@ -64,4 +64,5 @@ class SNLIVE(EntailmentDataset):
         return [name if Path(name).suffix == ".jpg" else f"{name}.jpg"]
 
     def picture(self, record: Mapping[str, Any]) -> Image.Image:
-        return open_picture(self._media_path(self.media_names(record)[0]), self._what_to_do())
+        path = self._media_path(self.media_names(record)[0])
+        return open_image(path, self._what_to_do(), plain=self.plain_images)

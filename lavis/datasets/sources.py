@@ -91,6 +91,19 @@ class ByHand:
 Download = Archive | Links | ByHand
 
 
+def shards_folder(links: Links, split: str, downloads: Sequence[Download], splits: Sequence[str]) -> str:
+    """Where the shards of a split go, relative to the cache root: a folder of their own where several splits share one.
+
+    Args:
+        links: where the split's images come from. downloads, splits: of the data set.
+    """
+    if links.table is not None:
+        return links.to
+    others = (d for d in downloads if isinstance(d, Links) and d.to == links.to)
+    sharing = {s for other in others for s in (other.splits or splits)}
+    return f"{links.to}/{split}" if len(sharing) > 1 else links.to
+
+
 def how_to_get(name: str, downloads: Sequence[Download], split: str | None = None) -> str:
     """What to do to get the pictures or clips of a split (None: of any), "" if nothing is known."""
     needed = [d for d in downloads if split is None or not d.splits or split in d.splits]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import functools
 import io
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -21,6 +23,14 @@ import numpy as np
 
 Record = dict[str, Any]
 _WHITE = re.compile(r"[ \t\n\r]*")
+_UNSEEN = "\ufeff\u200b\u2060\u180e"  # blanks that str.strip leaves: byte-order mark, spaces of no width
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
+_DEEPEST = 64  # levels of lists and objects in a row of a table
+_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
+)  # fmt: skip
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 
 
@@ -102,20 +112,122 @@ def _remove(path: Path, process: int) -> None:
         path.unlink()
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+def stripped(text: str) -> str:
+    """The text without blanks at its ends: white space of Unicode, byte-order marks, spaces of no width."""
+    while (shorter := text.strip().strip(_UNSEEN)) != text:
+        text = shorter
+    return text
+
+
+def as_number(name: str) -> int | str:
+    """An id that is written as whole numbers of 64 bits are as such. Any other, "007" too, stays as it is: ids are
+    opaque."""
+    return int(name) if _WHOLE.fullmatch(name) and len(name) < 19 else name
+
+
+def refuse_strange_characters(where: str, text: str) -> None:
+    """
+    Raises:
+        ValueError: the text holds a NUL, or half of a surrogate pair, which no file and no terminal takes.
+    """
+    if "\0" in text:
+        raise ValueError(f"{where} holds a NUL character: {text[:40]!r}; take it out")
+    if _SURROGATE.search(text):
+        raise ValueError(
+            f"{where} holds half of a surrogate pair: {text[:40]!a}; the text was cut within a character, or "
+            "written with a wrong encoding"
+        )
+
+
+# ---------------------------------------------------------------------- JSON
+def _unique(pairs: list[tuple[str, Any]]) -> Record:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key!r} is given twice")
+            seen.add(key)
+    return row
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+# NaN and Infinity are how programs write a missing number; JSON itself has neither.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_constant=lambda name: None)
+
+
+def decode_json(text: str, place: int = 0) -> tuple[Any, int]:
+    """The JSON value at a place of a text, and where it ends. NaN and Infinity are None.
 
     Raises:
-        ValueError: it is not valid JSON; the message names file and line.
+        json.JSONDecodeError: it is not valid, or a key is there twice, a number is too long, lists lie too deep; then
+            the error has a cause, and its place is the value's beginning.
     """
-    return _parsed(path, _decoded(path))
+    try:
+        return _DECODER.raw_decode(text, place)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as e:
+        raise json.JSONDecodeError("lists or objects are nested too deeply", text, place) from e
+    except ValueError as e:
+        twice = "twice" in str(e)
+        raise json.JSONDecodeError(str(e) if twice else "a number has too many digits", text, place) from e
+
+
+def _said(e: json.JSONDecodeError) -> str:
+    return e.msg if e.__cause__ is not None else f"not valid JSON ({e.msg} at column {e.colno})"
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects lie in one another, as far as that is of interest."""
+    depth, layer = 0, [value]
+    while layer and depth <= _DEEPEST:
+        inner = [v for v in layer if isinstance(v, (list, dict))]
+        layer = [w for v in inner for w in (v.values() if isinstance(v, dict) else v)]
+        depth += bool(inner)
+        if not inner:
+            break
+    return depth
+
+
+def _refuse_strange_json(value: Any, text: str, start: int, end: int) -> None:
+    """What a table's row may not hold; looked for only where the text gives reason to.
+
+    Raises:
+        json.JSONDecodeError: as `decode_json`, with a cause.
+    """
+    try:
+        if text.count("[", start, end) + text.count("{", start, end) > _DEEPEST and _depth(value) > _DEEPEST:
+            raise ValueError("lists or objects are nested too deeply")
+        if text.find("\\ud", start, end) >= 0 or text.find("\\uD", start, end) >= 0:
+            refuse_strange_characters("it", json.dumps(value, ensure_ascii=False))
+    except ValueError as e:
+        raise json.JSONDecodeError(str(e), text, start) from e
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. NaN and Infinity are None.
+
+    Raises:
+        ValueError: it is not valid JSON, or a key is given twice; the message names file and line.
+    """
+    return _parsed(path, read_text(path))
 
 
 def _parsed(path: Path, text: str) -> Any:
     try:
-        return json.loads(text)
+        value, end = decode_json(text, _space(text, 0))
+        if (end := _space(text, end)) != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+        return value
     except json.JSONDecodeError as e:
-        raise ValueError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from e
+        # of what is found within a value only the value's beginning is known, here the file's
+        where = f"{path}, line {e.lineno}" if e.__cause__ is None else str(path)
+        raise ValueError(f"{where}: {_said(e)}") from e
 
 
 def read_records(*paths: Path) -> PackedRecords:
@@ -128,9 +240,9 @@ def read_records(*paths: Path) -> PackedRecords:
 
 
 def _rows_of(path: Path) -> Iterator[Record]:
-    text = _decoded(path)
+    text = read_text(path)
     rows = _json_rows if text.lstrip().startswith("[") else _json_lines
-    for _, row in rows(path, text):
+    for _, row in rows(path, text, False):
         yield row
 
 
@@ -142,11 +254,11 @@ def read_table(path: str | Path) -> list[tuple[int, Record]]:
 
     Returns:
         (line number, row) pairs; in a JSON list the number is the row's place, from 1. Empty cells of CSV
-        and TSV are None.
+        and TSV are None, and so are NaN and Infinity in JSON. Columns without a name are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another suffix, encoding or syntax; the message names file and line.
+        ValueError: another suffix, encoding or syntax, a column or key given twice; the message names file and line.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -160,14 +272,14 @@ def read_table(path: str | Path) -> list[tuple[int, Record]]:
 
 @functools.lru_cache(maxsize=4)  # splits are built one by one, often from the same file
 def _read_table(path: Path, stamp: tuple[int, int]) -> tuple[array[int], PackedRecords]:
-    text = _decoded(path)
+    text = read_text(path)
     kind = path.suffix.lower()
     if kind == ".json":
-        rows = _json_rows(path, text)
+        rows = _json_rows(path, text, True)
     elif kind in (".csv", ".tsv"):
         rows = _separated_rows(path, text, "\t" if kind == ".tsv" else ",")
     else:
-        rows = _json_lines(path, text)
+        rows = _json_lines(path, text, True)
     numbers = array("q")
 
     def numbered() -> Iterator[Record]:
@@ -181,51 +293,71 @@ def _read_table(path: Path, stamp: tuple[int, int]) -> tuple[array[int], PackedR
     return numbers, packed
 
 
-def _decoded(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The content of a file in UTF-8, without its byte-order mark.
+
+    Raises:
+        ValueError: another encoding, or NUL bytes; the message names file and line.
+    """
     data = path.read_bytes()
+    for mark, name in _ENCODINGS:
+        if data.startswith(mark):
+            raise ValueError(f"{path}, line 1: this is {name}, not UTF-8; save the file as UTF-8")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = data[: e.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 ({e.reason}); save the file as UTF-8") from e
+    at = text.find("\0")
+    if at >= 0:
+        line = text.count("\n", 0, at) + 1
+        raise ValueError(
+            f"{path}, line {line}: holds a NUL byte; it is damaged, or not UTF-8: save the file as UTF-8"
+        )
+    return text
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Record]]:
+def _json_lines(path: Path, text: str, strict: bool) -> Iterator[tuple[int, Record]]:
     # Not splitlines: JSON strings may hold other line separators of Unicode.
     for number, line in enumerate(text.split("\n"), 1):
+        line = line.lstrip("\ufeff")  # of files that were joined
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row, end = decode_json(line, _space(line, 0))
+            if _space(line, end) != len(line):
+                raise json.JSONDecodeError("Extra data", line, end)
+            if strict:
+                _refuse_strange_json(row, line, 0, end)
         except json.JSONDecodeError as e:
-            raise ValueError(
-                f"{path}, line {number}: not valid JSON ({e.msg} at column {e.colno}); each line should be "
-                "one JSON object"
-            ) from e
+            each = "" if e.__cause__ is not None else "; each line should be one JSON object"
+            raise ValueError(f"{path}, line {number}: {_said(e)}{each}") from e
         yield number, _row(f"{path}, line {number}", row)
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Record]]:
-    start = _space(text, 0)
-    if text[start : start + 1] != "[":
+def _json_rows(path: Path, text: str, strict: bool) -> Iterator[tuple[int, Record]]:
+    begin = _space(text, 0)
+    if text[begin : begin + 1] != "[":
         rows = _parsed(path, text)
         raise ValueError(f"{path} should hold a JSON list of objects, not {type(rows).__name__}")
     try:
-        for number, row in enumerate(_elements(text, start + 1), 1):
+        for number, (row, start, end) in enumerate(_elements(text, begin + 1), 1):
+            if strict:
+                _refuse_strange_json(row, text, start, end)
             yield number, _row(f"{path}, record {number}", row)
     except json.JSONDecodeError as e:
-        raise ValueError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from e
+        raise ValueError(f"{path}, line {e.lineno}: {_said(e)}") from e
 
 
-def _elements(text: str, place: int) -> Iterator[Any]:
-    """The elements of a JSON list, one by one: a million of them at once would take a gigabyte."""
-    decode = json.JSONDecoder().raw_decode
+def _elements(text: str, place: int) -> Iterator[tuple[Any, int, int]]:
+    """The elements of a JSON list with where they begin and end, one by one: a million of them at once would take a
+    gigabyte."""
     place = _space(text, place)
     if text[place : place + 1] != "]":
         while True:
-            element, place = decode(text, place)
-            yield element
-            place = _space(text, place)
+            element, end = decode_json(text, place)
+            yield element, place, end
+            place = _space(text, end)
             if text[place : place + 1] != ",":
                 break
             place = _space(text, place + 1)
@@ -260,14 +392,17 @@ def _separated_rows(path: Path, text: str, separator: str) -> Iterator[tuple[int
             raise ValueError(f"{path}, line {reader.line_num}: {e}; is a quote open or misplaced?") from e
         if fields is None:
             return
-        if not any(f.strip() for f in fields):
+        if not any(map(stripped, fields)):
             continue
         if not header:
-            header = [f.strip() for f in fields]
+            header = [stripped(f) for f in fields]
+            twice = next((name for name in header if name and header.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{path}, line {reader.line_num}: the column {twice!r} is given twice")
             continue
         if len(fields) != len(header):
             raise ValueError(
                 f"{path}, line {reader.line_num}: {len(fields)} fields, but the header has {len(header)} "
                 f"({', '.join(header)}); put texts that contain the separator in double quotes"
             )
-        yield reader.line_num, {k: v if v.strip() else None for k, v in zip(header, fields)}
+        yield reader.line_num, {k: v if stripped(v) else None for k, v in zip(header, fields) if k}

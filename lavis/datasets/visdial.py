@@ -44,8 +44,9 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from lavis.common.images import open_image
 from lavis.common.registry import registry
-from lavis.datasets.base import Plan, locate, open_picture
+from lavis.datasets.base import Plan, locate
 from lavis.datasets.dialogue import DialogueDataset
 from lavis.datasets.sources import ByHand, Source
 from lavis.datasets.tables import PackedRecords, Record, read_json
@@ -112,7 +113,8 @@ class VisDial(DialogueDataset):
         return [next((name for name in names if self._media_path(name).is_file()), names[0])]
 
     def picture(self, record: Mapping[str, Any]) -> Image.Image:
-        return open_picture(self._media_path(self.media_names(record)[0]), self._what_to_do())
+        path = self._media_path(self.media_names(record)[0])
+        return open_image(path, self._what_to_do(), plain=self.plain_images)
 
 
 def _optional(source: Source, plan: Plan, split: str) -> Path | None:

@@ -59,6 +59,8 @@ class VQADataset(Grouping):
         super().__init__(records, split, **kwargs)
 
     answer_keys: ClassVar[tuple[str, ...]] = ANSWER_KEYS  # of a record
+    # "own", "official" or "exact", see `VQATask.accuracy`; None: told by its numbers of answers
+    answer_rule: ClassVar[str | None] = None
 
     @classmethod
     def load(cls, split: str, plan: Plan) -> VQADataset:

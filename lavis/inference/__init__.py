@@ -7,9 +7,23 @@ from lavis.inference.encoder import Encoder
 from lavis.inference.explain import Explanation, explain, overlay
 from lavis.inference.index import Hit, Index, Update
 from lavis.inference.loading import Loaded, load, sees, split_model
+from lavis.inference.trained import TrainedClasses, has_classes
 from lavis.inference.zero_shot import ZeroShot, classify
 
 __all__ = [
-    "Encoder", "Explanation", "Hit", "Index", "Loaded", "Update", "ZeroShot",
-    "classify", "explain", "load", "overlay", "sees", "split_model",
+    "Encoder",
+    "Explanation",
+    "Hit",
+    "Index",
+    "Loaded",
+    "TrainedClasses",
+    "Update",
+    "ZeroShot",
+    "classify",
+    "explain",
+    "has_classes",
+    "load",
+    "overlay",
+    "sees",
+    "split_model",
 ]  # fmt: skip

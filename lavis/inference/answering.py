@@ -9,6 +9,7 @@ import torch
 from lavis.inference.loading import Loaded
 from lavis.models.alpro import AlproQA
 from lavis.models.answers import Answering
+from lavis.models.classification import some_names
 from lavis.models.outputs import Texts
 
 
@@ -17,7 +18,8 @@ class Answerer:
 
     Args:
         loaded: a model for visual question answering, or ALPRO's, which has a class per answer.
-        answers: to choose from; None: the model writes. For ALPRO they name its classes, in order.
+        answers: to choose from; None: the model writes. For ALPRO they name its classes, in order, unless its
+            checkpoint does; then None is all of them.
         num_beams, max_len: of written answers; max_len in tokens.
 
     Raises:
@@ -34,13 +36,14 @@ class Answerer:
                 "blip_video_qa/vqav2"
             )
         if isinstance(model, AlproQA):
-            classes = model.config.num_classes
+            classes, names = model.config.num_classes, model.classnames
+            answers = _among(loaded, names, answers) if names is not None else answers
             if not answers:
                 raise ValueError(
                     f"{loaded.spec} knows {classes} answers by number only; give their names, in order, as "
                     "the file that came with its data has them (such as train_ans2label.json)"
                 )
-            if len(answers) != classes:
+            if names is None and len(answers) != classes:
                 raise ValueError(
                     f"{loaded.spec} knows {classes} answers, but {len(answers)} names are given; it takes the file "
                     "that came with its data, such as train_ans2label.json"
@@ -81,7 +84,19 @@ class Answerer:
     def _classified(self, model: AlproQA, samples: dict[str, object]) -> Texts:
         logits = model.predict(samples)["predictions"]
         assert logits is not None and self.answers is not None
+        if model.classnames is not None:
+            logits = logits[:, [model.classnames.index(name) for name in self.answers]]
         best = logits.float().log_softmax(dim=1).max(dim=1)  # (B·G,)
         return Texts(
             [self.answers[i] for i in best.indices.tolist()], best.values.tolist(), best.values.exp().tolist()
         )
+
+
+def _among(loaded: Loaded, names: Sequence[str], answers: Sequence[str] | None) -> list[str]:
+    """The answers, each once, of a model whose checkpoint names them."""
+    unknown = [a for a in answers or () if a not in names]
+    if unknown:
+        raise ValueError(
+            f"{loaded.spec} was not trained to answer {some_names(unknown)}; it knows {some_names(names)}"
+        )
+    return list(dict.fromkeys(answers or names))

@@ -40,6 +40,7 @@ def convert(
     model_type: str | None = None,
     half: bool = False,
     for_training: bool = False,
+    activation: str | None = None,
 ) -> Converted:
     """Write config.json, model.safetensors and the vocabulary of a model, and compare them with what was read.
 
@@ -49,6 +50,7 @@ def convert(
         name, model_type: of the model; not needed for a folder of this library.
         half: store matrices as float16 (they are read as float32); vectors and single numbers stay as they are.
         for_training: keep momentum twins and queues, where the source has them.
+        activation: of a checkpoint for CLIP that does not say it; see `load_model`.
 
     Raises:
         ValueError: weights that do not fit the model or float16; the folder is in use.
@@ -58,16 +60,18 @@ def convert(
     if folder.is_file() or (existing_folder(folder) is not None and any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; choose another folder, or delete it")
     if name is None:
-        model = load_model(source, is_eval=not for_training)
+        model = load_model(source, activation=activation, for_training=for_training)
     else:
-        model = load_model(name, model_type, is_eval=not for_training, checkpoint=source)
+        model = load_model(
+            name, model_type, checkpoint=source, activation=activation, for_training=for_training
+        )
     before = _state(model)
     if half:
         _halve(model)
     replace_folder(folder, model.save_pretrained)
     del model
     try:
-        again = load_model(str(folder), is_eval=not for_training)
+        again = load_model(str(folder), for_training=for_training)
         largest = _compare(before, _state(again), half, folder)
     except Exception:
         shutil.rmtree(folder)  # it was made here, and is not what it should be

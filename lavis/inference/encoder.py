@@ -16,6 +16,8 @@ from lavis.inference.loading import Loaded
 from lavis.models.alignment import TEMPERATURE, Alignment, TextStates
 from lavis.models.clip import Clip
 from lavis.models.tokenizer import Tokens
+from lavis.nn.finite import check_finite, explained
+from lavis.nn.losses import similarities
 
 TEXTS_AT_ONCE = 256
 PAIRS_AT_ONCE = 256  # of pictures and texts that are matched
@@ -33,6 +35,8 @@ class Encoder:
         matches: whether there is a matching head (ITM), which reads picture and text together.
         scale: what cosines are multiplied with before a softmax: one over the learned temperature (one over 0.07 where
             the model has none).
+
+    Its methods raise a `NonFiniteError` where the model computes NaN or infinity.
 
     Raises:
         ValueError: the model has no such space.
@@ -66,11 +70,14 @@ class Encoder:
         """
         if not len(pictures):
             return torch.zeros(0, self.width)
-        with self.loaded.autocast():
-            return self._picture_vectors(self.model.encode_image(self._batch(pictures)))
+        batch = self._batch(pictures)
+        with self.loaded.autocast(), explained(self.model, batch):
+            return self._picture_vectors(self.model.encode_image(batch))
 
     def _picture_vectors(self, states: torch.Tensor) -> torch.Tensor:
-        return _unit(states if isinstance(self.model, Clip) else self.model.image_feature(states))
+        vectors = _unit(states if isinstance(self.model, Clip) else self.model.image_feature(states))
+        check_finite(vectors, kind=self.loaded.sees)
+        return vectors
 
     # ------------------------------------------------------------------------------ texts
     @torch.no_grad()
@@ -88,12 +95,13 @@ class Encoder:
         for start in range(0, len(order), TEXTS_AT_ONCE):
             rows = order[start : start + TEXTS_AT_ONCE]
             some = [cleaned[i] for i in rows]
-            with self.loaded.autocast():
+            with self.loaded.autocast(), explained(self.model):
                 if isinstance(self.model, Clip):
                     vectors = self.model.encode_text(some)
                 else:
                     vectors = self.model.text_feature(self.model.encode_text(self._tokens(some)))
                 out[rows] = _unit(vectors)
+                check_finite(out[rows], kind="text")
         return out
 
     def _cleaned(self, texts: Sequence[str]) -> list[str]:
@@ -121,7 +129,7 @@ class Encoder:
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Compare every picture with every text: `match` for a batch, (B, n) each."""
         if not self.matches:
-            return None, self.images(pictures) @ self.texts(texts).T
+            return None, similarities(self.images(pictures), self.texts(texts))
         logits, cosines = self.match_logits(pictures, texts)
         return logits.softmax(dim=-1)[..., 1], cosines
 
@@ -150,8 +158,9 @@ class Encoder:
             return logits, logits[..., 0]
         each = max(1, PAIRS_AT_ONCE // batch)
         vectors = torch.zeros(len(cleaned), self.width)
-        with self.loaded.autocast():
-            image = model.encode_image(self._batch(pictures))  # (B, N, D)
+        media = self._batch(pictures)
+        with self.loaded.autocast(), explained(model, media):
+            image = model.encode_image(media)  # (B, N, D)
             memory, own = model.memorize(image), self._picture_vectors(image)
             order = sorted(range(len(cleaned)), key=lambda i: len(cleaned[i]))
             for start in range(0, len(order), each):
@@ -159,11 +168,13 @@ class Encoder:
                 tokens = self._tokens([cleaned[i] for i in columns])  # (G, T)
                 states = model.encode_text(tokens)
                 vectors[columns] = _unit(model.text_feature(states))
+                check_finite(vectors[columns], kind="text")
                 text = TextStates(tokens, model.begin(tokens, states))
                 rows = text.select(torch.arange(len(columns), device=model.device).repeat(batch))  # (B·G, T)
                 found = model.match_logits(rows, memory, only_first=True).float().cpu()
                 logits[:, columns] = found.unflatten(0, (batch, len(columns)))
-        return logits, own @ vectors.T
+            check_finite(logits, kind=self.loaded.sees)
+        return logits, similarities(own, vectors)
 
     # ------------------------------------------------------------------------------ fused states
     @torch.no_grad()
@@ -181,11 +192,14 @@ class Encoder:
             )
         if len(texts) != len(pictures):
             raise ValueError(f"there are {len(texts)} texts for {len(pictures)} pictures; each needs one")
-        with self.loaded.autocast():
-            memory = model.memorize(model.encode_image(self._batch(pictures)))
+        media = self._batch(pictures)
+        with self.loaded.autocast(), explained(model, media):
+            memory = model.memorize(model.encode_image(media))
             tokens = self._tokens(self._cleaned(texts))
             text = TextStates(tokens, model.begin(tokens, model.encode_text(tokens)))
-            return model.fuse(text, memory, only_first=True)[:, 0].float().cpu()
+            found = model.fuse(text, memory, only_first=True)[:, 0].float().cpu()
+            check_finite(found, kind=self.loaded.sees)
+        return found
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ from lavis.common.files import locked, read_jsonl, to_line, write_bytes, write_j
 from lavis.datasets.tables import read_json
 from lavis.inference.encoder import Encoder
 from lavis.inference.reading import read_batches
+from lavis.nn.finite import usable
 
 MODES = ("image", "text", "multimodal")
 FORMATS = ("npy", "safetensors", "parquet")
@@ -68,7 +69,7 @@ class Item:
 @dataclass
 class Extraction:
     """What was done: rows in the folder, how many of them were there already, and (path, reason) of what could not be
-    read; of all ranks together."""
+    read or of which the model computed NaN; of all ranks together."""
 
     rows: int = 0
     kept: int = 0
@@ -301,13 +302,21 @@ class _Job:
         for batch in self._batches(part):
             ready = [(item, picture) for item, picture in batch if not isinstance(picture, Exception)]
             failed += [[str(item.file), str(e)] for item, e in batch if isinstance(e, Exception)]
-            if ready:
-                rows.append(self._encode([i for i, _ in ready], [p for _, p in ready]).numpy())
-                good += [item for item, _ in ready]
+            found, used, bad = usable(self._encode, ready)
+            failed += [[str(item.file), str(e)] for (item, _), e in bad]
+            if found is not None:
+                rows.append(found.numpy())
+                good += [item for item, _ in used]
             if progress is not None:
                 progress(len(good) + len(failed))
         table = np.concatenate(rows) if rows else np.zeros((0, self.encoder.width), dtype=np.float32)
-        content = _packed(self.format, table.astype(self.dtype), good)
+        stored = table.astype(self.dtype)
+        if not np.isfinite(stored).all():
+            raise ValueError(
+                f"{vectors.name}: vectors hold NaN or infinity; states that float16 can't hold are stored as float32 "
+                "(without --half)"
+            )
+        content = _packed(self.format, stored, good)
         lines = "".join(to_line(item.named()) + "\n" for item in good).encode()
         write_bytes(vectors, content)
         write_bytes(names, lines)
@@ -331,7 +340,8 @@ class _Job:
             yield [(part[at + i], picture) for i, (_, picture) in enumerate(batch)]
             at += len(batch)
 
-    def _encode(self, items: Sequence[Item], pictures: Sequence[Any]) -> torch.Tensor:
+    def _encode(self, ready: Sequence[tuple[Item, Any]]) -> torch.Tensor:
+        items, pictures = [item for item, _ in ready], [picture for _, picture in ready]
         if self.mode == "image":
             return self.encoder.images(pictures)
         texts = [item.text or "" for item in items]

@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lavis.common.files import is_file, locked, named, write_json
+from lavis.common.files import is_file, locked, naming, write_json
 from lavis.datasets.tables import read_json
 from lavis.inference.encoder import Encoder
 from lavis.inference.entries import beneath, database, key_of, list_pictures, not_encoded, path_of, snapshot
 from lavis.inference.reading import read_batches
+from lavis.nn.finite import usable
 
 DESCRIPTION, FEATURES, ENTRIES, LOCK = "index.json", "features.f32", "entries.db", "update.lock"
 FORMAT = 1
@@ -233,7 +234,7 @@ class Index:
                 its root was taken out may be forgotten. None: as before.
 
         Returns:
-            what was done. A picture that can't be read is not in the index.
+            what was done. A picture that can't be read, or of which the model computes NaN, is not in the index.
 
         Raises:
             ValueError: another model; more than half of the pictures would be forgotten. Nothing was changed.
@@ -304,20 +305,13 @@ class Index:
         for batch in read_batches(not_encoded(db), encoder.loaded.read, batch_size):
             good = [(path, picture) for path, picture in batch if not isinstance(picture, Exception)]
             failed = [(path, str(e)) for path, e in batch if isinstance(e, Exception)]
-            if good:
-                vectors = encoder.images([t for _, t in good]).numpy()
-                finite = np.isfinite(vectors).all(axis=1)
-                failed += [
-                    (path, f"{path}: the model's features of it are no finite numbers")
-                    for (path, _), fine in zip(good, finite, strict=True)
-                    if not fine
-                ]
-                paths = [path for (path, _), fine in zip(good, finite, strict=True) if fine]
-                if paths:
-                    self._append(db, paths, vectors[finite])
-                changed = sum(key_of(path) in altered for path in paths)
+            found, good, bad = usable(lambda some: encoder.images([t for _, t in some]), good)
+            failed += [(path, str(e)) for (path, _), e in bad]
+            if found is not None:
+                self._append(db, [p for p, _ in good], found.numpy())
+                changed = sum(key_of(path) in altered for path, _ in good)
                 done.changed += changed
-                done.added += len(paths) - changed
+                done.added += len(good) - changed
             # the old features of what has changed and can't be read now are wrong
             lost = [(key_of(path),) for path, _ in failed if key_of(path) in altered]
             if lost:
@@ -330,15 +324,15 @@ class Index:
 
     def _append(self, db: sqlite3.Connection, paths: Sequence[Path], vectors: np.ndarray) -> None:
         """Add rows, then their entries, whose size and time are those of the listing; older entries of them go."""
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"vectors for the index {self.folder} hold NaN or infinity; they are not stored")
         first = self._rows()
-        try:
-            with (self._place() / FEATURES).open("r+b") as f:
-                f.seek(first * 4 * self.width)  # over a torn row, if a kill has left one
-                f.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
-                f.flush()
-                os.fsync(f.fileno())
-        except OSError as e:  # such as a full disk: rows without entries don't count
-            raise named(e, self._place() / FEATURES) from e
+        path = self._place() / FEATURES
+        with naming(path), path.open("r+b") as f:
+            f.seek(first * 4 * self.width)  # over a torn row, if a kill has left one
+            f.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+            f.flush()
+            os.fsync(f.fileno())
         db.executemany(
             "INSERT OR REPLACE INTO entries SELECT ?, path, size, changed FROM listed WHERE path = ?",
             [(first + i, key_of(path)) for i, path in enumerate(paths)],

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from lavis.common import device as devices
+from lavis.common import elsewhere
 from lavis.common.files import is_clip, is_folder
+from lavis.common.images import open_image
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import open_picture
 from lavis.models import BaseModel, load_model_and_preprocess
 from lavis.models.base import read_description
 from lavis.processors.video import choose_frames
@@ -61,7 +62,7 @@ class Loaded:
             ValueError: it is a clip, and the model is for pictures.
             ImportError: it is a clip, and PyAV is not installed.
         """
-        return self.prepare(path if self._is_clip(path) else open_picture(path, upright=True))
+        return self.prepare(path if self._is_clip(path) else open_image(path))
 
     def pictures(self, path: Path) -> list[Image.Image]:
         """What the model looks at in a file, to be shown: an upright picture, or evenly spread frames of a clip.
@@ -70,7 +71,7 @@ class Loaded:
         """
         if self._is_clip(path):
             return choose_frames(path, getattr(self.vis, "n_frms", None))
-        return [open_picture(path, upright=True)]
+        return [open_image(path)]
 
     def _is_clip(self, path: Path) -> bool:
         clip = is_clip(path, self.sees)
@@ -137,6 +138,8 @@ def split_model(spec: str) -> tuple[str, str | None]:
     known = registry.list_models()
     if arch in known:
         return arch, model_type or None
+    if elsewhere.where(arch):
+        raise ValueError(f"there is no model {spec!r}: {elsewhere.where(arch)}")
     near = suggest(arch, known)
     if slash and near.startswith(" Known:"):  # nothing near: it may be on the Hugging Face hub
         from lavis.common import hub
@@ -182,7 +185,7 @@ def load(spec: str, checkpoint: str | None = None, device: str = "auto", precisi
     chosen = devices.pick_precision(where, precision)
     name, model_type = split_model(spec)
     model, pictures, texts = load_model_and_preprocess(
-        name, model_type, is_eval=True, device=where, checkpoint=checkpoint
+        name, model_type, is_eval=True, device=where, checkpoint=checkpoint, for_training=False
     )
     if where.type == "cpu" and chosen == "fp32":
         model.pack_weights()

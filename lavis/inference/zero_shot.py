@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lavis.inference.encoder import Encoder
 from lavis.models.zero_shot import Template, fill
+from lavis.nn.losses import similarities
 
 TEMPLATES: tuple[Template, ...] = ("a picture of a {}",)
 HEADS = ("itc", "itm")
@@ -63,7 +64,7 @@ class ZeroShot:
     def __call__(self, pictures: Sequence[Any]) -> torch.Tensor:
         """Probability of each label among all of them, (B, L), for pictures in one batch."""
         if self.head == "itc":
-            cosines = self.encoder.images(pictures) @ self._vectors.T
+            cosines = similarities(self.encoder.images(pictures), self._vectors)
             return (self.encoder.scale * cosines).softmax(dim=-1)
         logits, _ = self.encoder.match_logits(pictures, self._texts)
         odds = (logits[..., 1] - logits[..., 0]).unflatten(1, self._shape)  # (B, L, P)

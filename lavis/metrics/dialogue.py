@@ -9,14 +9,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lavis.metrics.finite import refuse_not_finite
+
 
 def answer_ranks(scores: np.ndarray, right: Sequence[int] | np.ndarray) -> np.ndarray:
     """The place of each right answer, 1 for the first; candidates of equal score count as better.
 
     Args:
         scores: (N, C), larger is better. right: (N,) the right candidate of each question.
+
+    Raises:
+        ValueError: a score is not finite.
     """
     scores = np.asarray(scores)
+    refuse_not_finite(scores, "the scores of question")
     own = scores[np.arange(len(scores)), np.asarray(right)]
     return (scores >= own[:, None]).sum(axis=1)
 
@@ -29,11 +35,12 @@ def ndcg(scores: np.ndarray, relevance: np.ndarray) -> float:
             as a question has relevant ones.
 
     Raises:
-        ValueError: a question without any relevant candidate.
+        ValueError: a question without any relevant candidate, or a score that is not finite.
     """
     scores, relevance = np.asarray(scores, dtype=np.float64), np.asarray(relevance, dtype=np.float64)
     if scores.shape != relevance.shape:
         raise ValueError(f"scores have shape {scores.shape}, relevance {relevance.shape}")
+    refuse_not_finite(scores, "the scores of question")
     total = 0.0
     for number, (row, worth) in enumerate(zip(scores, relevance)):
         count = int((worth > 0).sum())

@@ -6,26 +6,54 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lavis.metrics.finite import refuse_not_finite
 
-def ranks_of_first_match(scores: np.ndarray, matches: Sequence[Sequence[int]]) -> np.ndarray:
+
+def ranks_of_first_match(
+    scores: np.ndarray, matches: Sequence[Sequence[int]], what: str = "query"
+) -> np.ndarray:
     """The best place that a right candidate takes in each query's order, 0 for the first.
 
     Args:
         scores: (queries, candidates); larger is better. Ties go to the later candidate, as in the original.
-        matches: the right candidates of each query; a query with none is an error.
+        matches: the right candidates of each query; a query with none is an error. what: messages call a query so.
 
     Returns:
         (queries,) integers.
+
+    Raises:
+        ValueError: a query has no right candidate, or a score is not finite.
     """
     if len(matches) != len(scores):
         raise ValueError(f"scores have {len(scores)} queries, matches {len(matches)}")
+    refuse_not_finite(scores, f"the scores of {what}")
     ranks = np.empty(len(scores), dtype=np.int64)
     for query, (row, right) in enumerate(zip(scores, matches)):
         if not len(right):
-            raise ValueError(f"query {query} has no right candidate; leave it out")
+            raise ValueError(f"{what} {query} has no right candidate; leave it out")
         place = np.empty(len(row), dtype=np.int64)
         place[np.argsort(row)[::-1]] = np.arange(len(row))
         ranks[query] = place[np.asarray(right)].min()
+    return ranks
+
+
+def text_ranks(scores: np.ndarray, img2txt: Mapping[int, Sequence[int]]) -> np.ndarray:
+    """The best place that a picture's own texts take among all, 0 for the first; -1 for pictures without a text.
+
+    Args:
+        scores: (P, T). img2txt: right texts of each picture.
+
+    Raises:
+        ValueError: a score is not finite, or no picture has a text.
+    """
+    queries = [i for i in range(len(scores)) if len(img2txt[i])]
+    if not queries:
+        raise ValueError("no picture has a text, so there is nothing to find")
+    if len(queries) == len(scores):
+        return ranks_of_first_match(scores, [img2txt[i] for i in queries], "picture")
+    refuse_not_finite(scores, "the scores of picture")  # before their numbers change
+    ranks = np.full(len(scores), -1, dtype=np.int64)
+    ranks[queries] = ranks_of_first_match(scores[queries], [img2txt[i] for i in queries])
     return ranks
 
 
@@ -43,18 +71,22 @@ def retrieval_scores(
     """Recall of texts by pictures and of pictures by texts.
 
     Args:
-        scores_i2t: (P, T). scores_t2i: (T, P). img2txt: right texts of each picture. txt2img: of each text.
+        scores_i2t: (P, T). scores_t2i: (T, P). img2txt: right texts of each picture; one with none is no query, but
+            a wrong candidate for all texts. txt2img: of each text.
 
     Returns:
         txt_r1, txt_r5, txt_r10 and their mean (texts found by pictures); img_r1 … (pictures found by texts);
         r_mean, the mean of the two means. All in percent.
+
+    Raises:
+        ValueError: a score is not finite, or no picture has a text.
     """
-    texts = ranks_of_first_match(scores_i2t, [img2txt[i] for i in range(len(scores_i2t))])
+    texts = text_ranks(scores_i2t, img2txt)
     pictures = ranks_of_first_match(
-        scores_t2i, [np.atleast_1d(txt2img[i]).tolist() for i in range(len(scores_t2i))]
+        scores_t2i, [np.atleast_1d(txt2img[i]).tolist() for i in range(len(scores_t2i))], "text"
     )
     out: dict[str, float] = {}
-    for side, ranks in (("txt", texts), ("img", pictures)):
+    for side, ranks in (("txt", texts[texts >= 0]), ("img", pictures)):
         for k in (1, 5, 10):
             out[f"{side}_r{k}"] = recall_percent(ranks, k)
         out[f"{side}_r_mean"] = sum(out[f"{side}_r{k}"] for k in (1, 5, 10)) / 3

@@ -194,6 +194,32 @@ def aokvqa_accuracy(
     return _summary("overall", scored)
 
 
+def own_accuracy(
+    records: Sequence[Mapping[str, Any]], ground_truth: Mapping[Hashable, Mapping[str, Any]]
+) -> dict[str, float]:
+    """Accuracy in percent for data of one's own, where questions have any numbers of answers.
+
+    An answer is right as far as three people gave it, or all of fewer: min(1, matches / min(3, answers)). Both sides
+    are normalised, so a question counts the same whether one or several people agreed on its answer.
+
+    Args, Raises: as `vqa_accuracy`.
+
+    Returns:
+        "accuracy_percent" (also under "agg_metrics") and, where there are types, one entry per type.
+    """
+    scored = []
+    for question, prediction, truth in _paired(records, ground_truth):
+        answers = [_comparable(a) for a in _answers(truth, question)]
+        matches = answers.count(_comparable(prediction))
+        scored.append((min(1.0, matches / min(_ENOUGH, len(answers))), truth))
+    return _summary("accuracy", scored)
+
+
+def _comparable(answer: str) -> str:
+    """The normalised answer; itself where nothing is left, as of "a", which may name a choice."""
+    return normalize_answer(answer) or answer.strip().lower()
+
+
 def exact_match_percent(
     records: Sequence[Mapping[str, Any]], ground_truth: Mapping[Hashable, Mapping[str, Any]]
 ) -> dict[str, float]:

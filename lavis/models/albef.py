@@ -181,6 +181,7 @@ class AlbefRetrieval(AlbefAlignment):
     PRETRAINED_RULES = Rules(
         rename=BARE_TEXT, drop=PRETRAINING_ONLY, resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
     )
+    UNTUNED_RULES = replace(PRETRAINED_RULES, marker="text_encoder.cls.predictions.bias")
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=AlbefMatchingConfig(),

@@ -9,6 +9,7 @@ feature, Q places in the queue, W = B x ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,16 +21,17 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.models.base import inference
+from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
-from lavis.models.outputs import Features, IntermediateOutput, Similarity
+from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, Similarity
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import momentum
 from lavis.nn.linear import ExactLinear
-from lavis.nn.losses import contrastive_targets, hard_negatives, soft_cross_entropy
+from lavis.nn.losses import contrastive_targets, hard_negatives, similarities, soft_cross_entropy
 
-TEMPERATURE = 0.07  # at the start; learned
+TEMPERATURE = START_TEMPERATURE  # learned
 TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
 RERANKING_ROWS = 64  # texts that are matched with one picture at once
@@ -93,8 +95,8 @@ class ContrastiveStep:
             text_embeds=self.text_embeds,
             image_embeds_m=self.image_embeds_m,
             text_embeds_m=self.text_embeds_m,
-            encoder_output=matching.positive,
-            encoder_output_neg=matching.negative,
+            encoder_output=EncoderOutput(matching.positive),
+            encoder_output_neg=EncoderOutput(matching.negative),
             itm_logits=matching.logits,
             itm_labels=matching.labels,
         )
@@ -136,6 +138,21 @@ class Alignment(VisionTextModel):
         if hasattr(self, "temp"):
             nn.init.constant_(self.temp, TEMPERATURE)
 
+    def set_temperature(self, temperature: float) -> None:
+        if not hasattr(self, "temp"):
+            super().set_temperature(temperature)
+        low, high = TEMPERATURE_RANGE
+        if not low <= temperature <= high:
+            raise ValueError(f"model.temperature is {temperature}; it must lie between {low} and {high}")
+        nn.init.constant_(self.temp, temperature)
+
+    def chance_losses(self, batch: int) -> dict[str, float]:
+        """The losses (nats) of features and of a matching head that know nothing, on `batch` pairs of all ranks."""
+        candidates = batch + (self.image_queue.shape[1] if hasattr(self, "image_queue") else 0)
+        contrast = math.log(candidates)
+        matching = math.log(3) - 2 / 3 * math.log(2)  # a third of what is matched belongs together
+        return {"loss_itc": contrast, "loss_vtc": contrast, "loss_itm": matching, "loss_vtm": matching}
+
     def _picture_ids(self, samples: Mapping[str, Any]) -> torch.Tensor:
         """`image_id` as a tensor (B,)."""
         require(samples, ("image_id",), "integers that say which texts share a picture")
@@ -175,7 +192,7 @@ class Alignment(VisionTextModel):
 
     def tokens(self, texts: Sequence[str], *, max_length: int | None = None, pad: bool = False) -> Tokens:
         """Padded to the longest, or to `max_length`."""
-        return self.tokenizer(
+        return self.tokenizer.batch(
             list(texts), max_length=max_length, pad_to=max_length if pad else None, device=self.device
         )
 
@@ -280,11 +297,13 @@ class Alignment(VisionTextModel):
             queued = self.idx_queue[0] if ids is not None else known.new_full((len(images) - len(known),), -1)
             known = torch.cat([known, queued])
         same = wanted[:, None] == known[None, :]  # (B, W + Q)
-        sim_i2t_m, sim_t2i_m = image_feat_m @ texts.T / self.temp, text_feat_m @ images.T / self.temp
+        sim_i2t_m = similarities(image_feat_m, texts) / self.temp
+        sim_t2i_m = similarities(text_feat_m, images) / self.temp
         sim_i2t_m, sim_t2i_m = sim_i2t_m.detach(), sim_t2i_m.detach()
         i2t_targets = contrastive_targets(same, sim_i2t_m, alpha)
         t2i_targets = contrastive_targets(same, sim_t2i_m, alpha)
-        sim_i2t, sim_t2i = image_feat @ texts.T / self.temp, text_feat @ images.T / self.temp
+        sim_i2t = similarities(image_feat, texts) / self.temp
+        sim_t2i = similarities(text_feat, images) / self.temp
         loss = (soft_cross_entropy(sim_i2t, i2t_targets) + soft_cross_entropy(sim_t2i, t2i_targets)) / 2
         here = slice(rank * batch, (rank + 1) * batch)
         return Contrast(

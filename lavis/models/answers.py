@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from lavis.models.base import inference
-from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
+from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import SMOOTHING
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokenizer
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import generation
+from lavis.nn.finite import check_finite
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, distilled_language_modelling_loss, language_modelling_loss
 from lavis.nn.text import Memory, TextTransformer
@@ -45,8 +46,8 @@ def write_answers(
     decoding = decoder.begin(decoder.project_memory(states, mask), len(states), max_len)
     start = torch.full((len(states), 1), bos_id, dtype=torch.long, device=states.device)
     decoded = generation.generate(decoding, start, rules)
-    texts = [tokenizer.decode(row) for row in decoded.ids.tolist()]
-    return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist())
+    ids, logprobs, scores = decoded.read(len(states))
+    return Texts([tokenizer.decode(row, skip_special_tokens=True) for row in ids], logprobs, scores)
 
 
 class Answering(VisionTextModel):
@@ -90,7 +91,9 @@ class Answering(VisionTextModel):
         """
         image_embeds = self.part("visual_encoder", twin)(self._image(samples))
         questions = self._texts(samples, image_embeds.shape[0])
-        tokens = self.tokenizer(questions, max_length=self.config.max_txt_len, device=image_embeds.device)
+        tokens = self.tokenizer.batch(
+            questions, max_length=self.config.max_txt_len, device=image_embeds.device
+        )
         tokens.ids[:, 0] = self.enc_id
         encoder = self.part("text_encoder", twin)
         states = encoder(tokens.ids, mask=tokens.mask, memory=encoder.project_memory(image_embeds))
@@ -98,7 +101,7 @@ class Answering(VisionTextModel):
 
     def _answers(self, answers: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (A, T) with their start token, and their mask; answers are never cut."""
-        tokens = self.tokenizer(list(answers), device=device)
+        tokens = self.tokenizer.batch(list(answers), device=device)
         tokens.ids[:, 0] = self.bos_id
         return tokens.ids, tokens.mask
 
@@ -139,10 +142,11 @@ class Answering(VisionTextModel):
         memory = self._question_memory(states, mask, counts)
         logits = self.text_decoder(ids, mask=answer_mask, memory=memory)
         each = language_modelling_loss(logits, labels, smoothing=SMOOTHING, per_text=True)  # (A,)
+        image_embeds_m = states_m = None
         if self.distilled:
             with torch.no_grad():
                 self.update_twins()
-                states_m, _, _ = self.forward_encoder(samples, twin=True)
+                states_m, _, image_embeds_m = self.forward_encoder(samples, twin=True)
                 memory_m = self._question_memory(states_m, mask, counts, twin=True)
                 logits_m = self.part("text_decoder", twin=True)(ids, mask=answer_mask, memory=memory_m)
             each = (1 - alpha) * each + alpha * distilled_language_modelling_loss(logits, logits_m, labels)
@@ -151,7 +155,9 @@ class Answering(VisionTextModel):
             loss=loss,
             intermediate_output=IntermediateOutput(
                 image_embeds=image_embeds,
-                encoder_output=states,
+                image_embeds_m=image_embeds_m,
+                encoder_output=EncoderOutput(states),
+                encoder_output_m=None if states_m is None else EncoderOutput(states_m),
                 decoder_output=DecoderOutput(loss=each, logits=logits),
                 decoder_labels=labels,
             ),
@@ -179,7 +185,6 @@ class Answering(VisionTextModel):
         answer_list: Sequence[str] | None = None,
         *,
         return_scores: bool = False,
-        **unused: Any,
     ) -> list[str] | Texts:
         """Answer questions about pictures.
 
@@ -187,8 +192,8 @@ class Answering(VisionTextModel):
             samples: `image` (B, 3, h, w) and `text_input`: a question, or B·G of them.
             num_beams, max_len, min_len: of "generate"; lengths in tokens, start token included.
             inference_method: "rank" chooses from `answer_list`: the `num_ans_candidates` answers whose
-                first tokens are likeliest, then the one with the smallest smoothed loss. "generate"
-                writes an answer with beam search.
+                first tokens are likeliest, then the one with the smallest smoothed loss; answers that the model
+                reads alike ("Yes" and "yes") are one. "generate" writes an answer with beam search.
             return_scores: give `Texts` instead of strings.
 
         Returns:
@@ -213,8 +218,12 @@ class Answering(VisionTextModel):
         if candidates < 1:
             raise ValueError(f"num_ans_candidates is {candidates}; it must be at least 1")
         questions, device = states.shape[0], states.device
-        candidates = min(candidates, len(answers))
         ids, answer_mask = self._answers(answers, device)  # (A, T)
+        # twins would take one another's places and halve one another's probability
+        alone = [i for i, twin in enumerate(_repeated(ids)) if not twin]
+        if len(alone) < len(answers):
+            answers, ids, answer_mask = [answers[i] for i in alone], ids[alone], answer_mask[alone]
+        candidates = min(candidates, len(answers))
         memory = self.text_decoder.project_memory(states, mask)
         first = self.text_decoder(self._start(questions, device), memory=memory)[:, 0]  # (Q, V)
         chances = first.float().softmax(dim=-1).index_select(1, ids[:, 1])  # (Q, A) of the first token
@@ -249,17 +258,40 @@ class Answering(VisionTextModel):
         ids, answer_mask = self._answers([a for given in choices for a in given], states.device)
         shape = (len(states), -1, ids.shape[1])  # (Q, K, T)
         memory = self.text_decoder.project_memory(states, mask)
-        out = self._best([list(c) for c in choices], memory, ids.view(shape), answer_mask.view(shape))
+        ids = ids.view(shape)
+        twins = torch.tensor([_repeated(row) for row in ids], device=ids.device)  # (Q, K)
+        out = self._best([list(c) for c in choices], memory, ids, answer_mask.view(shape), twins)
         return out if return_scores else out.texts
 
     def _best(
-        self, candidates: list[list[str]], memory: Memory, ids: torch.Tensor, mask: torch.Tensor
+        self,
+        candidates: list[list[str]],
+        memory: Memory,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        twins: torch.Tensor | None = None,
     ) -> Texts:
-        """Of each question's K candidates, whose ids are (Q, K, T), the one with the smallest loss."""
+        """Of each question's K candidates, whose ids are (Q, K, T), the one with the smallest loss; those that are told
+        to be `twins` (Q, K) of earlier ones don't count."""
         losses = generation.sequence_losses(
             self.text_decoder, memory, ids.flatten(0, 1), mask.flatten(0, 1), SMOOTHING
         ).view(len(candidates), -1)  # (Q, K)
+        if twins is not None:
+            losses = losses.masked_fill(twins, torch.inf)
         lowest, best = losses.min(dim=1)
         share = (-losses).softmax(dim=1).gather(1, best[:, None]).squeeze(1)
-        chosen = [given[i] for given, i in zip(candidates, best.tolist(), strict=True)]
-        return Texts(chosen, (-lowest).tolist(), share.tolist())
+        found = torch.stack([best.float(), -lowest, share]).cpu()
+        check_finite(found.T)
+        places, logprobs, shares = found.tolist()
+        chosen = [given[int(i)] for given, i in zip(candidates, places, strict=True)]
+        return Texts(chosen, logprobs, shares)
+
+
+def _repeated(ids: torch.Tensor) -> list[bool]:
+    """Of texts as padded ids (A, T), which are the same as an earlier one."""
+    seen: set[tuple[int, ...]] = set()
+    out = []
+    for row in map(tuple, ids.tolist()):
+        out.append(row in seen)
+        seen.add(row)
+    return out

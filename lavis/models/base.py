@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -14,23 +15,32 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
-from torch.utils import _pytree
 
+from lavis.common.files import write_text
 from lavis.common.registry import suggest
-from lavis.models import checkpoints
+from lavis.models import checkpoints, vocabulary
 from lavis.models.tokenizer import ASSETS, Tokenizer
+from lavis.nn.finite import NonFiniteError, check_finite, explained
 from lavis.nn.linear import Packing
+from lavis.nn.outputs import Output as Output
 
 log = logging.getLogger("lavis")
 
 CONFIG_NAME = "config.json"
 VOCABULARY_NAME = "vocab.txt"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+_LARGEST = 1 << 24  # number of anything in a config
+_MEDIA_KEYS = ("image", "video", "image0", "video_fts")  # of samples
+ORIGINS = PACKAGED, PUBLISHED, RANDOM = "packaged", "published", "random"  # of weights
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def inference(method: F) -> F:
-    """Run without autograd and without dropout, whatever mode the model is in; the mode is put back."""
+    """Run without autograd and without dropout, whatever mode the model is in; the mode is put back.
+
+    What comes out is finite, or a `NonFiniteError` names the input: the method's first argument, the samples.
+    """
 
     @wraps(method)
     def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -38,8 +48,9 @@ def inference(method: F) -> F:
         if training:
             self.eval()
         try:
-            with torch.no_grad():
-                return method(self, *args, **kwargs)
+            samples = args[0] if args else kwargs.get("samples")
+            with torch.no_grad(), finite_results(self, samples) as check:
+                return check(method(self, *args, **kwargs))
         finally:
             if training:
                 self.train()
@@ -47,40 +58,31 @@ def inference(method: F) -> F:
     return wrapped  # type: ignore[return-value]
 
 
-# ------------------------------------------------------------------------------------------ outputs
+@contextmanager
+def finite_results(model: nn.Module, samples: Any) -> Iterator[Callable[[T], T]]:
+    """Gives a function that returns a result of the samples, or refuses it where it is not finite."""
+    found = {}
+    if isinstance(samples, Mapping):
+        found = {key: samples[key] for key in _MEDIA_KEYS if samples.get(key) is not None}
+    key = next(iter(found), "text_input")
+    kind = "image" if key.startswith("image") else "video" if key.startswith("video") else "text"
+    total = len(found[key]) if found and hasattr(found[key], "__len__") else None
 
+    def check(result: T) -> T:
+        if not torch.compiler.is_compiling():
+            check_finite(result, total, kind)
+        return result
 
-class Output:
-    """Base of frozen output dataclasses: attributes, `out["loss"]`, `.keys()` of the fields that are set."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        _pytree.register_pytree_node(
-            cls,
-            lambda out: ([getattr(out, n) for n in out.__dataclass_fields__], type(out)),
-            lambda values, kind: kind(*values),
-            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
-        )
-
-    def keys(self) -> list[str]:
-        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.keys():
-            raise KeyError(f"{type(self).__name__} has no {key!r}; it has {', '.join(self.keys())}")
-        return getattr(self, key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def items(self) -> list[tuple[str, Any]]:
-        return [(k, getattr(self, k)) for k in self.keys()]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return getattr(self, key) if key in self.keys() else default
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
+    with explained(model, samples):
+        try:
+            yield check
+        except NonFiniteError as e:
+            if (
+                total and e.total % total == 0
+            ):  # of the rows of a batch, such as several questions about an image
+                e.places = sorted({place // (e.total // total) for place in e.places})
+                e.total, e.kind = total, kind
+            raise
 
 
 # ------------------------------------------------------------------------------------------ presets
@@ -138,7 +140,9 @@ def override(config: T, values: Mapping[str, Any], where: str) -> T:
                 value = float(value)
             except ValueError:
                 raise ValueError(f"{where}.{key} is {value!r}; a number was expected") from None
-        elif isinstance(old, tuple) and isinstance(value, (list, tuple)):
+        elif (isinstance(old, tuple) and isinstance(value, (list, tuple))) or (
+            old is None and isinstance(value, list)
+        ):
             value = tuple(value)
         elif old is not None and not isinstance(value, type(old)):
             raise ValueError(f"{where}.{key} is {value!r}; {type(old).__name__} was expected")
@@ -160,17 +164,27 @@ class BaseModel(nn.Module):
     """A model with presets. Subclasses set `PRESETS`, `RULES`, and build themselves from a config."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {}
+    # of classes in the original's form: {model type: YAML file with the sections model and preprocess}
+    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[Mapping[str, str]] = {}
     # for files that hold this class's own weights, and for those it is fine-tuned from
     RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
     PRETRAINED_RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
     FOREIGN_RULES: ClassVar[tuple[checkpoints.Rules, ...]] = ()  # told apart by their markers
+    # for files that it is fine-tuned from, where they have all that it needs; told by its marker
+    UNTUNED_RULES: ClassVar[checkpoints.Rules | None] = None
 
     registered_name: ClassVar[str]
-    config: Any
+    config: Any = None  # a frozen dataclass; None in classes of the original's form
     tokenizer: Tokenizer | None = None  # of models that read text
     model_type: str | None = None
+    origin: str = RANDOM  # of the weights: PACKAGED, PUBLISHED or RANDOM; training does not change it
 
     # ------------------------------------------------------------------------------ construction
+    @classmethod
+    def types(cls) -> list[str]:
+        """Its model types."""
+        return [*cls.PRESETS, *cls.PRETRAINED_MODEL_CONFIG_DICT]
+
     @classmethod
     def preset(cls, model_type: str) -> Preset:
         """The preset of a name; an unknown one is an error that lists those there are."""
@@ -201,20 +215,44 @@ class BaseModel(nn.Module):
 
     @classmethod
     def from_file(
-        cls, config: Any, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None
+        cls,
+        config: Any,
+        path: Path,
+        rules: checkpoints.Rules | None = None,
+        name: str | None = None,
+        activation: str | None = None,
     ) -> BaseModel:
         """A model of a config with the weights of a file (or of a folder's file), strictly.
 
         Args:
             rules: for the class's own kind of file; other kinds are told by their entries.
             name: what messages call the file.
+            activation: "gelu" or "quick_gelu", of a class that has both; None: what stands beside the weights.
         """
-        config = cls.adapt(config, path)
+        config = cls.adapt(config, path) if activation is None else cls.with_activation(config, activation)
         state = checkpoints.read_state_dict(path)
         rules = cls._rules(state, rules)
+        state = rules.without_renewed(state)
+        _check_sizes(dataclasses.asdict(config), len(state), path)
         model = cls.build(cls.complete(config, state), empty=not rules.fresh)
+        state = model._in_own_vocabulary(state, path)
         checkpoints.load_into(model, state, rules, name or str(path))
         return model
+
+    def _in_own_vocabulary(self, state: checkpoints.StateDict, path: Path) -> checkpoints.StateDict:
+        """The entries of a folder that `save_pretrained` wrote, where this model has another vocabulary than it."""
+        theirs = path / VOCABULARY_NAME
+        if (
+            not isinstance(self.tokenizer, Tokenizer)
+            or not theirs.is_file()
+            or not (path / CONFIG_NAME).is_file()
+        ):
+            return state
+        if theirs.read_bytes() == self.tokenizer.vocabulary.read_bytes():
+            return state
+        cover = bool(read_description(path)["config"].get("cover", False))
+        old = Tokenizer(theirs, extra=self.tokenizer.extra, cover=cover)
+        return vocabulary.converted(state, old, self.tokenizer, str(path))
 
     @classmethod
     def adapt(cls, config: Any, path: Path) -> Any:
@@ -226,8 +264,27 @@ class BaseModel(nn.Module):
         return config
 
     @classmethod
+    def with_activation(cls, config: Any, activation: str) -> Any:
+        """The config with one of the two GELUs.
+
+        Raises:
+            ValueError: the class has no choice, or no such activation.
+        """
+        if not hasattr(config, "quick_gelu"):
+            raise ValueError(
+                f"activation is {activation!r}, but {cls.registered_name} has one activation only; leave it out"
+            )
+        if activation not in ("gelu", "quick_gelu"):
+            raise ValueError(f"activation is {activation!r}; it must be gelu or quick_gelu")
+        return dataclasses.replace(config, quick_gelu=activation == "quick_gelu")
+
+    @classmethod
     def _rules(cls, state: checkpoints.StateDict, own: checkpoints.Rules | None) -> checkpoints.Rules:
-        return next((r for r in cls.FOREIGN_RULES if r.marker in state), None) or own or cls.RULES
+        foreign = next((r for r in cls.FOREIGN_RULES if r.marker in state), None)
+        untuned = cls.UNTUNED_RULES
+        if foreign or own or untuned is None or untuned.marker not in state:
+            return foreign or own or cls.RULES
+        return untuned
 
     @classmethod
     def from_pretrained(cls, model_type: str, for_training: bool = True) -> BaseModel:
@@ -235,6 +292,12 @@ class BaseModel(nn.Module):
 
         Without `for_training`, state that only training uses (momentum twins, queues) is left out.
         """
+        if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT:
+            from omegaconf import OmegaConf
+
+            model: BaseModel = cls.from_config(OmegaConf.load(cls.default_config_path(model_type)).model)
+            model.model_type = model_type
+            return model
         cfg: dict[str, Any] = {"model_type": model_type}
         if not for_training and hasattr(cls.preset(model_type).config, "for_training"):
             cfg["for_training"] = False
@@ -242,7 +305,7 @@ class BaseModel(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
-        """A model from a recipe's `model` section.
+        """A model from a recipe's `model` section, or from that of one of the original's model files.
 
         Args:
             cfg: `model_type` names the preset; `weights` says what to load: "finetuned" (the preset's
@@ -250,43 +313,30 @@ class BaseModel(nn.Module):
                 fine-tuned from), "none" (starting weights), or finished weights' path, URL or Hugging
                 Face id; `pretrained`, with weights "pretrained", takes the place of the preset's: a
                 path, URL or id; `init`, with weights "none", starts parts from other models' weights,
-                see `start_from`; every other key replaces one of the preset's config.
+                see `start_from`; `temperature` starts a contrastive loss from it instead of from the weights'
+                own; every other key replaces one of the preset's config.
 
         Raises:
             ValueError: an unknown key, weights that do not fit, or keys that do not go together.
             FileNotFoundError, OSError: weights that are not there or cannot be downloaded.
         """
-        cfg = dict(cfg)
+        from lavis.common.config import translate_model
+
+        cfg = translate_model({"arch": cls.registered_name, **_plain(cfg)})
+        kind, source = cls.source_of(cfg)
         cfg.pop("arch", None)
-        model_type = cfg.pop("model_type", None)
-        if model_type is None:
-            raise ValueError(
-                f"model.model_type is missing; {cls.registered_name} has {', '.join(cls.PRESETS)}"
-            )
+        model_type = cfg.pop("model_type")
         preset = cls.preset(model_type)
+        if cfg.get("weights") == preset.weights and preset.weights:
+            cfg["weights"] = "finetuned"  # whose checksum may be known
         init, pretrained = cfg.pop("init", None), cfg.pop("pretrained", None)
-        weights = cfg.pop("weights", "finetuned")
-        if weights == "finetuned" and not preset.weights and (pretrained or preset.pretrained):
-            weights = "pretrained"
-        if pretrained and weights != "pretrained":
+        weights, temperature = cfg.pop("weights", "finetuned"), cfg.pop("temperature", None)
+        if pretrained and kind != "pretrained":
             raise ValueError(
                 f"model.pretrained is {pretrained!r}, but model.weights is {weights!r}; to fine-tune from that file, "
                 "set model.weights to pretrained"
             )
         config = override(preset.config, cfg, "model")
-        source, rules, sha256 = weights, cls.RULES, None
-        if weights == "finetuned":
-            source, sha256 = preset.weights, preset.sha256
-        elif weights == "pretrained":
-            source = pretrained or preset.pretrained or preset.weights
-            rules = preset.pretrained_rules or cls.PRETRAINED_RULES
-            if source is None:
-                raise ValueError(
-                    f"model.weights is 'pretrained', but {cls.registered_name} {model_type} knows none; "
-                    "say with model.pretrained where they are, or set model.weights to none"
-                )
-        elif weights in ("none", None, False):
-            source = None
         if source is None:
             model = cls.build(config)
             model.start_from(init or {})
@@ -295,9 +345,57 @@ class BaseModel(nn.Module):
                 f"model.init is for starting weights; with model.weights {weights!r} it has no use"
             )
         else:
+            rules = cls.RULES
+            if kind == "pretrained":
+                rules = preset.pretrained_rules or cls.PRETRAINED_RULES
+            sha256 = preset.sha256 if kind == "finetuned" else None
             model = cls.from_file(config, locate(source, sha256=sha256), rules, name=source)
-        model.model_type = model_type
+        if temperature is not None:
+            model.set_temperature(temperature)
+        model.model_type, model.origin = model_type, origin_of(source)
         return model
+
+    @classmethod
+    def source_of(cls, cfg: Mapping[str, Any]) -> tuple[str, str | None]:
+        """Where the weights of a recipe's `model` section come from.
+
+        Returns:
+            "finetuned" or "pretrained" (of the preset), "file" or "none"; and a path, URL or Hugging Face id, None
+            for starting weights.
+
+        Raises:
+            ValueError: there is no model type, or no pre-trained weights of it are known.
+        """
+        model_type = cfg.get("model_type")
+        if model_type is None:
+            raise ValueError(
+                f"model.model_type is missing; {cls.registered_name} has {', '.join(cls.PRESETS)}"
+            )
+        preset = cls.preset(model_type)
+        weights, pretrained = cfg.get("weights", "finetuned"), cfg.get("pretrained")
+        if weights == "finetuned" and not preset.weights and (pretrained or preset.pretrained):
+            weights = "pretrained"
+        if weights == "finetuned":
+            return "finetuned" if preset.weights else "none", preset.weights
+        if weights == "pretrained":
+            source = pretrained or preset.pretrained or preset.weights
+            if source is None:
+                raise ValueError(
+                    f"model.weights is 'pretrained', but {cls.registered_name} {model_type} knows none; "
+                    "say with model.pretrained where they are, or set model.weights to none"
+                )
+            return "pretrained", source
+        return ("none", None) if weights in ("none", None, False) else ("file", str(weights))
+
+    def set_temperature(self, temperature: float) -> None:
+        """Set what cosines are divided by in the contrastive loss.
+
+        Raises:
+            ValueError: the model has no such temperature.
+        """
+        raise ValueError(
+            f"model.temperature: {self.registered_name} has no temperature of a contrastive loss"
+        )
 
     def start_from(self, init: Mapping[str, str]) -> None:
         """Take other models' weights as starting weights.
@@ -316,20 +414,50 @@ class BaseModel(nn.Module):
         checkpoints.load_into(self, state, self._rules(state, rules), name or str(path))
         self.config = config
 
-    def load_checkpoint(self, source: str | Path) -> None:
+    def load_checkpoint(self, url_or_filename: str | Path) -> None:
         """Replace the weights by those of a folder, file, URL or Hugging Face id, strictly."""
         device = self.device
-        self.load_file(locate(str(source)))
+        self.load_file(locate(str(url_or_filename)))
         self.to(device)
 
+    def load_from_pretrained(self, url_or_filename: str | Path, **unused: Any) -> None:
+        """Take pre-trained weights to fine-tune from; what the file lacks, such as new heads, stays as it is."""
+        device = self.device
+        preset = self.preset(self.model_type) if self.model_type else None
+        rules = (preset and preset.pretrained_rules) or self.PRETRAINED_RULES
+        self.load_file(locate(str(url_or_filename)), rules)
+        self.to(device)
+
+    def load_checkpoint_from_config(self, cfg: Mapping[str, Any], **unused: Any) -> None:
+        """Load what a section `model` of the original names: `finetuned`, or `pretrained` without `load_finetuned`."""
+        if cfg.get("load_finetuned", True):
+            if not cfg.get("finetuned"):
+                raise ValueError("model.load_finetuned is true, but model.finetuned names no weights")
+            self.load_checkpoint(cfg["finetuned"])
+        elif cfg.get("load_pretrained", True):
+            if not cfg.get("pretrained"):
+                raise ValueError("model.load_pretrained is true, but model.pretrained names no weights")
+            self.load_from_pretrained(cfg["pretrained"])
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model."""
+        """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model.
+
+        Of a class in the original's form only the weights, for `load_checkpoint`.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.config is None:
+            checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
+            return
         config = dataclasses.asdict(self.config)
         if "vocabulary" in config:
             config["vocabulary"] = VOCABULARY_NAME
-        description = {"arch": self.registered_name, "model_type": self.model_type, "config": config}
+        description = {
+            "arch": self.registered_name,
+            "model_type": self.model_type,
+            "origin": self.origin,
+            "config": config,
+        }
         checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
         if self.tokenizer is not None:
             shutil.copyfile(self.tokenizer.vocabulary, folder / VOCABULARY_NAME)
@@ -347,13 +475,15 @@ class BaseModel(nn.Module):
                 f"{folder / CONFIG_NAME}: {cls.registered_name} has no model type {model_type!r}."
                 f"{suggest(model_type, cls.PRESETS)}"
             )
+        if not isinstance(description["config"], dict):
+            raise ValueError(f"{folder / CONFIG_NAME}: config is no mapping of names and values")
         config = override(
             cls.PRESETS[model_type].config, description["config"], f"{folder / CONFIG_NAME}: config"
         )
         if getattr(config, "vocabulary", None) == VOCABULARY_NAME:
             config = dataclasses.replace(config, vocabulary=str(folder / VOCABULARY_NAME))
         model = cls.from_file(set_for_training(config, for_training), folder)
-        model.model_type = model_type
+        model.model_type, model.origin = model_type, origin_of(folder)
         return model
 
     # ------------------------------------------------------------------------------ use
@@ -369,8 +499,8 @@ class BaseModel(nn.Module):
         """Keep (or drop) a second copy of the weights in the CPU's fastest layout, for generation.
 
         Decoding steps get faster for the memory of the weights once more. Undone by
-        `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices. Self-attention of
-        texts then is one product, which passes by hooks on its query, key and value.
+        `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices. Layers with hooks, and
+        adapters put in the place of layers, are called as ever.
         """
         for module in reversed(list(self.modules())):  # parts before wholes, which may take their place
             if isinstance(module, Packing):
@@ -382,10 +512,19 @@ class BaseModel(nn.Module):
 
     def preprocess_config(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The processors of this model's preset, for its own image size."""
+        if self.model_type in self.PRETRAINED_MODEL_CONFIG_DICT:
+            from omegaconf import OmegaConf
+
+            found = OmegaConf.load(self.default_config_path(str(self.model_type))).get("preprocess")
+            return _plain(found or {})
         preset = self.preset(self.model_type) if self.model_type else None
         if preset is None:
             return {"vis_processor": {}, "text_processor": {}}
-        size = getattr(self.config, "image_size", None)
+        return self._preprocessing(preset, self.config)
+
+    @classmethod
+    def _preprocessing(cls, preset: Preset, config: Any) -> dict[str, dict[str, dict[str, Any]]]:
+        size = getattr(config, "image_size", None)
         vis = {
             phase: {**({"image_size": size} if size else {}), **cfg}
             for phase, cfg in preset.vis_processor.items()
@@ -394,6 +533,47 @@ class BaseModel(nn.Module):
             "vis_processor": vis,
             "text_processor": {k: dict(v) for k, v in preset.text_processor.items()},
         }
+
+    @classmethod
+    def default_config_path(cls, model_type: str) -> str:
+        """A YAML file with the sections `model` and `preprocess` of a model type, written to the cache.
+
+        `from_config` and `load_preprocess` build from its sections what `load_model_and_preprocess` gives.
+
+        Raises:
+            ValueError: an unknown model type.
+        """
+        from omegaconf import OmegaConf
+
+        from lavis.common import hub
+
+        if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT:
+            given = Path(cls.PRETRAINED_MODEL_CONFIG_DICT[model_type]).expanduser()
+            packaged = Path(__file__).parent.parent / given
+            return str(given if given.exists() or not packaged.exists() else packaged)
+        preset = cls.preset(model_type)
+        values = {f.name: getattr(preset.config, f.name) for f in dataclasses.fields(preset.config)}
+        model = {
+            "arch": cls.registered_name,
+            "model_type": model_type,
+            "load_finetuned": preset.weights is not None,
+            "load_pretrained": preset.pretrained is not None,
+            "finetuned": preset.weights,
+            "pretrained": preset.pretrained,
+            **{k: v for k, v in values.items() if isinstance(v, (bool, int, float, str))},
+        }
+        content = {"model": model, "preprocess": cls._preprocessing(preset, preset.config)}
+        path = Path(hub.cache_root()) / "configs" / f"{cls.registered_name}_{model_type}.yaml"
+        text = OmegaConf.to_yaml(OmegaConf.create(content))
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+        return str(path)
+
+    def before_training(self, **unused: Any) -> None:
+        """Called with `dataset` and `task_type` before training; for classes that prepare something."""
+
+    def before_evaluation(self, **unused: Any) -> None:
+        """Called with `dataset` and `task_type` before a data set is evaluated; for classes that prepare something."""
 
     def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
         """Two parameter groups: no decay for tensors of one dimension and names with bias, ln or bn."""
@@ -417,29 +597,84 @@ class BaseModel(nn.Module):
         return f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total / 1e3:.1f}K"
 
 
+def _check_sizes(config: Mapping[str, Any], entries: int, path: Path) -> None:
+    """Refuse a config that no file of so many entries can be of, before a model of its sizes is built.
+
+    Raises:
+        ValueError: more layers than entries, or a size beyond all models'.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_sizes(value, entries, path)
+            continue
+        most = entries if key in ("depth", "layers") else _LARGEST
+        for number in value if isinstance(value, (tuple, list)) else [value]:
+            if isinstance(number, int) and number > most:
+                raise ValueError(f"{path}: {key} is {number}, but the file has {entries} entries")
+
+
+def origin_of(source: str | Path | None) -> str:
+    """What weights are at bottom: PACKAGED, PUBLISHED or RANDOM (trained from random ones too).
+
+    Args:
+        source: a path, URL or Hugging Face id; None: starting weights. A folder of this library is what the weights
+            were that its training began with.
+    """
+    if source is None:
+        return RANDOM
+    folder = Path(source).expanduser()
+    if folder.is_relative_to(ASSETS):
+        return PACKAGED
+    if not (folder / CONFIG_NAME).is_file() or is_foreign(folder):
+        return PUBLISHED
+    description = read_description(folder)
+    if description.get("origin") in ORIGINS:
+        return str(description["origin"])
+    # written before folders said so: as the model type starts
+    from lavis.common.registry import registry
+
+    model_class = registry.get_model_class(description["arch"])
+    preset = model_class.PRESETS.get(str(description.get("model_type")))
+    return origin_of(preset.weights or preset.pretrained) if preset is not None else PUBLISHED
+
+
+def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A section as plain values, of OmegaConf too."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else dict(cfg)
+    return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
+
+
 def read_description(folder: Path) -> dict[str, Any]:
     """config.json of a folder written by `save_pretrained`."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no {CONFIG_NAME}")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is damaged: {e}") from e
+    description = checkpoints.read_json(path)
     if not isinstance(description, dict) or not {"arch", "config"} <= description.keys():
         raise ValueError(f"{path} does not describe a model of this library (it lacks 'arch' or 'config')")
     return description
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether others wrote a folder (transformers, OpenCLIP, or weights alone), so that it is read as a file is."""
+    if not (folder / CONFIG_NAME).is_file():
+        return checkpoints.weights_in(folder) is not None
+    description = checkpoints.read_json(folder / CONFIG_NAME)
+    return (
+        isinstance(description, dict)
+        and "arch" not in description
+        and ("architectures" in description or (folder / OPEN_CLIP_CONFIG).is_file())
+    )
+
+
 def is_of_transformers(folder: Path) -> bool:
-    """Whether transformers wrote a folder, so that its weights are read as a file's."""
+    """Whether transformers wrote a folder."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         return False
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is damaged: {e}") from e
+    description = checkpoints.read_json(path)
     return isinstance(description, dict) and "architectures" in description and "arch" not in description
 
 
@@ -447,7 +682,7 @@ def check_heads(folder: Path, heads: Mapping[str, tuple[int, int]]) -> dict[str,
     """Compare a transformers folder's numbers of attention heads with ours; shapes of tensors don't tell them.
 
     Args:
-        folder: or a file, or another kind of folder; then there is nothing to compare.
+        folder: or a file of it; of others there is nothing to compare.
         heads: {section of its config.json: (our number, what transformers takes where none is written)}.
 
     Returns:
@@ -456,12 +691,15 @@ def check_heads(folder: Path, heads: Mapping[str, tuple[int, int]]) -> dict[str,
     Raises:
         ValueError: a number differs.
     """
-    if not folder.is_dir() or not is_of_transformers(folder):
+    if folder.name in checkpoints.WEIGHTS_NAMES:
+        folder = folder.parent  # a file of such a folder
+    if not folder.is_dir() or not is_foreign(folder):
         return {}
     path = folder / CONFIG_NAME
-    theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    theirs: dict[str, Any] = checkpoints.read_json(path)
     for section, (ours, default) in heads.items():
-        number = (theirs.get(section) or {}).get("num_attention_heads", default)
+        described = theirs.get(section)
+        number = described.get("num_attention_heads", default) if isinstance(described, dict) else default
         if number != ours:
             raise ValueError(
                 f"{path}: {section}.num_attention_heads is {number}, this model type's is {ours}; "

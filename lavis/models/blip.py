@@ -8,8 +8,8 @@ B pictures, G texts per picture, T tokens, N image tokens, D width, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,7 +57,7 @@ class Blip(VisionTextModel):
     text that looks at a picture."""
 
     EXTRA_TOKENS = ("[DEC]", "[ENC]")
-    FOREIGN_RULES = (TRANSFORMERS_BLIP,)
+    FOREIGN_RULES = (replace(TRANSFORMERS_BLIP, resize=RESIZE),)
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -67,7 +67,7 @@ class Blip(VisionTextModel):
     def adapt(cls, config: Any, path: Path) -> Any:
         """Refuses a transformers folder with other numbers of attention heads."""
         check_heads(path, {"vision_config": (config.vit.heads, 12), "text_config": (config.text.heads, 8)})
-        return config
+        return super().adapt(config, path)
 
 
 # ------------------------------------------------------------------------------------ captioning
@@ -89,6 +89,8 @@ class BlipCaption(Blip):
         ),
         resize=RESIZE,
     )
+    # a pre-trained file (model_base_capfilt_large.pth) captions as it is; others with a text encoder do not
+    UNTUNED_RULES = replace(PRETRAINED_RULES, marker="itm_head.weight")
     _TINY = BlipConfig(**TINY, max_txt_len=48)
     PRESETS: ClassVar[dict[str, Preset]] = {
         "base_coco": Preset(
@@ -141,7 +143,7 @@ class BlipCaption(Blip):
     ) -> tuple[DecoderOutput, torch.Tensor]:
         """Loss and logits of the captions given the pictures' states; and the labels."""
         texts = self._texts(samples, image_embeds.shape[0])
-        tokens = self.tokenizer(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
+        tokens = self.tokenizer.batch(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
         ids = tokens.ids
         ids[:, 0] = self.bos_id
         labels = ids.masked_fill(~tokens.mask, IGNORE)
@@ -189,7 +191,7 @@ class BlipCaption(Blip):
         length_penalty: float = 1.0,
         temperature: float = 1.0,
         top_k: int = 50,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         return_scores: bool = False,
     ) -> list[str] | Texts:
         """Caption pictures.
@@ -197,7 +199,9 @@ class BlipCaption(Blip):
         Args:
             samples: `image` (B, 3, h, w).
             use_nucleus_sampling: draw from the likeliest tokens (`top_p`, `top_k`, `temperature`)
-                instead of beam search; `seed` makes the draw repeatable, batched or not.
+                instead of beam search; `seed` makes the draw repeatable. A picture draws in a batch what it draws
+                alone: give a list with a seed for each. A single seed is the first picture's, the others' follow from
+                it and their places.
             num_beams: 1 is greedy.
             max_length, min_length: tokens of the whole text, start token and prompt included.
             max_new_tokens, min_new_tokens: the same without start token and prompt; they win.
@@ -205,7 +209,7 @@ class BlipCaption(Blip):
                 generator did without saying).
             repetition_penalty: above 1 makes tokens that have occurred less likely.
             length_penalty: exponent of the length that beam scores are divided by.
-            num_captions: texts per picture; with beams, the best ones found.
+            num_captions: texts per picture; with beams, the best ones found, and at least as many beams.
             return_scores: give `Texts` (with log-probabilities) instead of strings.
 
         Returns:
@@ -234,7 +238,6 @@ class BlipCaption(Blip):
         decoded = generation.generate(self.text_decoder.begin(memory, items, rules.max_length), prompt, rules)
         # Cut by characters, as the original does: a caption that begins with a "##" piece is glued
         # to the prompt and loses its first character.
-        texts = [self.tokenizer.decode(row)[len(self.prompt) :] for row in decoded.ids.tolist()]
-        if return_scores:
-            return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist())
-        return texts
+        ids, logprobs, scores = decoded.read(items)
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True)[len(self.prompt) :] for row in ids]
+        return Texts(texts, logprobs, scores) if return_scores else texts

@@ -15,15 +15,15 @@ from torch import nn
 from lavis.common import dist
 from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
-from lavis.models.alignment import TEMPERATURE, Alignment, ContrastiveStep, Matching, TextStates
-from lavis.models.base import Preset, inference
+from lavis.models.alignment import Alignment, ContrastiveStep, Matching, TextStates
+from lavis.models.base import Preset, finite_results, inference
 from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, TWIN_COPIES, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
-from lavis.models.tokenizer import Tokens
+from lavis.models.tokenizer import Encoding, Tokens
 from lavis.nn.language_model import TextDecoder
-from lavis.nn.losses import IGNORE, language_modelling_loss
+from lavis.nn.losses import IGNORE, language_modelling_loss, similarities
 from lavis.nn.text import Memory, TextConfig, TextTransformer
 from lavis.nn.vit import VIT_LARGE
 
@@ -43,6 +43,8 @@ class BlipMatchingConfig(BlipConfig):
     negative_all_rank: bool = False
 
 
+# an entry of BLIP's pre-trained files that no matcher has: those files serve as matchers as they are
+PRETRAINING_MARKER = "text_decoder.cls.predictions.bias"
 _LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
 _TINY_PRESET = untrained(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512), IMAGES, CAPTION)
 _SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, max_txt_len=48)}
@@ -91,15 +93,7 @@ class BlipFeatureExtractor(BlipMatching):
 
     registered_name = "blip_feature_extractor"
     MATCHES = False
-    # transformers has no temperature, and its published models are for 384 px
-    FOREIGN_RULES = (
-        replace(
-            TRANSFORMERS_BLIP,
-            drop=("itm_head.*",),
-            resize=RESIZE,
-            make={**TRANSFORMERS_BLIP.make, "temp": lambda shape: torch.full(shape, TEMPERATURE)},
-        ),
-    )
+    FOREIGN_RULES = (replace(TRANSFORMERS_BLIP, drop=("itm_head.*",), resize=RESIZE),)
     RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*", "itm_head.*"), resize=RESIZE)
     PRETRAINED_RULES = RULES
     PRESETS: ClassVar[dict[str, Preset]] = {
@@ -148,6 +142,7 @@ class BlipITM(BlipMatching):
     registered_name = "blip_image_text_matching"
     RULES = Rules(drop=TRAINING_STATE)
     PRETRAINED_RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*"), resize=RESIZE)
+    UNTUNED_RULES = replace(PRETRAINED_RULES, marker=PRETRAINING_MARKER)
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=BlipMatchingConfig(text=text, vit=vit),
@@ -180,12 +175,14 @@ class BlipITM(BlipMatching):
         """
         if match_head not in ("itm", "itc"):
             raise ValueError(f"match_head is {match_head!r}; it must be 'itm' or 'itc'")
-        image_embeds = self.encode_image(self._image(samples))
-        texts = self._texts(samples, image_embeds.shape[0])
-        tokens = self.tokens(texts, max_length=self.config.max_txt_len)
-        if match_head == "itm":
-            return self.match_logits(TextStates(tokens), self.memorize(image_embeds))
-        return self.image_feature(image_embeds) @ self.text_feature(self.encode_text(tokens)).T
+        with finite_results(self, samples) as check:
+            image_embeds = self.encode_image(self._image(samples))
+            texts = self._texts(samples, image_embeds.shape[0])
+            tokens = self.tokens(texts, max_length=self.config.max_txt_len)
+            if match_head == "itm":
+                return check(self.match_logits(TextStates(tokens), self.memorize(image_embeds)))
+            texts_found = self.text_feature(self.encode_text(tokens))
+            return check(similarities(self.image_feature(image_embeds), texts_found))
 
     @inference
     def match_scores(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,27 +193,28 @@ class BlipITM(BlipMatching):
         texts = self.text_feature(self.encode_text(tokens)).unflatten(
             0, (image_embeds.shape[0], -1)
         )  # (B, G, E)
-        return fits, (texts @ self.image_feature(image_embeds)[:, :, None]).flatten()
+        return fits, (texts * self.image_feature(image_embeds)[:, None]).sum(dim=-1).flatten()
 
 
 def compute_gradcam(
     model: BlipITM,
     visual_input: torch.Tensor,
     text_input: list[str],
-    tokenized_text: Tokens,
+    tokenized_text: Encoding | Tokens,
     block_num: int = 6,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Where each word finds its evidence that the text fits (Grad-CAM on a cross-attention layer).
 
     Args:
         model: any model with a matching head. visual_input: (B, 3, h, w). text_input: B texts.
-        tokenized_text: `model.tokenizer(text_input)`. block_num: the layer.
+        tokenized_text: `model.tokenizer(text_input, padding=True, return_tensors="pt")`. block_num: the layer.
 
     Returns:
         a picture's maps (1 + T, g, g) each: the first token's, the mean over the words', then each further
         token's, of a grid of g x g patches; and the matching logits (B, 2).
     """
-    tokens = Tokens(tokenized_text.ids.to(model.device), tokenized_text.mask.to(model.device))
+    ids, mask = torch.as_tensor(tokenized_text.input_ids), torch.as_tensor(tokenized_text.attention_mask)
+    tokens = Tokens(ids.to(model.device), mask.to(model.device).bool())
     layer = model.text_encoder.encoder.layer[block_num]
 
     def fits() -> torch.Tensor:
@@ -249,6 +247,7 @@ class BlipRetrieval(BlipMatching):
     PRETRAINED_RULES = Rules(
         drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
     )
+    UNTUNED_RULES = replace(PRETRAINED_RULES, marker=PRETRAINING_MARKER)
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=BlipMatchingConfig(grad_checkpointing=4),
@@ -284,7 +283,8 @@ class BlipRetrieval(BlipMatching):
         if self.config.negative_all_rank and dist.is_on():
             matching, sim_i2t, sim_t2i = self._match_over_ranks(step, ids)
         else:
-            sim_i2t, sim_t2i = image_feat @ text_feat.T / temp, text_feat @ image_feat.T / temp
+            sim_i2t = similarities(image_feat, text_feat) / temp
+            sim_t2i = similarities(text_feat, image_feat) / temp
             same = ids[:, None] == ids[None, :]
             matching = self.match(TextStates(step.tokens), step.image_embeds, sim_i2t, sim_t2i, same)
         return LossOutput(
@@ -301,8 +301,8 @@ class BlipRetrieval(BlipMatching):
         """Matching with hard negatives from all ranks' batches; gradients flow back to their ranks."""
         temp = self.temp.detach()
         image_feats, text_feats = dist.all_gather(step.image_feat), dist.all_gather(step.text_feat)
-        sim_i2t = step.image_feat.detach() @ text_feats.T / temp  # (B, W)
-        sim_t2i = step.text_feat.detach() @ image_feats.T / temp
+        sim_i2t = similarities(step.image_feat.detach(), text_feats) / temp  # (B, W)
+        sim_t2i = similarities(step.text_feat.detach(), image_feats) / temp
         same = ids[:, None] == dist.all_gather(ids)[None, :]
         everywhere = dist.all_gather_with_grad(step.image_embeds)
         texts = TextStates(Tokens(dist.all_gather(step.tokens.ids), dist.all_gather(step.tokens.mask)))

@@ -9,9 +9,9 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
-import pickle
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,22 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lavis.common.files import default_mode
-from lavis.models import torchscript
+from lavis.models import pickled, torchscript
 from lavis.nn.momentum import NO_ID, empty_queue
 
 log = logging.getLogger("lavis")
 
 WEIGHTS_NAME = "model.safetensors"
+# of a folder, the first that is there
+WEIGHTS_NAMES = (
+    WEIGHTS_NAME, f"{WEIGHTS_NAME}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors", "open_clip_model.safetensors.index.json", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.bin.index.json",
+)  # fmt: skip
+# under which others keep a model's tensors, the weights themselves before averages of them
+STATE_KEYS = ("model", "state_dict", "model_state_dict", "module", "model_ema", "state_dict_ema", "ema")
+WRAPPERS = ("module", "model", "net")  # before all names of a model that something else holds
+JSON_BYTES = 16 << 20  # of a file, or a file's part, that describes weights
 StateDict = dict[str, torch.Tensor]
 
 
@@ -47,6 +57,7 @@ class Rules:
     make: shell pattern of model entries that the file lacks -> function(wanted shape) that makes them. A queue of
         another size counts as lacking.
     fresh: model entries that the file need not have; they keep their starting values; shell patterns.
+    renew: entries of the file that are passed over, so that the model's are fresh; shell patterns.
     """
 
     marker: str = ""
@@ -56,7 +67,18 @@ class Rules:
     copy: tuple[tuple[str, str], ...] = ()
     make: Mapping[str, Callable[[torch.Size], torch.Tensor]] = field(default_factory=dict)
     fresh: tuple[str, ...] = ()
+    renew: tuple[str, ...] = ()
 
+    def is_fresh(self, entry: str) -> bool:
+        """Whether a file need not have an entry of the model."""
+        return _matches(entry, self.fresh)
+
+    def without_renewed(self, state: StateDict) -> StateDict:
+        """The entries of a file that are not passed over."""
+        return {k: t for k, t in state.items() if not _matches(k, self.renew)} if self.renew else state
+
+
+START_TEMPERATURE = 0.07  # of contrast, where a file has none
 
 # State that only training uses; safe to leave behind, and said in one line when it is.
 TRAINING_STATE = ("*_m.*", "*_queue", "*queue_ptr", "temp")
@@ -70,8 +92,8 @@ NEW_QUEUES: Mapping[str, Callable[[torch.Size], torch.Tensor]] = {
     "queue_ptr": lambda shape: torch.zeros(shape, dtype=torch.long),
 }
 
-# transformers' BLIP (BlipForConditionalGeneration, BlipForQuestionAnswering): the text side has the
-# official names already; what is not a weight there (position ids) is made.
+# transformers' BLIP (BlipForConditionalGeneration, BlipForQuestionAnswering, BlipForImageTextRetrieval): the text side
+# has the official names already; what is not a weight there (position ids) is made, what is tied and left out copied.
 TRANSFORMERS_BLIP = Rules(
     marker="vision_model.embeddings.class_embedding",
     rename=(
@@ -87,7 +109,24 @@ TRANSFORMERS_BLIP = Rules(
         (r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"visual_encoder.blocks.\1.mlp."),
         (r"^vision_model\.post_layernorm\.", "visual_encoder.norm."),
     ),
-    make={"*.position_ids": lambda shape: torch.arange(shape[-1]).expand(shape)},
+    copy=(
+        (
+            r"^text_decoder\.cls\.predictions\.decoder\.weight$",
+            "text_decoder.bert.embeddings.word_embeddings.weight",
+        ),
+        (
+            r"^text_decoder\.bert\.embeddings\.word_embeddings\.weight$",
+            "text_decoder.cls.predictions.decoder.weight",
+        ),
+        (r"^text_decoder\.cls\.predictions\.decoder\.bias$", "text_decoder.cls.predictions.bias"),
+        (r"^text_decoder\.cls\.predictions\.bias$", "text_decoder.cls.predictions.decoder.bias"),
+        *TWIN_COPIES,
+    ),
+    make={
+        "*.position_ids": lambda shape: torch.arange(shape[-1]).expand(shape).clone(),
+        "temp": lambda shape: torch.full(shape, START_TEMPERATURE),
+        **NEW_QUEUES,
+    },
 )
 
 
@@ -155,11 +194,18 @@ BERT_LANGUAGE_MODEL = Rules(
 # ------------------------------------------------------------------------------------------ reading
 
 
-def read_state_dict(path: Path | str) -> StateDict:
-    """Tensors of a `.safetensors` file (or a folder's), or of a `.pth`/`.pt`/`.bin` archive of tensors.
+def weights_in(folder: Path) -> Path | None:
+    """The file of a folder that holds a model's weights, or the index of several; None: there is none."""
+    return next((folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()), None)
 
-    An official checkpoint keeps its tensors under "model", OpenCLIP's under "state_dict"; a plain dict of tensors
-    will do too, and so will a TorchScript archive (OpenAI's CLIP). Archives are read without executing what they hold.
+
+def read_state_dict(path: Path | str) -> StateDict:
+    """Tensors of a `.safetensors` file, of what `torch.save` wrote, of a TorchScript archive, or of a folder's files.
+
+    In a folder of transformers, OpenCLIP or this library the file is known by its name, also the index of several. An
+    official checkpoint keeps its tensors under "model", others under "state_dict", "model_state_dict" and the like;
+    a plain dict of tensors will do, too. What training tools put before all names ("module.", "_orig_mod.", Lightning's
+    "model.") is taken off. Nothing in a file is executed, and none takes more memory than its size.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -167,41 +213,139 @@ def read_state_dict(path: Path | str) -> StateDict:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / WEIGHTS_NAME
+        found = weights_in(path)
+        if found is None:
+            raise FileNotFoundError(
+                f"no checkpoint at {path}: the folder has none of {', '.join(WEIGHTS_NAMES)}"
+            )
+        path = found
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as f:
-                tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-                metadata = f.metadata() or {}
-        except SafetensorError as e:
-            raise ValueError(
-                f"{path} is damaged or no safetensors file ({e}); download or save it again"
-            ) from e
-        for alias, key in json.loads(metadata.get("aliases", "{}")).items():
-            tensors[alias] = tensors[key]
-        return tensors
+    if path.name.endswith(".index.json"):
+        return _without_wrappers(_read_shards(path), str(path))
+    return _without_wrappers(_read_file(path), str(path))
+
+
+def _read_file(path: Path) -> StateDict:
+    with path.open("rb") as f:
+        start = f.read(64)
+    if path.suffix == ".safetensors" or (start[8:9] == b"{" and start[:1] != b"P"):
+        return _read_safetensors(path)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is the pointer that Git LFS leaves in place of a file; fetch the file with git lfs pull"
+        )
     if torchscript.is_archive(path):
         return torchscript.read(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        loaded = pickled.read_zip(path) if zipfile.is_zipfile(path) else pickled.read_legacy(path)
+    except pickled.UNREADABLE as e:
         raise ValueError(
-            f"{path} could not be read as tensors: {reason}. It is cut short, is no PyTorch checkpoint, or holds "
-            "Python objects, which are never executed; download it again, or convert it to safetensors where it "
-            "came from"
+            f"{path} could not be read as tensors: {pickled.reason_of(e)}. It is cut short, is no PyTorch checkpoint, "
+            "or holds Python objects, which are never executed; download it again, or convert it to safetensors where "
+            "it came from"
         ) from e
-    state = loaded.get("model", loaded.get("state_dict", loaded)) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not state:
+    return _state_in(loaded, path)
+
+
+def _state_in(loaded: Any, path: Path, depth: int = 3) -> StateDict:
+    """The dict of tensors in what a file holds, under one of the usual keys where there are other things beside."""
+    if isinstance(loaded, dict) and depth:
+        inner = next((loaded[k] for k in STATE_KEYS if _holds_tensors(loaded.get(k))), None)
+        if inner is not None:
+            return _state_in(inner, path, depth - 1)
+    if not isinstance(loaded, dict) or not loaded:
         raise ValueError(
-            f"{path} holds no state dict (a dict of names and tensors, or one under the key 'model' or 'state_dict')"
+            f"{path} holds no state dict (a dict of names and tensors, or one under the key "
+            f"{', '.join(map(repr, STATE_KEYS[:-1]))} or {STATE_KEYS[-1]!r})"
         )
-    strange = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
+    strange = [k for k, v in loaded.items() if not isinstance(v, torch.Tensor) or not isinstance(k, str)]
     if strange:
-        raise ValueError(f"{path}: the entry {strange[0]!r} is no tensor; is this a model's checkpoint?")
-    return dict(state)
+        raise ValueError(
+            f"{path}: the entry {pickled.shown(strange[0])!r} is no tensor; is this a model's checkpoint?"
+        )
+    return dict(loaded)
+
+
+def _holds_tensors(value: Any, depth: int = 2) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if any(isinstance(v, torch.Tensor) for v in value.values()):
+        return True
+    return depth > 0 and any(_holds_tensors(value.get(k), depth - 1) for k in STATE_KEYS)
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    try:
+        with path.open("rb") as f:
+            header = int.from_bytes(f.read(8), "little")
+        if header > min(path.stat().st_size - 8, JSON_BYTES):
+            raise ValueError(f"its header is said to have {header} bytes")
+        with safe_open(path, framework="pt") as f:
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+            metadata = f.metadata() or {}
+        for alias, key in json.loads(metadata.get("aliases", "{}")).items():
+            tensors[alias] = tensors[key]
+    except (SafetensorError, *pickled.UNREADABLE) as e:
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({pickled.reason_of(e)}); download or save it again"
+        ) from e
+    return tensors
+
+
+def _read_shards(path: Path) -> StateDict:
+    """The tensors of several files that an index names, each in the file where the index says it is."""
+    index = read_json(path)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{path} is no index of weights: it has no 'weight_map' of names and files")
+    out: StateDict = {}
+    for name in sorted(set(places.values())):
+        # files beside the index only; not resolved, as the Hugging Face hub's cache links to where they lie
+        if Path(name).name != name or "\\" in name or ":" in name or name in ("", ".", ".."):
+            raise ValueError(f"{path} names the file {pickled.shown(name)!r}; it must lie beside the index")
+        shard = path.parent / name
+        if not shard.is_file():
+            raise FileNotFoundError(
+                f"{path} names the file {name}, which is not there; download the folder again"
+            )
+        out.update(_read_file(shard))
+    missing = [key for key in places if key not in out]
+    if missing:
+        raise ValueError(
+            f"{path}: {len(missing)} entries are not in the files that it names, such as {pickled.shown(missing[0])}"
+        )
+    return out
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that lies beside weights.
+
+    Raises:
+        ValueError: it is no JSON, or much too large.
+    """
+    try:
+        if path.stat().st_size > JSON_BYTES:
+            raise ValueError("it is larger than any description of a model")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged: {pickled.reason_of(e)}") from e
+
+
+def _without_wrappers(state: StateDict, where: str) -> StateDict:
+    """The names without what parallel training, compiling and Lightning put into them."""
+    out = {re.sub(r"(^|\.)((_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+", r"\1", k): t
+           for k, t in state.items()}  # fmt: skip
+    while True:
+        heads = Counter(key.partition(".")[0] for key in out if "." in key)
+        most = max(heads.values(), default=0)
+        head = next((h for h in WRAPPERS if heads[h] == most > 0), None)
+        if head is None:
+            return out
+        left = [key for key in out if not key.startswith(f"{head}.")]
+        if left:  # of a training's module that has more than the model, such as its loss or a second copy
+            log.info("%s: %d entries beside %s are left out (%s, …)", where, len(left), head, left[0])
+        out = {k.removeprefix(f"{head}."): t for k, t in out.items() if k.startswith(f"{head}.")}
 
 
 # ----------------------------------------------------------------------------------------- applying

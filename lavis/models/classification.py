@@ -5,17 +5,19 @@ B pictures, G texts per picture, R = B·G texts, T tokens, N image tokens, D wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.models.base import inference
-from lavis.models.checkpoints import StateDict
-from lavis.models.outputs import IntermediateOutput, OutputWithLogits
+from lavis.models.base import CONFIG_NAME, BaseModel, inference, read_description
+from lavis.models.checkpoints import Rules, StateDict
+from lavis.models.outputs import EncoderOutput, IntermediateOutput, OutputWithLogits
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
@@ -28,10 +30,12 @@ class ClassifierConfig(VisionTextConfig):
     """
     Attributes:
         num_classes: None: as many as the file that is loaded has.
+        classnames: what the classes are called, in their order; None: unknown, as of published weights.
         use_distill: whether the momentum twins teach, in the families that have them.
     """
 
     num_classes: int | None = None
+    classnames: tuple[str, ...] | None = None
     use_distill: bool = True
 
 
@@ -63,6 +67,71 @@ class Classifier(VisionTextModel):
         if self.TWINS and self.config.use_distill:
             self.make_twins()
 
+    # ------------------------------------------------------------------------------ names of classes
+    @property
+    def classnames(self) -> tuple[str, ...] | None:
+        """What the classes are called, in their order; None: unknown."""
+        names: tuple[str, ...] | None = self.config.classnames
+        return names
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Say what the classes are called; checkpoints then hold it.
+
+        Raises:
+            ValueError: there are as many names as classes only if each is another.
+        """
+        if len(set(names)) != self.config.num_classes:
+            raise ValueError(
+                f"the model tells {self.config.num_classes} classes apart, and {len(set(names))} names are given"
+            )
+        self.config = replace(self.config, classnames=tuple(names))
+
+    def check_folder(self, folder: Path) -> None:
+        """Compare the classes with those of a checkpoint whose weights are about to be taken; take its names where the
+        model has none.
+
+        Raises:
+            ValueError: they are others, or in another order.
+        """
+        stored = _stored_names(folder)
+        if stored is None:
+            return
+        if self.classnames is None and len(stored) == self.config.num_classes:
+            self.name_classes(stored)
+        elif self.classnames != stored:
+            ours = "unknown names" if self.classnames is None else some_names(self.classnames)
+            raise ValueError(
+                f"{folder} is of a model with the classes {some_names(stored)}; here they are {ours}, so its weights "
+                "would mean something else"
+            )
+
+    @classmethod
+    def adapt(cls, config: Any, path: Path) -> Any:
+        """The config with the names of classes that a folder of ours holds."""
+        config, stored = super().adapt(config, path), _stored_names(path)
+        return config if stored is None else replace(config, classnames=stored)
+
+    @classmethod
+    def from_file(
+        cls,
+        config: Any,
+        path: Path,
+        rules: Rules | None = None,
+        name: str | None = None,
+        activation: str | None = None,
+    ) -> BaseModel:
+        """As `BaseModel.from_file`; where a classifier of this kind is fine-tuned from, by rules with a fresh head, its
+        head is left behind."""
+        head = f"{cls.HEAD}.2.weight"
+        there = _description(path)
+        if rules is None or not rules.is_fresh(head) or not there or there["arch"] != cls.registered_name:
+            return super().from_file(config, path, rules, name, activation)
+        heads = (f"{cls.HEAD}.*", f"{cls.HEAD}_m.*")
+        fresh = replace(cls.RULES, fresh=heads, renew=heads)
+        model = super().from_file(config, path, fresh, name, activation)
+        model.config = replace(model.config, classnames=config.classnames)
+        return model
+
     @classmethod
     def complete(cls, config: Any, state: StateDict) -> Any:
         """The number of classes is the file's, where it has a head."""
@@ -81,6 +150,10 @@ class Classifier(VisionTextModel):
                 "leave it out, or start from weights: pretrained, whose head is new"
             )
         return model
+
+    def chance_losses(self, batch: int) -> dict[str, float]:
+        """The loss (nats) of a head for which all classes are alike."""
+        return {"loss": math.log(self.config.num_classes)}
 
     # ------------------------------------------------------------------------------ the family's part
     def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,7 +175,7 @@ class Classifier(VisionTextModel):
 
     def _tokens(self, samples: Mapping[str, Any], pictures: int, max_length: int | None = None) -> Tokens:
         texts = self._texts(samples, pictures)
-        return self.tokenizer(texts, max_length=max_length, device=self.device)
+        return self.tokenizer.batch(texts, max_length=max_length, device=self.device)
 
     def _left_and_right(
         self, samples: Mapping[str, Any], twin: bool = False
@@ -152,8 +225,8 @@ class Classifier(VisionTextModel):
             intermediate_output=IntermediateOutput(
                 image_embeds=image_embeds,
                 image_embeds_m=image_embeds_m,
-                encoder_output=states,
-                encoder_output_m=states_m,
+                encoder_output=EncoderOutput(states),
+                encoder_output_m=None if states_m is None else EncoderOutput(states_m),
             ),
             loss=loss,
             logits=logits,
@@ -198,3 +271,25 @@ class Classifier(VisionTextModel):
             assert logits is not None
             out["scores"] = logits.float().softmax(dim=1)
         return out
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first of some names, for messages."""
+    return ", ".join(names[:6]) + (f", … ({len(names)} in all)" if len(names) > 6 else "")
+
+
+def _description(path: Path) -> dict[str, Any] | None:
+    """What the config.json of a folder of ours says; None of anything else."""
+    if not (path / CONFIG_NAME).is_file():
+        return None
+    try:
+        return read_description(path)
+    except ValueError:  # transformers'
+        return None
+
+
+def _stored_names(path: Path) -> tuple[str, ...] | None:
+    """The names of classes that a folder of ours holds; None where it has none."""
+    description = _description(path)
+    names = None if description is None else description["config"].get("classnames")
+    return None if names is None else tuple(map(str, names))

@@ -42,7 +42,8 @@ from lavis.nn.clip import (
     ResNet,
     Transformer,
 )
-from lavis.nn.losses import contrastive_loss
+from lavis.nn.finite import check_finite
+from lavis.nn.losses import contrastive_loss, similarities
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -110,9 +111,9 @@ class ClipOutput(Output):
     """What `forward` returns: the loss (nats), the features, and what cosines were multiplied with."""
 
     intermediate_output: Features | None = None
+    logit_scale_exp: torch.Tensor | None = None
     loss: torch.Tensor | None = None
     loss_itc: torch.Tensor | None = None
-    logit_scale_exp: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,9 @@ class Clip(BaseModel):
     """CLIP with a transformer or a ResNet for pictures (paper, section 2.4 and figure 1)."""
 
     registered_name = "clip"
-    # OpenAI's archives hold three numbers that are no weights; OpenCLIP's files of parallel training a prefix.
+    # OpenAI's archives hold three numbers that are no weights; OpenCLIP's models with a text tower of its own a prefix.
     RULES = Rules(
-        rename=((r"^module\.", ""),),
+        rename=((r"^text\.(?=transformer\.|token_|positional_|ln_final\.|text_projection)", ""),),
         drop=("input_resolution", "context_length", "vocab_size"),
         resize=RESIZE,
     )
@@ -187,7 +188,7 @@ class Clip(BaseModel):
         self.config = config
         text = config.text
         merges = CLIP_MERGES if config.vocabulary == "clip" else config.vocabulary
-        self.tokenizer = ClipTokenizer(merges, size=text.vocab_size)
+        self.tokenizer = ClipTokenizer(merges, text.vocab_size, text.context_length)
         self.positional_embedding = nn.Parameter(torch.zeros(text.context_length, text.width))
         self.text_projection = nn.Parameter(torch.zeros(text.width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
@@ -209,6 +210,15 @@ class Clip(BaseModel):
         nn.init.constant_(self.logit_scale, math.log(START_SCALE))
         self.visual.reset_parameters()  # type: ignore[operator]
         self.transformer.reset_parameters()
+
+    def set_temperature(self, temperature: float) -> None:
+        if not 1 / MAX_SCALE <= temperature <= 1:
+            raise ValueError(f"model.temperature is {temperature}; it must lie between {1 / MAX_SCALE} and 1")
+        nn.init.constant_(self.logit_scale, -math.log(temperature))
+
+    def chance_losses(self, batch: int) -> dict[str, float]:
+        """The loss (nats) of features that know nothing, on `batch` pairs of all ranks."""
+        return {"loss_itc": math.log(batch)}
 
     # ------------------------------------------------------------------------------ weights
     @classmethod
@@ -251,7 +261,9 @@ class Clip(BaseModel):
             ids = text.to(self.device)
         else:
             texts = [text] if isinstance(text, str) else list(text)
-            ids = self.tokenizer(texts, max_length=self.config.text.context_length, device=self.device).ids
+            ids = self.tokenizer.batch(
+                texts, max_length=self.config.text.context_length, device=self.device
+            ).ids
         if ids.ndim != 2 or ids.shape[1] > self.config.text.context_length:
             raise ValueError(
                 f"ids have shape {tuple(ids.shape)}; (texts, tokens) with at most "
@@ -359,7 +371,9 @@ class Clip(BaseModel):
             names = classnames[start : start + _CLASSES_AT_ONCE]
             each = self._encode_texts([fill(t, name) for name in names for t in templates])
             columns.append(_unit(each.unflatten(0, (len(names), len(templates))).mean(dim=1)))
-        return torch.cat(columns).t().contiguous()
+        found = torch.cat(columns)
+        check_finite(found, kind="class")
+        return found.t().contiguous()
 
     def before_evaluation(self, dataset: Any, task_type: Any = None, **unused: Any) -> None:
         """Make `classifier` out of `dataset.classnames`, if it has any, for `predict`."""
@@ -382,7 +396,9 @@ class Clip(BaseModel):
             )
         if samples.get("image") is None:
             raise ValueError(f"samples need an 'image', (B, 3, h, w); they have {', '.join(samples)}")
-        logits = MAX_SCALE * _unit(self.encode_image(samples["image"])) @ self.classifier.float()  # (B, C)
+        logits = MAX_SCALE * similarities(
+            _unit(self.encode_image(samples["image"])), self.classifier.T
+        )  # (B, C)
         return ClipPrediction(logits, samples.get("label"), logits.softmax(dim=1) if return_scores else None)
 
     @inference
@@ -400,6 +416,7 @@ class Clip(BaseModel):
         """
         from PIL import Image
 
+        from lavis.common.images import open_image
         from lavis.processors import ClipImageEvalProcessor
 
         if isinstance(categories, str) or not categories or len(set(categories)) != len(categories):
@@ -407,10 +424,9 @@ class Clip(BaseModel):
         if isinstance(image_path, Image.Image):
             picture = image_path
         else:
-            with Image.open(image_path) as opened:
-                picture = opened.convert("RGB")
+            picture = open_image(image_path)
         image = ClipImageEvalProcessor(self.config.image_size)(picture).unsqueeze(0)
-        cosines = _unit(self.encode_image(image)) @ self._encode_texts(list(categories)).t()
+        cosines = similarities(_unit(self.encode_image(image)), self._encode_texts(list(categories)))
         return dict(zip(categories, (MAX_SCALE * cosines)[0].softmax(dim=0).tolist(), strict=True))
 
     # ------------------------------------------------------------------------------ retrieval

@@ -6,12 +6,13 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lavis.models.base import CONFIG_NAME, check_heads
-from lavis.models.checkpoints import Rules
+from lavis.models import torchscript
+from lavis.models.base import CONFIG_NAME, OPEN_CLIP_CONFIG, check_heads
+from lavis.models.checkpoints import WEIGHTS_NAME, Rules, read_json
 from lavis.nn.vit import interpolate_positions
 
 if TYPE_CHECKING:
@@ -60,19 +61,80 @@ TRANSFORMERS_CLIP = Rules(
 )
 
 
-def adapted(config: ClipConfig, folder: Path) -> ClipConfig:
-    """The config with the activation that a transformers folder names; its tensors' shapes don't tell it.
+ACTIVATIONS = ("quick_gelu", "gelu")
+
+
+def adapted(config: ClipConfig, path: Path) -> ClipConfig:
+    """The config with the activation that stands beside the weights; their shapes don't tell it.
+
+    transformers' config.json and OpenCLIP's open_clip_config.json name it. OpenAI's archives have QuickGELU. Of other
+    files it is not known: the config's is taken, and said.
 
     Raises:
-        ValueError: the folder's model has another activation than CLIP's two, or another number of heads.
+        ValueError: the description is of a model with another activation than CLIP's two, or of other numbers of heads.
     """
     heads = {"vision_config": (config.vision.heads, 12), "text_config": (config.text.heads, 8)}
-    theirs = check_heads(folder, heads)
-    if not theirs:
-        return config
-    activations = {(theirs.get(section) or {}).get("hidden_act", "quick_gelu") for section in heads}
-    if len(activations) != 1 or not activations <= {"quick_gelu", "gelu"}:
+    theirs = check_heads(path, heads)
+    if theirs:
+        return _of_transformers(config, theirs, path)
+    folder = path if path.is_dir() else path.parent
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return _of_open_clip(config, folder / OPEN_CLIP_CONFIG)
+    beside = folder / CONFIG_NAME
+    if beside.is_file() and (path.is_dir() or path.name == WEIGHTS_NAME):
+        description = read_json(beside)  # of this library: from_folder reads the rest
+        ours = description.get("config") if isinstance(description, dict) else None
+        if isinstance(ours, dict) and isinstance(ours.get("quick_gelu"), bool):
+            return dataclasses.replace(config, quick_gelu=ours["quick_gelu"])
+    if path.is_file() and not torchscript.is_archive(path):
+        log.warning(
+            "%s does not say which activation its model has; %s is assumed. OpenAI's models have quick_gelu, "
+            "OpenCLIP's gelu unless their names say quickgelu: say which with activation= (lavis convert "
+            "--activation), or put its %s beside it",
+            path,
+            ACTIVATIONS[0] if config.quick_gelu else ACTIVATIONS[1],
+            OPEN_CLIP_CONFIG,
+        )
+    return config
+
+
+def _of_transformers(config: ClipConfig, theirs: dict[str, Any], path: Path) -> ClipConfig:
+    sections = [theirs.get(name) for name in ("vision_config", "text_config")]
+    activations = {
+        str(section.get("hidden_act", "quick_gelu")) if isinstance(section, dict) else "quick_gelu"
+        for section in sections
+    }
+    if len(activations) != 1 or not activations <= set(ACTIVATIONS):
         raise ValueError(
-            f"{folder / CONFIG_NAME}: hidden_act is {' and '.join(sorted(activations))}; CLIP has quick_gelu or gelu"
+            f"{path}: hidden_act of its {CONFIG_NAME} is {' and '.join(sorted(activations))}; CLIP has quick_gelu or "
+            "gelu"
         )
     return dataclasses.replace(config, quick_gelu=activations == {"quick_gelu"})
+
+
+def _of_open_clip(config: ClipConfig, path: Path) -> ClipConfig:
+    content = read_json(path)
+    theirs = content.get("model_cfg", content) if isinstance(content, dict) else None
+    vision = theirs.get("vision_cfg") if isinstance(theirs, dict) else None
+    text = theirs.get("text_cfg") if isinstance(theirs, dict) else None
+    if not isinstance(theirs, dict) or not isinstance(vision, dict) or not isinstance(text, dict):
+        raise ValueError(f"{path} does not describe a model of OpenCLIP's: it has no vision_cfg and text_cfg")
+    quick = theirs.get("quick_gelu", False)
+    if not isinstance(quick, bool):
+        raise ValueError(f"{path}: quick_gelu is {quick!r}; true or false was expected")
+    width, head = vision.get("width", 0), vision.get("head_width", 64)
+    found = {"text_cfg.heads": (text.get("heads", 8), config.text.heads)}
+    if (
+        isinstance(width, int)
+        and isinstance(head, int)
+        and head > 0
+        and isinstance(vision.get("layers"), int)
+    ):
+        found["vision_cfg.width / head_width"] = (width // head, config.vision.heads)
+    for name, (number, ours) in found.items():
+        if number != ours:
+            raise ValueError(
+                f"{path}: {name}, the number of heads, is {number}, this model type's is {ours}; choose another model "
+                "type"
+            )
+    return dataclasses.replace(config, quick_gelu=quick)

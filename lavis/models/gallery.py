@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from lavis.common import dist
+from lavis.nn.finite import check_finite
+from lavis.nn.losses import similarities
 
 
 def share_of(data_loader: Any, key: str) -> Iterator[tuple[list[int], torch.Tensor]]:
@@ -43,9 +45,15 @@ def sum_over_ranks(value: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def products(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     """Products (pictures, texts) of features (…, E), on the CPU and in float32, in whatever precision the towers
-    computed."""
-    with torch.autocast("cpu", enabled=False):
-        return images.float().cpu() @ texts.float().cpu().T
+    computed.
+
+    Raises:
+        NonFiniteError: a picture's or a text's features are not finite.
+    """
+    found = [features.float().cpu() for features in (images, texts)]
+    check_finite(found[0])
+    check_finite(found[1], kind="text")
+    return similarities(*found)
 
 
 @contextmanager

@@ -20,8 +20,15 @@ def checked_batch(media: Any, name: str, shape: str) -> torch.Tensor:
     """Pictures or clips that a model was given as samples[name].
 
     Raises:
-        ValueError: they are no tensor, or there are none.
+        ValueError: they are no tensor, there are none, or they are whole numbers: levels from 0 to 255 are not what a
+            model takes.
     """
+    if isinstance(media, torch.Tensor) and media.numel() and not media.is_floating_point():
+        raise ValueError(
+            f"samples[{name!r}] is a tensor of {str(media.dtype).removeprefix('torch.')}, so it holds no "
+            f"normalised values; it must be a tensor {shape} of floating-point numbers: give the Pillow image to the "
+            "processor that load_model_and_preprocess returns"
+        )
     if isinstance(media, torch.Tensor) and len(media):
         return media
     found = "an empty batch" if isinstance(media, torch.Tensor) else f"of type {type(media).__name__}"

@@ -322,7 +322,7 @@ class GPTDialogue(BaseModel):
         use_nucleus_sampling: bool = False,
         top_p: float = 0.9,
         temperature: float = 1.0,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         length_penalty: float = 1.0,
         return_scores: bool = False,
     ) -> list[str] | Texts:
@@ -333,7 +333,7 @@ class GPTDialogue(BaseModel):
             num_beams: 1 is greedy.
             max_length, min_length: tokens of the answer.
             use_nucleus_sampling: draw from the likeliest tokens (`top_p`, `temperature`) instead of beam
-                search; `seed` makes the draw repeatable, batched or not.
+                search; `seed` makes the draw repeatable: one, or one for each question, see `BlipCaption.generate`.
             length_penalty: exponent of the length that beam scores are divided by.
             return_scores: give `Texts` (with log-probabilities) instead of strings.
 
@@ -360,8 +360,9 @@ class GPTDialogue(BaseModel):
         )
         prompt = torch.full((len(mask), 1), self.tokenizer.eos_id, device=mask.device)
         decoded = generation.generate(decoding, prompt, rules)
-        texts = [self.tokenizer.decode(row) for row in decoded.ids.tolist()]
-        return Texts(texts, decoded.logprobs.tolist(), decoded.scores.tolist()) if return_scores else texts
+        ids, logprobs, scores = decoded.read(len(mask))
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+        return Texts(texts, logprobs, scores) if return_scores else texts
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:

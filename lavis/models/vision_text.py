@@ -15,7 +15,7 @@ from torch import nn
 from lavis.models import checkpoints
 from lavis.models.base import BaseModel, locate
 from lavis.models.samples import checked_batch, require
-from lavis.models.tokenizer import ASSETS, Tokenizer
+from lavis.models.tokenizer import ASSETS, BERT_VOCABULARY, TINY_VOCABULARY, Tokenizer
 from lavis.nn import momentum
 from lavis.nn.language_model import LanguageModel
 from lavis.nn.losses import distillation_weight
@@ -30,7 +30,7 @@ STARTING_WEIGHTS = {
     "tiny_shapes": str(ASSETS / "tiny_shapes"),  # the packaged captioner
     "tiny_shapes_vqa": str(ASSETS / "blip_vqa_shapes"),  # the packaged model for questions about drawings
 }
-VOCABULARIES = {"bert": "bert-base-uncased.txt", "tiny": "tiny_vocab.txt"}
+VOCABULARIES = {"bert": BERT_VOCABULARY, "tiny": TINY_VOCABULARY}
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ class VisionTextModel(BaseModel):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        named = VOCABULARIES.get(config.vocabulary)
-        vocabulary = ASSETS / named if named else config.vocabulary
+        vocabulary = VOCABULARIES.get(config.vocabulary, config.vocabulary)
         self.tokenizer = Tokenizer(vocabulary, extra=self.EXTRA_TOKENS, cover=config.cover)
         if len(self.tokenizer) != config.text.vocab_size:
             extra = f" with {' and '.join(self.EXTRA_TOKENS)}" if self.EXTRA_TOKENS else ""
@@ -94,6 +93,11 @@ class VisionTextModel(BaseModel):
                 f"text.memory_width is {config.text.memory_width}, but the pictures' states are {config.vit.width} wide"
             )
         self.visual_encoder = self._vision()
+
+    @classmethod
+    def init_tokenizer(cls) -> Tokenizer:
+        """The family's tokenizer with BERT's vocabulary."""
+        return Tokenizer(extra=cls.EXTRA_TOKENS)
 
     def _vision(self) -> nn.Module:
         return VisionTransformer(self.config.vit, self.config.image_size, self.config.grad_checkpointing)
@@ -190,7 +194,7 @@ class VisionTextModel(BaseModel):
         if not self.has_twins:
             raise ValueError(
                 f"this {self.registered_name} was loaded for prediction, without its momentum twins, so its "
-                "training loss can't be computed; load it with is_eval=False"
+                "training loss can't be computed; load it with for_training=True"
             )
         momentum.update_twins(self.twin_pairs(), self.config.momentum)
 

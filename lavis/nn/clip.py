@@ -202,7 +202,7 @@ class PictureTransformer(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, E)
         _check_image(image, self.image_size)
-        x = self.conv1(image.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # (B, patches, D)
+        x = self.conv1(image.to(self.class_embedding.dtype)).flatten(2).transpose(1, 2)  # (B, patches, D)
         x = torch.cat((self.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)  # (B, N, D)
         x = self.transformer(self.ln_pre(x + self.positional_embedding))
         return self.ln_post(x[:, 0]) @ self.proj
@@ -322,7 +322,7 @@ class ResNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, E)
         _check_image(image, self.image_size)
-        x = image.to(self.conv1.weight.dtype)
+        x = image.to(self.attnpool.positional_embedding.dtype)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = F.relu(norm(conv(x)))
         x = F.avg_pool2d(x, 2)

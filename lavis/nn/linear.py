@@ -35,9 +35,21 @@ _CONVERTIBLE = 6 << 20  # numbers whose float32 copy the allocator has at hand, 
 
 def gelu(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The exact (erf) GELU of what a linear layer gives, in the same pass where nobody else sees the latter."""
-    if type(layer) is not Linear or layer._forward_hooks or torch.is_grad_enabled():
+    if not is_bare(layer) or torch.is_grad_enabled():
         return F.gelu(layer(x))
+    assert isinstance(layer, Linear)
     return layer.product(x, "gelu")
+
+
+def is_bare(*layers: nn.Module) -> bool:
+    """Whether layers compute nothing but their product, so that their weights may be read past their call.
+
+    An adapter (LoRA) or a parametrization has another class, and a hook wants to see the call.
+    """
+    return all(
+        type(layer) is Linear and not layer._forward_hooks and not layer._forward_pre_hooks
+        for layer in layers
+    )
 
 
 def _better_in_float32(x: torch.Tensor, rows: int, weight: torch.Tensor) -> bool:

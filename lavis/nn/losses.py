@@ -102,6 +102,16 @@ def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     return -(logits.float().log_softmax(dim=1) * targets).sum(dim=1).mean()
 
 
+def similarities(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Products (R, C) of vectors (R, E) and (C, E), at least in float32, whatever autocast says.
+
+    bfloat16 tells no cosines apart that differ by less than 0.004, and a temperature multiplies that by up to 100.
+    """
+    dtype = torch.promote_types(rows.dtype, torch.float32)  # float64 stays
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows.to(dtype) @ columns.to(dtype).T
+
+
 def contrastive_loss(
     images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -118,8 +128,8 @@ def contrastive_loss(
         the mean over this rank's pairs and both directions (nats), and the scaled cosines of this rank's images
         with all texts and of its texts with all images, (B, W) each.
     """
-    i2t = scale * images @ dist.all_gather_with_grad(texts).t()
-    t2i = scale * texts @ dist.all_gather_with_grad(images).t()
+    i2t = scale * similarities(images, dist.all_gather_with_grad(texts))
+    t2i = scale * similarities(texts, dist.all_gather_with_grad(images))
     own = torch.arange(len(images), device=images.device) + dist.rank() * len(images)
     loss = (F.cross_entropy(i2t.float(), own) + F.cross_entropy(t2i.float(), own)) / 2
     return loss, i2t, t2i
@@ -151,11 +161,17 @@ def hard_negatives(sims: torch.Tensor, same: torch.Tensor, floor: float = 0.0) -
         floor: added to every chance before drawing.
 
     Raises:
-        ValueError: a row to which every column belongs.
+        ValueError: a row to which every column belongs, or one of NaN.
     """
     chances = (sims.detach().float().softmax(dim=1) + floor).masked_fill(same, 0.0)
     alone = same.all(dim=1)
-    if bool(alone.any()):
+    nobody, strange = torch.stack([alone.any(), (chances.isnan() & ~alone[:, None]).any()]).tolist()
+    if strange and not nobody:
+        raise ValueError(
+            "similarities of the batch are NaN or infinite, so no negative can be drawn by them; the training has "
+            "diverged: take a lower learning rate, a longer warm-up, or clip gradients (run.max_grad_norm)"
+        )
+    if nobody:
         raise ValueError(
             f"all {same.shape[1]} samples of the batch belong to the same picture as sample "
             f"{int(alone.nonzero()[0])}, so there is no negative to match it with; use a larger batch"

@@ -127,7 +127,8 @@ class PatchEmbed(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, patches, D)
         # one product of many, and all that follows stands on it: under autocast it keeps the precision of its weights
         with torch.autocast(image.device.type, enabled=False):
-            return self.proj(image.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
+            dtype = next(self.proj.parameters()).dtype
+            return self.proj(image.to(dtype)).flatten(2).transpose(1, 2)
 
 
 class VisionTransformer(nn.Module):
@@ -175,6 +176,15 @@ class VisionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=self.init_std)
                 nn.init.zeros_(module.bias)
+
+    def forward_features(self, image: torch.Tensor) -> torch.Tensor:
+        """The same as a call, under the original's name."""
+        return self(image)
+
+    @property
+    def vision_width(self) -> int:
+        """Width of the states."""
+        return self.norm.normalized_shape[0]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, N, D)
         if image.ndim != 4 or image.shape[-2:] != (self.image_size, self.image_size):

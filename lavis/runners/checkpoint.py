@@ -7,9 +7,10 @@ plain data only (tensors, numbers, text, lists, dicts) and is read as such: noth
 
 from __future__ import annotations
 
-import pickle
+import errno
+import os
 import random
-import zipfile
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lavis.common.files import existing_folder, replace_folder
+from lavis.runners import provenance
 
 LAST, BEST = "checkpoint_last", "checkpoint_best"
 STATE_NAME = "training_state.pt"
@@ -107,8 +109,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Copy a checkpoint's weights into a model, in place, strictly.
 
     Raises:
-        ValueError: an entry is missing or has another shape; the model is then of another kind.
+        ValueError: an entry is missing or has another shape; the model is then of another kind. Or a classifier's
+            classes are others.
     """
+    check_folder = getattr(model, "check_folder", None)
+    if check_folder is not None:
+        check_folder(folder)
     stored = _stored(folder)
     state = model.state_dict()
     names = _first_names(state, set(stored))
@@ -164,20 +170,73 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
 
 
+def seed_all(seed: int) -> None:
+    """Start every global random stream of this process from a seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 # ------------------------------------------------------------------------------------------ folders
-def save(folder: Path, model: nn.Module, state: dict[str, Any] | None) -> Path:
+def save(
+    folder: Path, model: nn.Module, state: dict[str, Any] | None, recipe: provenance.Recipe | None = None
+) -> Path:
     """Write a checkpoint folder in place of an earlier one; a kill leaves one of the two complete.
 
     Args:
         folder: its place. model: the weights. state: training state (plain data), None for weights only.
+        recipe: of the run, for the comparison when it is resumed.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the earlier one is there.
     """
 
     def write(new: Path) -> None:
         write_weights(model, new)
         if state is not None:
             torch.save({"format": FORMAT, **state}, new / STATE_NAME)
+        if recipe is not None:
+            provenance.write(new, recipe)
 
-    return replace_folder(folder, write)
+    try:
+        return replace_folder(folder, write)
+    except (OSError, RuntimeError, SafetensorError) as e:
+        number, reason = _why_not_written(e)
+        if number is None:
+            raise
+        kept = "; the one before it is kept" if folder.exists() else ""
+        raise OSError(number, f"{folder} cannot be written: {reason}{kept}") from e
+
+
+def _why_not_written(error: Exception) -> tuple[int | None, str]:
+    """The number and the words of a failed write; torch and safetensors raise errors of their own for it."""
+    if isinstance(error, OSError):
+        return error.errno, error.strerror or str(error)
+    text = str(error)
+    found = re.search(r"os error (\d+)", text)
+    if found is not None:
+        return int(found[1]), os.strerror(int(found[1]))
+    cause = error.__context__ or error.__cause__
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return cause.errno, cause.strerror
+    if "inline_container" in text or "PytorchStreamWriter" in text or "file write failed" in text:
+        return errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, most likely"  # torch does not say
+    return None, ""
+
+
+def state_file(folder: Path) -> Path:
+    """The file with the training state of a checkpoint folder.
+
+    Raises:
+        FileNotFoundError: the folder has none: it holds weights only.
+    """
+    path = folder / STATE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {STATE_NAME}, so a run cannot be resumed from it; "
+            "to start a new run from its weights, set model.weights to this folder"
+        )
+    return path
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -187,22 +246,12 @@ def load_state(folder: Path) -> dict[str, Any]:
         FileNotFoundError: the folder has none: it holds weights only.
         ValueError: the file is damaged, of another version, or holds anything but plain data.
     """
-    path = folder / STATE_NAME
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no {STATE_NAME}, so a run cannot be resumed from it; "
-            "to start a new run from its weights, set model.weights to this folder"
-        )
+    path = state_file(folder)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        zipfile.BadZipFile,
-        KeyError,
-        AttributeError,
-    ) as e:
+    except OSError:
+        raise
+    except Exception as e:  # whatever a damaged or forged file makes the reader do
         reason = (str(e) or type(e).__name__).splitlines()[0].split(". ")[0]
         raise ValueError(
             f"{path} is refused: it is damaged or holds more than plain data ({reason}). "

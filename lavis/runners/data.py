@@ -8,8 +8,13 @@ that one rank with N times the batch size would see, and a run can start anywher
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import ctypes
 import multiprocessing
 import os
+import random
+import shutil
 import signal
 import sys
 import threading
@@ -24,13 +29,14 @@ from tqdm import tqdm
 
 from lavis.common import dist
 from lavis.common.device import to_device
+from lavis.common.registry import registry
 from lavis.datasets.base import UnreadableMediaError
 from lavis.runners.skipped import Broken, Skipped, candidates, skips
 
 Key = tuple[int, int, int]  # (pass, data set, sample)
 
 # first entries of seeds, so that no two kinds of stream ever share numbers
-_ORDER, _MIX, _SAMPLE, _EVAL = range(4)
+_ORDER, _MIX, _SAMPLE, _EVAL, _GLOBAL = range(5)
 
 
 def stream(*numbers: int) -> np.random.Generator:
@@ -124,6 +130,31 @@ class Loaded(NamedTuple):
 Item = tuple[int, int, Any, list[Broken]]  # (data set, sample, its content, unreadable samples met)
 
 
+@contextlib.contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Inside, the global streams of random, numpy and torch are those of a tuple of numbers; after it, as before.
+
+    For processors and data sets that take no stream: theirs would depend on rank and worker, not on the seed.
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence((_GLOBAL, *numbers)).generate_state(1, np.uint64)[0])
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.random.default_generator.manual_seed(seed % 2**63)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def _draws_globally(dataset: Any) -> bool:
+    """Whether a data set, or a processor of it, is somebody else's and may draw from the global streams."""
+    parts = [dataset, getattr(dataset, "vis_processor", None), getattr(dataset, "text_processor", None)]
+    return any(part is not None and not type(part).__module__.startswith("lavis.") for part in parts)
+
+
 class Samples(TorchDataset[Any]):
     """Several data sets behind keys (pass, set, sample): what a worker process holds.
 
@@ -136,14 +167,17 @@ class Samples(TorchDataset[Any]):
     def __getitem__(self, key: Key) -> Item:
         pass_, which, index = key
         dataset = self.datasets[which]
+        numbers = (self.kind, self.seed, pass_, which, index)
         own = getattr(dataset, "sample", None)
         if own is None:  # any torch data set will do
-            return which, index, dataset[index], []
+            with seeded(*numbers):
+                return which, index, dataset[index], []
         replace = self.kind == _SAMPLE and skips(dataset)
         broken = []
         for i in candidates(len(dataset), index) if replace else [index]:
             try:
-                content = own(i, stream(self.kind, self.seed, pass_, which, index))
+                with seeded(*numbers) if _draws_globally(dataset) else contextlib.nullcontext():
+                    content = own(i, stream(*numbers))
             except UnreadableMediaError as e:
                 broken.append(Broken(which, i, e))
             else:
@@ -161,19 +195,78 @@ class Samples(TorchDataset[Any]):
         return Loaded([index for _, index, _, _ in kept], batch, broken, len(items) - len(kept))
 
 
-def _start_worker(_: int) -> None:
-    """Prepare a worker process: Ctrl-C is for the main process, whose end is the worker's end."""
-    # Ctrl-C reaches the whole process group; the main process alone decides when to stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # torch's own watchdog misses a parent that dies while the worker starts: the worker would stay for ever
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+class _Leaving:
+    """Tells loaders' workers whether their main process is ending; what `DataLoader` calls in each of them.
+
+    Batch systems, torchrun and a terminal's Ctrl-C send their signals to every process of a run. The main process
+    alone decides when to stop, and needs its workers until then. But at its exit multiprocessing ends them by
+    SIGTERM, and then they have to go.
+    """
+
+    def __init__(self) -> None:
+        self._flag = multiprocessing.RawValue(ctypes.c_bool, False)
+        atexit.register(self._set)  # runs before multiprocessing's own, which was registered earlier
+
+    def _set(self) -> None:
+        self._flag.value = True
+
+    def close(self) -> None:
+        atexit.unregister(self._set)
+        self._set()
+
+    def __call__(self, _: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._terminated)
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        # torch's own watchdog misses a parent that dies while the worker starts: the worker would stay for ever
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+    def _terminated(self, signum: int, frame: Any) -> None:
+        if self._flag.value:
+            os._exit(128 + signum)
 
 
 def _end_with(parent: Any) -> None:
     parent.join()
     os._exit(1)
+
+
+_FEW = 512  # samples that are prepared before processes for it would have started
+_MOST = 8
+_SHARED = 1 << 30  # bytes of /dev/shm, through which batches pass; containers often have 64 MiB
+
+
+def workers(given: int | None, samples: int) -> int:
+    """How many processes prepare samples.
+
+    Args:
+        given: `run.num_workers`; None leaves it to the machine: one per core of this rank, up to 8.
+        samples: that are to be prepared; a few are not worth a process. None of this changes a sample.
+    """
+    if given is not None:
+        return given
+    # a process that is started, not forked, runs the main script again: only a command's is known to bear that
+    safe = multiprocessing.get_start_method() == "fork" or registry.get("command", False)
+    if samples < _FEW or not safe or not _has_shared_memory():
+        return 0
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(_MOST, _cores() // ranks)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _has_shared_memory() -> bool:
+    try:
+        return shutil.disk_usage("/dev/shm").free >= _SHARED
+    except OSError:  # other systems have no such folder, nor such a limit
+        return True
 
 
 class _Range:
@@ -197,8 +290,8 @@ class TrainLoader:
 
     Args:
         datasets: the training sets. order: their order. seed: of the run.
-        num_workers: processes that prepare samples; 0 prepares them in the main process.
-        device: pinned memory is used for CUDA only.
+        num_workers: processes that prepare samples; 0 prepares them in the main process, None see `workers`.
+        iterations: of the run. device: pinned memory is used for CUDA only.
         skipped: is told of unreadable samples.
     """
 
@@ -207,12 +300,15 @@ class TrainLoader:
         datasets: Sequence[Any],
         order: Order,
         seed: int,
-        num_workers: int,
+        num_workers: int | None,
+        iterations: int,
         device: torch.device,
         skipped: Skipped,
     ) -> None:
         self.device, self.skipped = device, skipped
         self._range = _Range(order)
+        self._leaving = _Leaving()
+        num_workers = workers(num_workers, iterations * order.batch_size // dist.world_size())
         samples = Samples(datasets, seed)
         self._loader: DataLoader[Any] = DataLoader(
             samples,
@@ -221,7 +317,7 @@ class TrainLoader:
             collate_fn=samples.collate,
             pin_memory=device.type == "cuda",
             persistent_workers=num_workers > 0,
-            worker_init_fn=_start_worker,
+            worker_init_fn=self._leaving,
             # its own generator: starting an iterator must not draw from the stream that dropout uses
             generator=torch.Generator(),
         )
@@ -237,16 +333,28 @@ class TrainLoader:
             self.skipped.add(loaded.broken, loaded.lost)
             yield to_device(loaded.batch, self.device)
 
+    def close(self) -> None:
+        """End the workers; a loader that is used again starts new ones."""
+        self._leaving.close()
+        self._loader._iterator = None
+
 
 class EvalData:
     """A data set to evaluate on: this rank's share (samples rank, rank + world, …) in batches.
 
     Iterating gives (indices, batch). `dataset` and `split` are there for tasks with their own evaluation.
     `skipped` has the samples that were left out because they cannot be read, where the data set allows it.
+    `before_batch` is called equally often on every rank, so that they may agree in it.
     """
 
     def __init__(
-        self, dataset: Any, split: str, batch_size: int, num_workers: int, device: torch.device, seed: int = 0
+        self,
+        dataset: Any,
+        split: str,
+        batch_size: int,
+        num_workers: int | None,
+        device: torch.device,
+        seed: int = 0,
     ) -> None:
         self.dataset, self.split, self.device = dataset, split, device
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
@@ -264,21 +372,38 @@ class EvalData:
     def __iter__(self) -> Iterator[tuple[list[int], Any]]:
         samples = Samples([self.dataset], self.seed, _EVAL)
         batches = [[(0, 0, i) for i in part] for part in self._indices()]
+        leaving = _Leaving()
         loader: DataLoader[Any] = DataLoader(
             samples,
             batch_sampler=batches,
-            num_workers=min(self.num_workers, len(batches)),
+            num_workers=min(workers(self.num_workers, sum(map(len, batches))), len(batches)),
             collate_fn=samples.collate,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_start_worker,
+            worker_init_fn=leaving,
             generator=torch.Generator(),
         )
-        for loaded in tqdm(loader, desc=self.label, leave=False) if shown() else loader:
+        asked = 0
+        try:
+            for loaded in tqdm(loader, desc=self.label, leave=False) if shown() else loader:
+                asked += 1
+                if self.before_batch is not None:
+                    self.before_batch()
+                self.skipped.add(loaded.broken)
+                if loaded.indices:
+                    yield loaded.indices, to_device(loaded.batch, self.device)
+            self._ask_on(asked)
+        except GeneratorExit:  # a task that has seen enough
+            self._ask_on(asked)
+            raise
+        finally:
+            leaving.close()
+
+    def _ask_on(self, asked: int) -> None:
+        """Call `before_batch` for the batches that the first rank has and this one does not."""
+        most = -(-len(range(0, len(self.dataset), dist.world_size())) // self.batch_size)
+        for _ in range(most - asked):
             if self.before_batch is not None:
                 self.before_batch()
-            self.skipped.add(loaded.broken)
-            if loaded.indices:
-                yield loaded.indices, to_device(loaded.batch, self.device)
 
 
 def shown() -> bool:

@@ -4,13 +4,13 @@ and the checkpoints. Which folder a run gets, what describes it, and what a resu
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import logging
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +18,17 @@ import torch
 
 import lavis
 from lavis.common import dist
-from lavis.common.files import append_jsonl, write_json
+from lavis.common.files import append_jsonl, locked, write_json
 from lavis.common.logger import RunLog, plain, short
-from lavis.runners import checkpoint
+from lavis.runners import checkpoint, provenance
+from lavis.runners.provenance import Recipe
 
 if TYPE_CHECKING:
     from lavis.runners.settings import RunConfig
 
 logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -80,35 +83,48 @@ class RunFolder:
         return self.path / "result" / name
 
 
-def resume_source(run: RunConfig, job_id: str | None) -> Path | None:
+def resume_source(
+    run: RunConfig, job_id: str | None, recipe: Callable[[], Recipe], config: Any
+) -> Path | None:
     """The checkpoint folder to continue from, or None to start afresh.
+
+    Args:
+        run: its settings. job_id: overrides `run.job_id`.
+        recipe: gives this run's recipe; asked for where the latest run of the same recipe is looked for.
+        config: of the run.
 
     Raises:
         FileNotFoundError: `run.resume_ckpt_path` names no checkpoint folder.
     """
     if run.resume_ckpt_path is None:
         return None
-    found: Path | None = None
-    if dist.is_main():  # one rank looks: finding may finish a swap of folders
-        job_id = job_id or run.job_id
-        if run.resume_ckpt_path != "auto":
-            found = checkpoint.find(run.resume_ckpt_path)
-        elif job_id is not None:
-            found = checkpoint.find(Path(run.output_dir) / job_id)
-        else:
-            root = Path(run.output_dir)
-            jobs = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
-            candidates = [
-                c for c in map(checkpoint.find, jobs) if c is not None and c.name == checkpoint.LAST
-            ]
-            found = max(candidates, key=lambda c: c.stat().st_mtime, default=None)
-    found = dist.broadcast_object(found)
-    if found is None and run.resume_ckpt_path != "auto":
+    job_id = job_id or run.job_id
+    automatic = run.resume_ckpt_path == "auto"
+    new = recipe() if automatic and job_id is None and not run.evaluate else None
+    # one rank looks: finding may finish a swap of folders
+    found = dist.from_main(lambda: _find(run, job_id, new, config))
+    if found is None and not automatic:
         raise FileNotFoundError(
             f"run.resume_ckpt_path: {run.resume_ckpt_path!r} is no run's folder and no checkpoint folder "
             f"(one with model.safetensors and {checkpoint.STATE_NAME}); "
             "to start a new run from a file of weights, set model.weights to it"
         )
+    return found
+
+
+def _find(run: RunConfig, job_id: str | None, recipe: Recipe | None, config: Any) -> Path | None:
+    if run.resume_ckpt_path is not None and run.resume_ckpt_path != "auto":
+        return checkpoint.find(run.resume_ckpt_path)
+    root = Path(run.output_dir)
+    if job_id is not None:
+        return checkpoint.find(root / job_id)
+    jobs = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+    candidates = [c for c in map(checkpoint.find, jobs) if c is not None and c.name == checkpoint.LAST]
+    if recipe is None:
+        return max(candidates, key=lambda c: c.stat().st_mtime, default=None)
+    found, why = provenance.latest(candidates, recipe, config)
+    if why:
+        logger.warning("no run in %s has this recipe, so a new one is started (in %s)", root, why)
     return found
 
 
@@ -120,32 +136,61 @@ def claim(run: RunConfig, job_id: str | None, resume_from: Path | None) -> Path:
     Raises:
         ValueError: the named folder holds another run that is not to be continued, or cannot be made.
     """
+    return dist.from_main(lambda: _claim(run, job_id, resume_from))
+
+
+def target(run: RunConfig, job_id: str | None, resume_from: Path | None) -> Path | None:
+    """The folder that `claim` will give; None for a new one with the time as its name."""
     job_id = job_id or run.job_id
-    root = Path(run.output_dir)
-    chosen: Path | str = ""
-    if dist.is_main():
-        if job_id is not None:
-            chosen = root / job_id
-            own = resume_from is not None and resume_from.parent.resolve() == chosen.resolve()
-            fresh = resume_from is None and (run.evaluate or run.resume_ckpt_path == "auto")
-            if (chosen / "log.txt").exists() and not own and not fresh:
-                chosen = (
-                    f"{chosen} already holds another run; continue that one with run.resume_ckpt_path=auto, "
-                    "or choose another run.job_id"
-                )
-        elif resume_from is not None:
-            chosen = resume_from.parent
-        try:
-            if chosen == "":
-                chosen = _new_folder(root)
-            elif isinstance(chosen, Path):
-                chosen.mkdir(parents=True, exist_ok=True)
-        except OSError as e:  # a value, so that every rank hears of it
-            chosen = f"run.output_dir is {run.output_dir!r}: no folder can be made there ({e.strerror})"
-    chosen = dist.broadcast_object(chosen)
-    if isinstance(chosen, str):
-        raise ValueError(chosen)
+    if job_id is not None:
+        return Path(run.output_dir) / job_id
+    return None if resume_from is None else resume_from.parent
+
+
+def _claim(run: RunConfig, job_id: str | None, resume_from: Path | None) -> Path:
+    chosen = target(run, job_id, resume_from)
+    if chosen is not None and (chosen / "log.txt").exists():
+        own = resume_from is not None and resume_from.parent.resolve() == chosen.resolve()
+        fresh = resume_from is None and (run.evaluate or run.resume_ckpt_path == "auto")
+        if not own and not fresh:
+            raise ValueError(
+                f"{chosen} already holds another run; continue that one with run.resume_ckpt_path=auto, "
+                "or choose another run.job_id"
+            )
+    try:
+        if chosen is None:
+            return _new_folder(Path(run.output_dir))
+        chosen.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(
+            f"run.output_dir is {run.output_dir!r}: no folder can be made there ({e.strerror})"
+        ) from e
     return chosen
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a run's folder, on all ranks together: two processes in it would mix their checkpoints.
+
+    Raises:
+        OSError: another process has it.
+    """
+    busy = f"another process is at work in the run's folder {path}; wait for its end, or choose another run.job_id"
+    with contextlib.ExitStack() as stack:
+
+        def lock() -> None:
+            for wait in range(10):
+                try:
+                    stack.enter_context(locked(path / LOCK, busy=busy))
+                except OSError:
+                    if wait == 9:
+                        raise
+                    time.sleep(0.1)  # one that was killed a moment ago may still be on its way out
+                else:
+                    return
+
+        dist.from_main(lock)
+        yield
 
 
 def _new_folder(root: Path) -> Path:
@@ -186,36 +231,49 @@ def truncate(path: Path, length: int) -> None:
             f.truncate(length)
 
 
-def data_hash(dataset: Any) -> str | None:
-    """SHA-256 of what a data set was read from, None for a data set that does not tell.
-
-    Of its annotation files; else of its records, if they are a list; else, where records are made and not
-    read, of the settings that they are made from.
-    """
-    digest = hashlib.sha256()
-    paths = getattr(dataset, "annotation_paths", ())
-    if paths:
-        for path in paths:
-            with Path(path).open("rb") as f:
-                while block := f.read(1 << 20):
-                    digest.update(block)
-    elif isinstance(getattr(dataset, "records", None), list):
-        for record in dataset.records:
-            digest.update(json.dumps(record, sort_keys=True, default=str).encode())
-    elif hasattr(dataset, "options"):
-        digest.update(repr((dataset.options, getattr(dataset, "split", None))).encode())
-    else:
-        return None
-    return digest.hexdigest()
-
-
 def write_description(
-    folder: Path, config: Any, datasets: Mapping[str, Mapping[str, Any]], device: torch.device, precision: str
+    folder: Path, config: Any, recipe: Recipe, device: torch.device, precision: str, changed: bool = True
 ) -> None:
-    """Write config.yaml, from which the run can be repeated, and versions.json."""
-    config.save(folder / "config.yaml")
-    hashes = {n: {s: data_hash(d) for s, d in splits.items()} for n, splits in datasets.items()}
-    write_json(folder / "versions.json", {**versions(device, precision), "data_sha256": hashes})
+    """Write config.yaml, from which the run can be repeated, and versions.json.
+
+    Args:
+        folder: of the run. config: of the run. recipe: its hashes of the data. device, precision: of the run.
+        changed: whether a run that is continued here differs from what is described; then, or with other versions,
+            the earlier files are moved to history/<number>. Otherwise they stay as they are.
+    """
+    data = {k.removeprefix("data."): v for k, v in recipe.items() if _is_hash_of_data(k)}
+    now = {**versions(device, precision), "data_sha256": data}
+    files = [folder / "config.yaml", folder / "versions.json"]
+    if all(f.is_file() for f in files):
+        if not changed and now == _read(files[1]):
+            return
+        number = 1
+        while (kept := folder / "history" / str(number)).exists():
+            number += 1
+        kept.mkdir(parents=True)
+        for file in files:
+            shutil.copyfile(file, kept / file.name)
+    config.save(files[0])
+    write_json(files[1], now)
+
+
+def note_changes(folder: Path, source: Path, step: int, found: provenance.Changes) -> None:
+    """Add to history/resumed.jsonl that a run went on with other settings, from which step of which checkpoint."""
+    changed = {key: {"was": old, "is": new} for key, (old, new) in found.items()}
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    record = {"time": now, "from": str(source), "step": step, "changed": changed}
+    append_jsonl(folder / "history" / "resumed.jsonl", record)
+
+
+def _is_hash_of_data(key: str) -> bool:
+    return key.startswith("data.") and not key.endswith("_processor")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
 
 
 def versions(device: torch.device, precision: str) -> dict[str, Any]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -18,17 +16,20 @@ from lavis.common import device as devices
 from lavis.common import dist, optims
 from lavis.common.registry import registry
 from lavis.runners import checkpoint
+from lavis.runners.budget import TIMED, UNTIMED, Plan, plan
 from lavis.runners.clock import Clock
 from lavis.runners.data import Order, TrainLoader, mixing_ratios, shown
 from lavis.runners.evaluation import Evaluator
 from lavis.runners.finite import FiniteCheck
 from lavis.runners.folder import RunFolder
 from lavis.runners.means import Means
+from lavis.runners.provenance import Recipe
 from lavis.runners.settings import Length, RunConfig, check_training
 from lavis.runners.skipped import Skipped
 from lavis.runners.state import TrainingState
 from lavis.runners.step import Step
 from lavis.runners.stopping import Interrupted, Stopping
+from lavis.runners.stuck import StuckWatch
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Training:
     Args:
         run, task, model, device, precision: of the run.
         names, sets: the training sets and their names. evaluator: validates.
-        resume_from: the checkpoint to continue.
+        recipe: is saved with each checkpoint. resume_from: the checkpoint to continue, of the same recipe.
 
     Attributes:
         order, loader: which samples, and their batches. length: in iterations. schedule: the learning rate.
@@ -62,6 +63,7 @@ class Training:
         device: torch.device,
         precision: str,
         evaluator: Evaluator,
+        recipe: Recipe,
         resume_from: Path | None,
     ) -> None:
         check_training(run)
@@ -70,42 +72,51 @@ class Training:
         ratios = mixing_ratios(names, run.train_dataset_ratios)
         self.order = Order([len(s) for s in sets], batch_size, run.seed, ratios)
         self.length = Length.of(run, self.order.batches_per_pass)
+        self.val_freq = run.val_freq
+        self.watch: StuckWatch | None = None
         skipped = Skipped(sets)
-        self.loader = TrainLoader(sets, self.order, run.seed, run.num_workers, device, skipped)
+        self.loader = TrainLoader(
+            sets, self.order, run.seed, run.num_workers, self.length.iterations, device, skipped
+        )
         optimizer = optims.build_optimizer(
             model, run.init_lr, run.weight_decay, run.beta2, run.lr_layer_decay, run.optimizer, precision
         )
-        self.schedule: optims.Scheduler = registry.get_lr_scheduler_class(run.lr_sched)(
-            optimizer=optimizer,
-            max_epoch=self.length.epochs,
-            min_lr=run.min_lr,
-            init_lr=run.init_lr,
-            decay_rate=run.lr_decay_rate,
-            warmup_start_lr=run.warmup_lr,
-            warmup_steps=run.warmup_steps,
-            iters_per_epoch=self.length.per_epoch,
-        )
+        self.schedule = self._make_schedule(optimizer)
         scaler = devices.grad_scaler(device, precision)
-        fingerprint = {
-            "run.seed": run.seed,
-            "samples of the training sets": [len(s) for s in sets],
-            "samples per global batch": batch_size,
-            "run.train_dataset_ratios": run.train_dataset_ratios,
-            "iterations per epoch": self.length.per_epoch,
-            "run.accum_grad_iters": run.accum_grad_iters,
-            "precision": precision,
-        }
-        self.state = TrainingState(model, optimizer, scaler, device, skipped, fingerprint)
-        _seed(run.seed + dist.rank())  # dropout differs between ranks
+        self.state = TrainingState(model, optimizer, scaler, device, skipped, self.length, recipe)
+        checkpoint.seed_all(run.seed + dist.rank())  # dropout differs between ranks
         if resume_from is not None:
             self.state.restore(resume_from)
+            fixed = self.state.progress.plan
+            if fixed is not None and fixed["minutes"] == run.max_minutes:
+                self._follow(Plan(**fixed))
             done, total = self.state.progress.iteration, self.length.iterations
             logger.info("resumed from %s at iteration %d of %d", resume_from, done, total)
         if run.compile:
             model.compile()
         self.finite = FiniteCheck(device, scaler, self._describe)
         self.step = Step(run, task, self.state, self.finite, device, precision)
-        self.stopping = Stopping(run, device)
+        self.stopping = Stopping(run)
+
+    def _make_schedule(self, optimizer: torch.optim.Optimizer) -> optims.Scheduler:
+        schedule: optims.Scheduler = registry.get_lr_scheduler_class(self.run.lr_sched)(
+            optimizer=optimizer,
+            max_epoch=self.length.epochs,
+            min_lr=self.run.min_lr,
+            init_lr=self.run.init_lr,
+            decay_rate=self.run.lr_decay_rate,
+            warmup_start_lr=self.run.warmup_lr,
+            warmup_steps=self.run.warmup_steps,
+            iters_per_epoch=self.length.per_epoch,
+            total_steps=self.length.iterations,
+        )
+        return schedule
+
+    def _watch(self) -> None:
+        """Look out for a loss that does not move, at the end of short runs."""
+        if self.run.stuck_after is not None:
+            self.watch = self.watch or StuckWatch(self.model, self.order.batch_size, self.run.init_lr)
+            self.watch.after = min(self.run.stuck_after, self.length.iterations)
 
     def run_in(self, out: RunFolder) -> str:
         """Train to the end, or until there is a reason to stop.
@@ -118,7 +129,7 @@ class Training:
 
         Raises:
             ValueError: a loss is not finite. OSError: pictures that cannot be read.
-            Interrupted: Ctrl-C, after the state was saved.
+            Interrupted: a signal, after the state was saved.
         """
         progress = self.state.progress
         self.out = out
@@ -127,11 +138,12 @@ class Training:
         if dist.is_main():
             self.state.skipped.write()
         self.clock = Clock(progress, self.order.batch_size)
-        with self.stopping.ctrl_c:
+        self._watch()
+        self.stopping.saved(progress)
+        with self.stopping.signals, contextlib.closing(self.loader):
             try:
                 stopped = self._epochs()
-                if self.stopping.interrupted:  # after the last step: only the test is left
-                    raise Interrupted
+                self.stopping.raise_if_interrupted()  # after the last step: only the test is left
             except Interrupted:
                 self._save()
                 raise
@@ -144,24 +156,98 @@ class Training:
 
     def _epochs(self) -> str:
         progress = self.state.progress
+        stop = self._fit_into_time()
+        if stop:
+            if stop == "interrupt":
+                self.stopping.raise_if_interrupted()
+            self._end_epoch(last=True)
+            return stop
         while progress.closed < self.length.epochs:
             if self.stopping.out_of_patience(progress):
                 return "patience"
             stop = self._epoch(progress.closed)
             if stop == "interrupt":
-                raise Interrupted
+                self.stopping.raise_if_interrupted()
             self._end_epoch(last=bool(stop))
             if stop and progress.closed < self.length.epochs:
                 return stop
         return "finished"
 
+    # ------------------------------------------------------------------ time
+    def _fit_into_time(self) -> str:
+        """With `max_minutes`, time a validation and the first steps, and fix the number of steps.
+
+        Returns:
+            "", or the reason to stop already.
+        """
+        run, progress = self.run, self.state.progress
+        if run.max_minutes is None or (progress.plan and progress.plan["minutes"] == run.max_minutes):
+            return ""
+        progress.plan = None
+        validation = test = 0.0
+        if run.valid_splits or run.test_splits:
+            splits, before = run.valid_splits or run.test_splits, progress.seconds
+            self.evaluator(splits, "start", progress.iteration, self.out, self.stopping.raise_if_interrupted)
+            self.clock.tick()
+            seconds = progress.seconds - before
+            per_sample = seconds / max(self._samples(splits), 1)
+            validation = seconds if run.valid_splits else 0.0
+            test = per_sample * self._samples(run.test_splits)
+        _, end = self.length.bounds(progress.closed)
+        accumulated = run.accum_grad_iters
+        begin = min(progress.iteration + UNTIMED * accumulated, max(end - 1, progress.iteration))
+        until = min(begin + TIMED * accumulated, end)
+        stop = self._epoch(progress.closed, until=begin)
+        if stop:
+            return stop
+        self._check()  # waits for the device
+        self.clock.tick()
+        before, done = progress.seconds, progress.iteration
+        stop = self._epoch(progress.closed, until=until)
+        if stop:
+            return stop
+        self._check()
+        self.clock.tick()
+        limited = run.max_epoch is not None or run.max_iters is not None
+        fixed = plan(
+            run.max_minutes,
+            done=progress.iteration,
+            spent=progress.seconds,
+            step=(progress.seconds - before) / max(progress.iteration - done, 1),
+            validation=validation,
+            test=test,
+            per_epoch=self.length.per_epoch,
+            val_freq=run.val_freq,
+            most=self.length.iterations if limited else None,
+        )
+        fixed = dist.broadcast_object(fixed)  # clocks differ between ranks
+        progress.plan = fixed.state()
+        self._follow(fixed)
+        logger.info(
+            "%d steps fit into %g minutes: %.2g s a step, %.2g s a validation every %d epochs",
+            fixed.iterations, fixed.minutes, (progress.seconds - before) / max(progress.iteration - done, 1),
+            validation, fixed.val_freq,
+        )  # fmt: skip
+        return ""
+
+    def _samples(self, splits: Sequence[str]) -> int:
+        return sum(len(self.evaluator.dataset(split)) for split in splits)
+
+    def _follow(self, fixed: Plan) -> None:
+        """Take over a number of steps that was fixed."""
+        self.length = Length.of(self.run, self.order.batches_per_pass, fixed.iterations)
+        self.val_freq = fixed.val_freq
+        self._watch()
+        self.schedule = self._make_schedule(self.state.optimizer)
+
     # ------------------------------------------------------------------ an epoch
-    def _epoch(self, epoch: int) -> str:
-        """Iterations up to the end of an epoch; "" there, or the reason to stop now."""
+    def _epoch(self, epoch: int, until: int | None = None) -> str:
+        """Iterations up to the end of an epoch, or up to `until`; "" there, or the reason to stop now."""
         run, progress, clock = self.run, self.state.progress, self.clock
         accumulated, every = run.accum_grad_iters, run.save_every_iters
         first, end = self.length.bounds(epoch)
         size = end - first
+        end = end if until is None else min(end, until)
         self.model.train()
         bar = None
         if shown():
@@ -184,6 +270,8 @@ class Training:
                     batch.update(epoch=epoch, iters=i, num_iters_per_epoch=self.length.per_epoch)
                 losses = self.step.backward(batch, window, update)
                 self.state.epoch.add(losses)
+                if self.watch is not None:
+                    self.watch.add(progress.iteration, losses)
                 norm = self.step.update(measure=log_now) if update else None
                 if norm is not None:
                     losses["grad_norm"] = norm
@@ -196,11 +284,12 @@ class Training:
                     self._log_step(epoch, lr, bar)
                 if not update:
                     continue
-                stop = self.stopping.reason(progress)
+                stop, due = self.stopping.after_update(progress)
                 if stop:
                     return stop
                 # the end of an epoch saves by itself, after validation
-                if every and progress.iteration < end and progress.iteration % every < window:
+                due = due or (every is not None and progress.iteration % every < window)
+                if due and progress.iteration < end:
                     with clock.paused():
                         self._save()
         return ""
@@ -239,32 +328,37 @@ class Training:
             if self.state.skipped:
                 record["skipped_samples"] = len(self.state.skipped)
             self.out.write(record)
-        if run.valid_splits and (last or (epoch + 1) % run.val_freq == 0):
+        if run.valid_splits and (last or (epoch + 1) % self.val_freq == 0):
             self._validate(epoch)
         self.clock.tick()
         if over:
             progress.closed += 1
-            self.state.epoch = Means()
+            if (
+                end == first + self.length.per_epoch
+            ):  # else the run ends within an epoch, and may be made longer
+                self.state.epoch = Means()
             due = run.save_freq > 0 and progress.closed % run.save_freq == 0
             if due and not (last and run.save_last):
                 self._save()
 
     def _validate(self, epoch: int) -> None:
         splits, progress = self.run.valid_splits, self.state.progress
-        metrics = self.evaluator(splits, epoch, progress.iteration, self.out, self.stopping.between_batches)
+        metrics = self.evaluator(
+            splits, epoch, progress.iteration, self.out, self.stopping.raise_if_interrupted
+        )
         split = "val" if "val" in splits else splits[0]
-        if self.task.primary is None or not metrics[split]:
+        primary = self.task.primary or (("agg_metrics", "max") if "agg_metrics" in metrics[split] else None)
+        if primary is None or not metrics[split]:
             return  # nothing to compare with: the last weights are used
-        name, direction = self.task.primary
+        name, direction = primary
         if name not in metrics[split]:
             raise ValueError(
                 f"{type(self.task).__name__}.primary is {name!r}, which is not among the metrics of {split}: "
                 f"{', '.join(metrics[split])}"
             )
         if progress.judge(epoch, split, name, direction, metrics[split][name]):
-            if dist.is_main():
-                checkpoint.save(self.out.path / checkpoint.BEST, self.model, None)
-            dist.barrier()
+            best = self.out.path / checkpoint.BEST
+            dist.from_main(lambda: checkpoint.save(best, self.model, None))
 
     def _report_skipped(self, epoch: int) -> None:
         """List the unreadable pictures that are new: in log.txt, skipped.txt and on the console."""
@@ -293,6 +387,7 @@ class Training:
     def _save(self) -> None:
         self._check()
         self.state.save(self.out)
+        self.stopping.saved(self.state.progress)
 
     def _describe(self, iteration: int) -> str:
         keys = self.order.batch(iteration)[:32]
@@ -302,9 +397,3 @@ class Training:
             f"iteration {iteration} (epoch {iteration // self.length.per_epoch}), counted from 0; "
             f"the training samples of that batch are {samples}"
         )
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

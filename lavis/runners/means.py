@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,18 @@ class Means:
             "counts": {k: v.cpu() for k, v in self.counts.items()},
         }
 
-    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self.sums = {k: v.to(device) for k, v in state["sums"].items()}
-        self.counts = {k: v.to(device) for k, v in state["counts"].items()}
+    def load(self, states: Sequence[Mapping[str, Any]], device: torch.device) -> None:
+        """Go on from what `state` gave on every rank, which may be another number of ranks than now."""
+        ranks = dist.world_size()
+        if len(states) == ranks:
+            mine = states[dist.rank()]
+            self.sums = {k: v.to(device) for k, v in mine["sums"].items()}
+            self.counts = {k: v.to(device) for k, v in mine["counts"].items()}
+            return
+        # every rank takes an equal part of the sums; each adds one loss an iteration, so that the weight of what is
+        # over grows or shrinks with the number of ranks
+        for own, kind in ((self.sums, "sums"), (self.counts, "counts")):
+            own.clear()
+            for name in sorted({name for state in states for name in state[kind]}):
+                total = sum(state[kind][name].to(device).float() for state in states if name in state[kind])
+                own[name] = torch.as_tensor(total, device=device) / len(states)

@@ -13,15 +13,21 @@ Who owns what:
 - `step.Step`: forward, backward, update; the model as wrapped for several processes.
 - `data`: which samples make up which batch, and the loaders. `finite`: losses that are no numbers.
 - `evaluation.Evaluator`: predictions, metrics, result files; it keeps nothing.
-- `stopping.Stopping`: Ctrl-C, budget, patience. `clock.Clock`: time and speed.
-- `folder.RunFolder`: log.txt, evaluate.txt, result/; which folder a run gets.
+- `stopping.Stopping`: signals, budget, patience. `clock.Clock`: time and speed.
+- `folder.RunFolder`: log.txt, evaluate.txt, result/; which folder a run gets, and that it is alone in it.
+- `provenance`: what a run was made with, and what of it may change when it is continued.
 - `settings`: every key of the section `run`, and how long a run is (`Length`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
+import logging
 import shlex
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +40,18 @@ from lavis.common import dist
 from lavis.common.files import read_jsonl
 from lavis.common.logger import setup_logger
 from lavis.common.registry import registry
-from lavis.runners import checkpoint, folder
+from lavis.runners import checkpoint, folder, header, provenance
 from lavis.runners.evaluation import Evaluator
 from lavis.runners.folder import RunFolder
 from lavis.runners.loop import Training
-from lavis.runners.settings import RunConfig
+from lavis.runners.provenance import Recipe
+from lavis.runners.settings import RunConfig, check_job_id, check_training
 from lavis.runners.state import Progress
-from lavis.runners.stopping import Interrupted
+from lavis.runners.stopping import Interrupted, Terminated
+
+logger = logging.getLogger(__name__)
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Result", "RunConfig", "Runner", "RunnerBase", "RunnerIter", "RunnerIters"]
 
@@ -69,6 +80,29 @@ class Result:
     checkpoint_best: Path | None
 
 
+def _with_splits_of(config: Any, datasets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The configuration without evaluation splits that no data set has."""
+    there = {split for splits in datasets.values() for split in splits}
+    changed: dict[str, Any] = {}
+    for key in ("valid_splits", "test_splits"):
+        named = getattr(config.run, key)
+        kept = [split for split in named if split in there or split not in ("val", "test")]
+        if kept != named:
+            changed[key] = kept
+            if key == "valid_splits" and config.run.evaluate:
+                continue  # not asked for
+            logger.warning(
+                "run.%s names %s, which no data set has; it is left out",
+                key,
+                ", ".join(s for s in named if s not in there),
+            )
+    if not changed or not any(s in there for s in config.run.evaluation_splits):
+        return config  # as it was named, so that the error can say so
+    out = copy.copy(config)
+    out.run = dataclasses.replace(config.run, **changed)
+    return out
+
+
 @registry.register_runner("runner_base")
 @registry.register_runner("runner_iter")
 class Runner:
@@ -91,6 +125,7 @@ class Runner:
         datasets: Mapping[str, Mapping[str, Any]],
         job_id: str | None = None,
     ) -> None:
+        cfg = _with_splits_of(cfg, datasets)
         self.config, self.task, self.datasets = cfg, task, datasets
         self.run: RunConfig = cfg.run
         self.device = devices.pick_device(self.run.device)
@@ -102,9 +137,15 @@ class Runner:
             self.dataset(split)
         self._evaluator = Evaluator(self.run, task, self.model, self.device, self.precision, self.dataset)
         self._progress: Progress | None = None  # of the training, once there was one
+        if job_id is not None:
+            check_job_id(job_id)
         self._job_id = job_id
-        self._resume_from = folder.resume_source(self.run, job_id)
+        self._resume_from = folder.resume_source(self.run, job_id, self._recipe, cfg)
         self._out: RunFolder | None = None
+        self._is_alone = False
+
+    def _recipe(self) -> Recipe:
+        return provenance.recipe_of(self.config, self.task, self.datasets, self.precision, self.model)
 
     @property
     def output_dir(self) -> Path:
@@ -117,11 +158,36 @@ class Runner:
             path = folder.claim(self.run, self._job_id, self._resume_from)
             registry.register_path("output_dir", str(path))
             registry.register_path("result_dir", str(path / "result"))
-            # evaluating a run in its own folder leaves what describes its training
-            if dist.is_main() and not (self.run.evaluate and (path / "config.yaml").exists()):
-                folder.write_description(path, self.config, self.datasets, self.device, self.precision)
             self._out = RunFolder(path)
         return self._out
+
+    def _describe(self, recipe: Recipe | None = None, changed: bool = True) -> None:
+        """Write what describes the run, once nothing is found wrong.
+
+        Args:
+            recipe: of the training; None in an evaluation, which leaves what describes a training.
+            changed: see `folder.write_description`.
+        """
+        path = self.output_dir
+        if recipe is None and (self._progress is not None or (path / "config.yaml").exists()):
+            return
+        if recipe is None:
+            recipe = provenance.hashes_of(self.datasets)
+        config, device, precision = self.config, self.device, self.precision
+        dist.from_main(lambda: folder.write_description(path, config, recipe, device, precision, changed))
+
+    @contextlib.contextmanager
+    def _alone(self, path: Path) -> Iterator[None]:
+        """Hold the run's folder, unless this runner does so already."""
+        if self._is_alone:
+            yield
+            return
+        with folder.alone(path):
+            self._is_alone = True
+            try:
+                yield
+            finally:
+                self._is_alone = False
 
     # ------------------------------------------------------------------ data
     def dataset(self, split: str) -> Any:
@@ -162,24 +228,51 @@ class Runner:
             ValueError: the configuration cannot train, or a loss is not finite (naming step and samples).
             OSError: pictures cannot be read, and may not be skipped or are too many.
             KeyboardInterrupt: Ctrl-C, after the state was saved; the message says how to go on.
+            SystemExit: the same at SIGTERM or SIGUSR1, with 128 + the signal's number as the exit code.
         """
         setup_logger()
         if self.run.evaluate:
             metrics = self.evaluate()
             return Result(self.output_dir, [], None, metrics, 0, 0.0, "evaluated", None, None)
+        with contextlib.ExitStack() as held:
+            there = folder.target(self.run, self._job_id, self._resume_from)
+            if self._resume_from is not None and there == self._resume_from.parent:
+                held.enter_context(self._alone(there))  # before its checkpoint is read
+            return self._train(held)
+
+    def _train(self, held: contextlib.ExitStack) -> Result:
+        """Train, holding the run's folder from the moment when there is one."""
         names, sets = self._training_sets()
+        self.task.before_training(self.model, self.datasets)
+        check_training(self.run)
+        recipe, source = self._recipe(), self._resume_from
+        changes: provenance.Changes = {}
+        if source is not None:
+            checkpoint.state_file(source)
+            changes = provenance.check(provenance.read(source), recipe, self.config, source)
         training = Training(
-            self.run, self.task, self.model, names, sets, self.device, self.precision, self._evaluator,
-            self._resume_from,
+            self.run, self.task, self.model, names, sets, self.device, self.precision, self._evaluator, recipe, source,
         )  # fmt: skip
         self._progress = training.state.progress
         out = self._folder
-        if dist.is_main() and self._resume_from is not None:
-            folder.adopt(self._resume_from.parent, out.path)
+        held.enter_context(self._alone(out.path))
+        self._describe(recipe, changed=source is None or bool(changes))
+        if source is not None:
+            dist.from_main(lambda: folder.adopt(source.parent, out.path))
+            if changes:
+                logger.warning("continued with other settings: %s", provenance.told(changes))
+                step = training.state.progress.iteration
+                dist.from_main(lambda: folder.note_changes(out.path, source, step, changes))
+        self._say(training, dict(zip(names, sets)))
         try:
             stopped = training.run_in(out)
-        except Interrupted:
-            raise KeyboardInterrupt(self._how_to_go_on(training.state.progress.iteration)) from None
+        except Interrupted as e:
+            message = self._how_to_go_on(training.state.progress.iteration)
+            if e.signum == signal.SIGINT:
+                raise KeyboardInterrupt(message) from None
+            if dist.is_main():
+                logger.warning(message)
+            raise Terminated(message, e.signum) from None
         best = checkpoint.find(out.path / checkpoint.BEST) if self._progress.best else None
         metrics = {}
         if self.run.test_splits:
@@ -200,6 +293,32 @@ class Runner:
             checkpoint_best=best,
         )
 
+    def _say(self, training: Training, sets: Mapping[str, Any]) -> None:
+        """What the run is, to the console of rank 0."""
+        run, length, section = self.run, training.length, self.config.model
+        batch = training.order.batch_size
+        processes = f", {dist.world_size()} processes" if dist.is_on() else ""
+        if run.max_minutes is not None and self._progress is not None and not self._progress.plan:
+            steps = f"as many of {batch} samples as fit into {run.max_minutes:g} minutes"
+        else:
+            steps = f"{length.iterations:,} of {batch} samples, in {length.epochs:,} epochs"
+        records = sum(map(len, sets.values()))
+        parts = [f"{records:,} to train on"]
+        parts += [f"{len(self.dataset(s)):,} in {s}" for s in run.evaluation_splits]
+        for line in header.lines(
+            {
+                "model": header.model_name(self.model, section),
+                "parameters": header.parameters(self.model),
+                "data": ", ".join(dict.fromkeys(header.data_name(n, s) for n, s in sets.items())),
+                "records": ", ".join(parts),
+                "steps": steps,
+                "rate": f"{run.init_lr:g}, {run.lr_sched}",
+                "device": f"{self.device}, {self.precision}{processes}",
+                "folder": str(self._folder.path),
+            }
+        ):
+            logger.info(line)
+
     def _how_to_go_on(self, iteration: int) -> str:
         done = f"interrupted at iteration {iteration}"
         resume = f"run.resume_ckpt_path={shlex.quote(str(self.output_dir))}"
@@ -210,13 +329,19 @@ class Runner:
 
     # ------------------------------------------------------------------ evaluation
     def evaluate(
-        self, splits: Sequence[str] | None = None, epoch: int | str = "best"
+        self,
+        splits: Sequence[str] | None = None,
+        epoch: int | str = "best",
+        *,
+        cur_epoch: int | str | None = None,
+        skip_reload: bool = False,
     ) -> dict[str, dict[str, float]]:
         """Predict and score splits; records go to result/, metrics to evaluate.txt.
 
         Args:
             splits: names; None takes `run.test_splits`, or `run.valid_splits` if there are none.
-            epoch: label of the results.
+            epoch: label of the results; `cur_epoch` is the original's name for it.
+            skip_reload: keep the weights that the model has where `run.resume_ckpt_path` names others.
 
         Returns:
             {split: metrics}, the same on every rank.
@@ -229,10 +354,14 @@ class Runner:
         splits = list(splits or self.run.test_splits or self.run.valid_splits)
         if not splits:
             raise ValueError("there is nothing to evaluate on: run.test_splits is empty, for example [test]")
-        if self._progress is None and self._resume_from is not None:  # without training first
+        epoch = epoch if cur_epoch is None else cur_epoch
+        if self._progress is None and self._resume_from is not None and not skip_reload:  # no training first
             checkpoint.load_weights(self.model, self._resume_from)
         iteration = 0 if self._progress is None else self._progress.iteration
-        return self._evaluator(splits, epoch, iteration, self._folder, report=self._reporter(epoch))
+        out = self._folder
+        with self._alone(out.path):
+            self._describe()
+            return self._evaluator(splits, epoch, iteration, out, report=self._reporter(epoch))
 
     def _reporter(self, epoch: int | str) -> Any:
         """What writes a report of each split, where `run.report` asks for it."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import PureWindowsPath
 from typing import Literal
 
 from lavis.common.registry import registry
+
+_LONGEST_NAME = 200  # bytes; file systems take 255, and names are made longer while files are written
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,9 @@ class RunConfig:
         output_dir: folder of runs. job_id: name of this run's folder in it; null makes one from the time.
         evaluate: only evaluate, on test_splits.
         resume_ckpt_path: a run's folder or checkpoint to continue; "auto" continues the last checkpoint in
-            output_dir/job_id (without a job_id: of the latest run in output_dir), or starts if there is none.
+            output_dir/job_id (without a job_id: of the latest run of the same recipe in output_dir), or starts if
+            there is none. allow_changed: keys that may differ from those of the run that is continued, see
+            `lavis.runners.provenance`; length, logging, saving, evaluation, workers and device always may.
         max_epoch: epochs to train. max_iters: iterations to train, in place of epochs.
         iters_per_inner_epoch: with max_iters, iterations between validations (null: one pass over the data).
         init_lr, min_lr, warmup_lr, warmup_steps, lr_sched, lr_decay_rate: see `lavis.common.optims`;
@@ -29,16 +34,20 @@ class RunConfig:
         optimizer: "adamw", or "muon", which learns in fewer steps from random weights (`optims.Muon`).
         weight_decay, beta2: of AdamW (Muon takes the weight decay too). accum_grad_iters: iterations per update.
         max_grad_norm: gradients are scaled down to this norm; null does not.
-        batch_size_train, batch_size_eval: samples per process. num_workers: processes that prepare them.
+        batch_size_train, batch_size_eval: samples per process. num_workers: processes that prepare them; null
+            takes what `lavis.runners.data.workers` finds fit.
         log_freq: iterations between log lines. val_freq: epochs between validations (the last one always).
         save_freq: epochs between writes of checkpoint_last (0: only the end). save_last: write it at the end.
-        save_every_iters: iterations between writes within an epoch.
+        save_every_iters: iterations between writes within an epoch. save_every_minutes: minutes after which
+            checkpoint_last is written again, at the end of the step; null leaves it to the other keys.
         train_splits, valid_splits, test_splits: names of splits.
         train_dataset_ratios: {data set: ratio}, how often each gives a batch; null concatenates them.
         compile: torch.compile the model. find_unused_parameters: for models that leave some out of a step
             when trained on several processes.
         tensorboard: also write events. report: also write report_<split>.html about each test split.
-        max_minutes: training time after which the run ends cleanly.
+        max_minutes: time of the whole run, validations and test included. The first steps and a validation are
+            timed, and the number of steps fixed (`lavis.runners.budget`); not more than max_epoch or max_iters say.
+        stuck_after: steps after which a loss that has not moved is warned of; null: never.
         patience: validations without a new best after which training ends.
     """
 
@@ -52,6 +61,7 @@ class RunConfig:
     job_id: str | None = None
     evaluate: bool = False
     resume_ckpt_path: str | None = None
+    allow_changed: list[str] = field(default_factory=list)
     max_epoch: int | None = None
     max_iters: int | None = None
     iters_per_inner_epoch: int | None = None
@@ -69,12 +79,13 @@ class RunConfig:
     max_grad_norm: float | None = None
     batch_size_train: int = 16
     batch_size_eval: int = 32
-    num_workers: int = 0
+    num_workers: int | None = None
     log_freq: int = 50
     val_freq: int = 1
     save_freq: int = 1
     save_last: bool = True
     save_every_iters: int | None = None
+    save_every_minutes: float | None = 10
     train_splits: list[str] = field(default_factory=list)
     valid_splits: list[str] = field(default_factory=list)
     test_splits: list[str] = field(default_factory=list)
@@ -84,23 +95,26 @@ class RunConfig:
     tensorboard: bool = False
     report: bool = False
     max_minutes: float | None = None
+    stuck_after: int | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
         at_least = {
             "seed": 0, "max_epoch": 1, "max_iters": 1, "iters_per_inner_epoch": 1, "warmup_steps": 0,
             "accum_grad_iters": 1, "batch_size_train": 1, "batch_size_eval": 1, "num_workers": 0,
-            "log_freq": 1, "val_freq": 1, "save_every_iters": 1, "patience": 1,
+            "log_freq": 1, "val_freq": 1, "save_every_iters": 1, "patience": 1, "stuck_after": 1,
             "init_lr": 0, "min_lr": 0, "weight_decay": 0,
         }  # fmt: skip
         for key, lowest in at_least.items():
             value = getattr(self, key)
             if value is not None and not lowest <= value < math.inf:
                 raise ValueError(f"run.{key} is {value}; it must be {lowest} or more")
-        for key in ("max_grad_norm", "max_minutes"):
+        for key in ("max_grad_norm", "max_minutes", "save_every_minutes"):
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise ValueError(f"run.{key} is {value}; it must be above 0, or null for none")
+        if self.job_id is not None:
+            check_job_id(self.job_id)
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"run.beta2 is {self.beta2}; it must lie between 0 and 1")
 
@@ -117,12 +131,33 @@ class RunConfig:
         return list(dict.fromkeys([*self.valid_splits, *self.test_splits]))
 
 
+UNKNOWN = 1_000_000  # epochs of a run that only its time limits, until it is known how many fit
+
+
+def check_job_id(name: str) -> None:
+    """Refuse a name that is no single folder's: it would leave the output folder.
+
+    Raises:
+        ValueError: it is empty, has separators or a drive, or no folder can have it.
+    """
+    ways_out = name in (".", "..") or any(c in name for c in "/\\") or PureWindowsPath(name).drive
+    unusable = (
+        not name.strip() or not name.isprintable() or len(name.encode(errors="replace")) > _LONGEST_NAME
+    )
+    if ways_out or unusable:
+        raise ValueError(
+            f"run.job_id is {name[:80]!r}; it should be the name of one folder in run.output_dir: not empty, "
+            f"without / and \\, and of at most {_LONGEST_NAME} bytes"
+        )
+
+
 @dataclass(frozen=True)
 class Length:
     """How long a run is, in iterations (batches on each rank).
 
     Attributes:
-        iterations: in all. per_epoch: of an epoch; the last may be shorter. epochs: their number.
+        iterations: in all. per_epoch: of an epoch; the last may be shorter, and an only one is if
+            `max_iters` is. epochs: their number.
     """
 
     iterations: int
@@ -130,13 +165,20 @@ class Length:
     epochs: int
 
     @classmethod
-    def of(cls, run: RunConfig, per_pass: int) -> Length:
-        """What `max_epoch` or `max_iters` mean where a pass over the data has `per_pass` iterations."""
-        if run.max_iters is not None:
-            per_epoch = min(run.iters_per_inner_epoch or per_pass, run.max_iters)
-            return cls(run.max_iters, per_epoch, -(-run.max_iters // per_epoch))
-        assert run.max_epoch is not None  # see `check_training`
-        return cls(run.max_epoch * per_pass, per_pass, run.max_epoch)
+    def of(cls, run: RunConfig, per_pass: int, fitting: int | None = None) -> Length:
+        """What `max_epoch` or `max_iters` mean where a pass over the data has `per_pass` iterations.
+
+        Args:
+            fitting: iterations that fit into `max_minutes`, once they are known; they take the others' place.
+        """
+        iterations = run.max_iters if fitting is None else fitting
+        if iterations is not None:
+            per_epoch = per_pass  # however long the run is: it may go on later
+            if run.max_iters is not None:
+                per_epoch = run.iters_per_inner_epoch or per_pass
+            return cls(iterations, per_epoch, -(-iterations // per_epoch))
+        epochs = UNKNOWN if run.max_epoch is None else run.max_epoch  # until the time is measured
+        return cls(epochs * per_pass, per_pass, epochs)
 
     def bounds(self, epoch: int) -> tuple[int, int]:
         """The first iteration of an epoch, and the one after its last."""
@@ -150,8 +192,10 @@ def check_training(run: RunConfig) -> None:
     Raises:
         ValueError: no length of the run, no training split, or an unusable schedule.
     """
-    if run.max_epoch is None and run.max_iters is None:
-        raise ValueError("neither run.max_epoch nor run.max_iters is set; a training run needs one of them")
+    if run.max_epoch is None and run.max_iters is None and run.max_minutes is None:
+        raise ValueError(
+            "none of run.max_epoch, run.max_iters and run.max_minutes is set; a training run needs one of them"
+        )
     if run.max_epoch is not None and run.max_iters is not None and run.runner != "runner_iter":
         raise ValueError("run.max_epoch and run.max_iters are both set; set one of them to null")
     if not run.train_splits:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,10 @@ from lavis.common import config as configs
 from lavis.common import dist as _dist
 from lavis.common.files import write_json
 from lavis.datasets.base import picture_of
+from lavis.datasets.tables import as_number
 from lavis.metrics.bootstrap import Contributions
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -72,11 +76,13 @@ class Task:
         primary: (metric, "max" or "min") that chooses the best checkpoint, None to keep the last one.
         id_key: the key of a record that names its sample.
         settings: an instance of `Config`.
+        evaluated: the data set of the last evaluation.
     """
 
     Config: ClassVar[type] = NoSettings
     primary: tuple[str, str] | None = None
     id_key: ClassVar[str] = ""
+    evaluated: Any = None
 
     def __init__(self, settings: Any = None, **keys: Any) -> None:
         self.settings = configs.typed(self.Config, keys, prefix="run.") if settings is None else settings
@@ -110,6 +116,14 @@ class Task:
         return build_datasets(cfg)
 
     # ------------------------------------------------------------------ training
+    def before_training(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        """Called once before training, and before a run that goes on is restored.
+
+        Args:
+            model: as built, not wrapped; it may prepare, too. dataset: {name: {split: data set}}.
+        """
+        _prepare(model, "before_training", dataset, type(self))
+
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Any:
         """Run the model on a batch.
 
@@ -123,8 +137,13 @@ class Task:
         return model(samples)
 
     # ------------------------------------------------------------------ evaluation
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
-        """Called once before the batches of a data set are predicted."""
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        """Called once before the batches of a data set are predicted; lets the model prepare for it."""
+        _prepare(model, "before_evaluation", dataset, type(self))
+
+    def valid_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        """`predict`, under the original's name; a task may have either."""
+        return self.predict(model, samples)
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
         """Predictions for a batch.
@@ -149,7 +168,7 @@ class Task:
         self.before_evaluation(model, data.dataset)
         mine: list[tuple[int, list[Record]]] = []
         for indices, batch in data:
-            records = self.predict(model, batch)
+            records = self.valid_step(model=model, samples=batch)
             each, rest = divmod(len(records), len(indices))
             if rest:
                 raise ValueError(
@@ -162,6 +181,12 @@ class Task:
         gathered = [item for part in dist.all_gather_objects(mine) for item in part]
         gathered.sort(key=lambda item: item[0])
         return [record for _, records in gathered for record in records]
+
+    def after_evaluation(
+        self, val_result: Sequence[Record], split_name: str, epoch: int | str, **unused: Any
+    ) -> dict[str, float]:
+        """Metrics of a split's records: `score`, under the original's name; a task may have either."""
+        return self.score(val_result, self.evaluated)
 
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
         """Metrics of the records; an empty dict where the data set has no ground truth."""
@@ -201,19 +226,46 @@ class Task:
         rows = self.rows(records)
         for row in rows:
             key = self.id_key
-            if key in row and isinstance(row[key], str) and str(row[key]).isdecimal():
-                row[key] = int(row[key])  # evaluation servers expect numbers
+            if isinstance(row.get(key), str):
+                row[key] = as_number(row[key])  # evaluation servers expect numbers
         saved = write_json(path, rows, indent=None)
         submission = self.leaderboard(records)
         if submission is not None:
             write_json(saved.with_name(f"{saved.stem}_leaderboard.json"), submission, indent=None)
         return saved
 
+    @staticmethod
+    def save_result(
+        result: Sequence[Record], result_dir: str | Path, filename: str, remove_duplicate: str = ""
+    ) -> str:
+        """Write records as `<result_dir>/<filename>.json`, by rank 0; for tasks in the original's form.
+
+        Args:
+            remove_duplicate: a key; of records with an equal value the first is written.
+
+        Returns:
+            the file.
+        """
+        path = Path(result_dir) / f"{filename}.json"
+        if _dist.is_main():
+            rows = [jsonable(r) for r in result]
+            if remove_duplicate:
+                rows = list({row[remove_duplicate]: row for row in reversed(rows)}.values())[::-1]
+            write_json(path, rows, indent=None)
+        return str(path)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({json.dumps(dataclasses.asdict(self.settings))})"
 
 
 # ---------------------------------------------------------------------------------------- helpers
+def _prepare(model: nn.Module, hook: str, dataset: Any, task_type: type) -> None:
+    """Call a hook of a model that has it; models need not be of this library."""
+    prepare = getattr(model, hook, None)
+    if prepare is not None:
+        prepare(dataset=dataset, task_type=task_type)
+
+
 def jsonable(value: Any) -> Any:
     """Tensors and arrays in a record as plain numbers and lists."""
     if isinstance(value, Mapping):
@@ -221,6 +273,12 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(v) for v in value]
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def say_left_out(count: int, total: int, what: str, lack: str) -> None:
+    """Say how many of the predictions have nothing to be compared with, if there are any."""
+    if count:
+        logger.warning("%d of %d %s have no %s; they are predicted and not scored", count, total, what, lack)
 
 
 def as_list(values: Any) -> list[Any]:

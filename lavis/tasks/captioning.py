@@ -9,9 +9,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, added, means_of
-from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of
+from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, say_left_out
+
+__getattr__ = moved.names_of(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,26 +99,32 @@ class CaptionTask(Task):
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
         """Bleu_1 … Bleu_4, ROUGE_L, CIDEr (fractions; CIDEr up to 10), and the data set's own metrics.
 
+        Pictures whose references are an empty list are left out, which is said.
+
         Raises:
-            ValueError: the data set has no references for a predicted picture.
+            ValueError: the data set doesn't know a predicted picture.
         """
         if not self.settings.report_metric or not records:
             return {}
         metrics: dict[str, float] = {}
-        references = _references(dataset)
+        known = by_text_id(dataset.references()) if hasattr(dataset, "references") else {}
+        references = _some(known)
         if references:
             from lavis.metrics.caption import caption_scores
 
             predictions: dict[Any, str] = {str(r["image_id"]): r["caption"] for r in records}
-            lacking = [i for i in predictions if i not in references]
+            lacking = [i for i in predictions if i not in known]
             if lacking:
                 raise ValueError(
                     f"{len(lacking)} of {len(predictions)} pictures have no reference captions, the first is "
                     f"{lacking[0]!r}; the data set must give references for every sample, or set "
                     "run.report_metric=false"
                 )
-            metrics.update(caption_scores(predictions, {k: references[k] for k in predictions}))
-            metrics["agg_metrics"] = metrics["CIDEr"] + metrics["Bleu_4"]
+            scored = {i: text for i, text in predictions.items() if i in references}
+            say_left_out(len(predictions) - len(scored), len(predictions), "pictures", "reference captions")
+            if scored:
+                metrics.update(caption_scores(scored, {k: references[k] for k in scored}))
+                metrics["agg_metrics"] = metrics["CIDEr"] + metrics["Bleu_4"]
         if hasattr(dataset, "extra_metrics"):
             metrics.update(dataset.extra_metrics({r["image_id"]: r["caption"] for r in records}))
         return metrics
@@ -147,9 +156,11 @@ class CaptionTask(Task):
 
     def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
         """BLEU from summed counts, the others as means over pictures."""
-        metrics = means_of(_extra_metrics(records, dataset))
         references = _references(dataset)
-        if references:
+        if references:  # the others are not scored
+            records = [r for r in records if str(r["image_id"]) in references]
+        metrics = means_of(_extra_metrics(records, dataset))
+        if references and records:
             from lavis.metrics.caption import caption_statistics
 
             predictions: dict[Any, str] = {str(r["image_id"]): r["caption"] for r in records}
@@ -159,8 +170,12 @@ class CaptionTask(Task):
 
 
 def _references(dataset: Any) -> dict[str, list[str]]:
-    found = by_text_id(dataset.references()) if hasattr(dataset, "references") else {}
-    return {k: [str(t) for t in v] for k, v in found.items() if v}
+    return _some(by_text_id(dataset.references()) if hasattr(dataset, "references") else {})
+
+
+def _some(references: Mapping[Any, Sequence[Any]]) -> dict[str, list[str]]:
+    """Those pictures that have any."""
+    return {k: [str(t) for t in v] for k, v in references.items() if v}
 
 
 def _extra_metrics(rows: Sequence[Record], dataset: Any) -> list[dict[str, float]]:

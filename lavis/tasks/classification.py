@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,8 +12,12 @@ import torch
 from torch import nn
 
 from lavis.common.registry import registry
+from lavis.datasets.tables import as_number
 from lavis.metrics.bootstrap import Contributions, mean_of
-from lavis.tasks.base import Case, Record, Task, as_list, units_of
+from lavis.metrics.finite import refuse_not_finite
+from lavis.tasks.base import Case, Record, Task, as_list, say_left_out, units_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,47 +35,125 @@ class ClassificationSettings:
 
 @registry.register_task("multimodal_classification")
 class ClassificationTask(Task):
-    """Records {"instance_id", "prediction", "target", "confidence"}; best by accuracy."""
+    """Records {"instance_id", "prediction", "target", "confidence"}, numbers of the model's classes, and their names
+    "class" and "target_class" where they are known; best by accuracy.
+
+    Classes go by their names: a model that knows them is trained and scored by them, whatever the order in which a data
+    set has them.
+    """
 
     Config: ClassVar[type] = ClassificationSettings
     id_key = "instance_id"
     primary = ("accuracy_percent", "max")
 
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
-        """Let a zero-shot model read the names of the classes.
+    def __init__(self, settings: Any = None, **keys: Any) -> None:
+        super().__init__(settings, **keys)
+        # for each class of the data at hand its place among the model's; None: the same
+        self._training_places: list[int] | None = None
+        self._places: list[int] | None = None
+        self._names: list[str] = []  # of the model's classes
+
+    # ------------------------------------------------------------------ whose classes
+    def before_training(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        """Let the model know the names of the classes, or find the data's among those that it has learnt.
 
         Raises:
-            ValueError: the model's head has another number of classes than the data set.
+            ValueError: it doesn't know one of them, or training sets have different ones.
         """
-        there = len(getattr(dataset, "classnames", None) or ())
-        head = getattr(getattr(model, "config", None), "num_classes", None)
-        if there and head and there != head:
+        super().before_training(model, dataset)
+        datasets = [
+            d for splits in dataset.values() for d in splits.values() if getattr(d, "training", False)
+        ]
+        lists = [class_names(d) for d in datasets]
+        if not hasattr(model, "name_classes") or not lists or not lists[0]:
+            return
+        if any(names != lists[0] for names in lists):
+            raise ValueError(f"the training sets have different classes: {' and '.join(map(repr, datasets))}")
+        if model.classnames is None and len(lists[0]) == model.config.num_classes:
+            model.name_classes(lists[0])
+        self._training_places = self._compared(model, datasets[0])
+
+    def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Any:
+        key = getattr(getattr(model, "module", model), "LABELS", "label")
+        if self._training_places is not None and key in samples:
+            samples = {**samples, key: _moved(samples[key], self._training_places)}
+        return super().train_step(model, samples)
+
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        """Find the data set's classes among the model's, or let a zero-shot model read their names.
+
+        Raises:
+            ValueError: the model does not know one of the classes, or, where it knows no names, tells another number
+                of them apart.
+        """
+        self._places = self._compared(model, dataset)
+        self._names = list(getattr(model, "classnames", None) or class_names(dataset))
+        super().before_evaluation(model, dataset)
+
+    def _compared(self, model: Any, dataset: Any) -> list[int] | None:
+        """The place of each of a data set's classes among the model's, and last that of what is none of either; None
+        where they are the same, or unknown."""
+        theirs, ours = class_names(dataset), getattr(model, "classnames", None)
+        if ours is None or not theirs:
+            head = getattr(getattr(model, "config", None), "num_classes", None)
+            there = len(getattr(dataset, "classnames", None) or ())
+            if there and head and there != head:
+                raise ValueError(
+                    f"the model tells {head} classes apart, and {dataset!r} has {there}; give the list that it was "
+                    "trained with (of own data: answer_list)"
+                )
+            if there and head:
+                logger.warning(
+                    "the model's weights don't name its %d classes; those of %r are taken for them in order: %s",
+                    head, dataset, ", ".join(theirs[:5]) + (", …" if len(theirs) > 5 else ""),
+                )  # fmt: skip
+            return None
+        unknown = [name for name in theirs if name not in ours]
+        if unknown:
             raise ValueError(
-                f"the model tells {head} classes apart, and {dataset!r} has {there}; give the list that it was trained "
-                "with (of own data: answer_list)"
+                f"{_where(dataset, unknown[0])}the model does not know the class {unknown[0]!r}"
+                + (f" (nor {len(unknown) - 1} more of {dataset!r})" if len(unknown) > 1 else "")
+                + f"; it was trained to tell apart: {', '.join(ours[:20])}{', …' if len(ours) > 20 else ''}"
             )
-        prepare = getattr(model, "before_evaluation", None)
-        if prepare is not None:
-            prepare(dataset=dataset, task_type=type(self))
+        places = [ours.index(name) for name in theirs]
+        return None if places == list(range(len(ours))) else [*places, len(ours)]
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        """
+        Raises:
+            ValueError: the model's scores are not finite.
+        """
         out = model.predict(samples)  # type: ignore[operator]
         logits = torch.as_tensor(out["predictions"]).float()  # (R, C)
+        ids = as_list(samples["instance_id"])
         confidence, best = logits.softmax(dim=1).max(dim=1)
+        sure = confidence.tolist()
+        if not np.isfinite(sure).all():  # of a row with a score that isn't finite
+            refuse_not_finite(logits.cpu().numpy(), "the scores of sample", ids)
         targets = out.get("targets")
-        labels = [None] * len(best) if targets is None else as_list(targets)
-        return [
-            {"instance_id": i, "prediction": p, "target": t, "confidence": round(c, 6)}
-            for i, p, t, c in zip(
-                as_list(samples["instance_id"]), best.tolist(), labels, confidence.tolist(), strict=True
-            )
-        ]
+        labels: list[Any] = [None] * len(best) if targets is None else as_list(_moved(targets, self._places))
+        records: list[Record] = []
+        for i, p, t, c in zip(ids, best.tolist(), labels, sure, strict=True):
+            known = t is not None and t >= 0  # -1 stands for a class that isn't known
+            record = {
+                "instance_id": i,
+                "prediction": p,
+                "target": t if known else None,
+                "confidence": round(c, 6),
+            }
+            if p < len(self._names):
+                record["class"] = self._names[p]
+                if known:
+                    record["target_class"] = self._names[t] if t < len(self._names) else None
+            records.append(record)
+        return records
 
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
         """accuracy_percent, and agg_metrics, the same as the original's fraction."""
         known = [r for r in records if r["target"] is not None]
         if not known:
             return {}
+        say_left_out(len(records) - len(known), len(records), "samples", "label")
         right = sum(r["prediction"] == r["target"] for r in known) / len(known)
         return {"accuracy_percent": 100.0 * right, "agg_metrics": right}
 
@@ -83,15 +166,16 @@ class ClassificationTask(Task):
 
         out = []
         for r in rows:
-            if not 0 <= int(r["instance_id"]) < len(dataset.records):
+            place = as_number(str(r["instance_id"]))
+            if not isinstance(place, int) or not 0 <= place < len(dataset.records):
                 continue
             sure = f" ({100 * r['confidence']:.0f} %)" if r.get("confidence") is not None else ""
             known = r.get("target") is not None
             out.append(
                 Case(
-                    place=int(r["instance_id"]),
-                    prediction=name(int(r["prediction"])) + sure,
-                    truth=(name(int(r["target"])),) if known else (),
+                    place=place,
+                    prediction=str(r.get("class") or name(int(r["prediction"]))) + sure,
+                    truth=(str(r.get("target_class") or name(int(r["target"]))),) if known else (),
                     verdict=float(r["prediction"] == r["target"]) if known else None,
                 )
             )
@@ -102,6 +186,25 @@ class ClassificationTask(Task):
         right = np.array([c.verdict for c in cases], dtype=np.float64)
         metrics = {"accuracy_percent": mean_of(100 * right), "agg_metrics": mean_of(right)}
         return Contributions(metrics, units_of((c.place for c in cases), dataset))
+
+
+def _moved(labels: Any, places: list[int] | None) -> Any:
+    """Labels of the data set as the model's; -1, not known, stays."""
+    if places is None:
+        return labels
+    labels = torch.as_tensor(labels)
+    table = torch.tensor(places, device=labels.device)
+    return torch.where(labels < 0, labels, table[labels.clamp(0, len(places) - 1)])
+
+
+def _where(dataset: Any, name: str) -> str:
+    """The file and line that has a class, where records know it."""
+    for record in dataset.records:
+        if "line" not in record:
+            break
+        if record.get("label") == name:
+            return f"{dataset.annotation_paths[0]}, line {record['line']}: "
+    return ""
 
 
 def class_names(dataset: Any) -> list[str]:

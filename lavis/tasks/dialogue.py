@@ -10,9 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, means_of
-from lavis.tasks.base import Case, Record, Task, as_list, places_of, units_of
+from lavis.metrics.finite import refuse_not_finite
+from lavis.tasks.base import Case, Record, Task, as_list, places_of, say_left_out, units_of
+
+__getattr__ = moved.names_of(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class DialogueTask(Task):
         chosen = "mrr_percent" if ranks else "CIDEr"
         self.primary = (chosen, "max") if self.settings.report_metric else None
 
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        super().before_evaluation(model, dataset)
         if self.settings.inference_method == "auto":
             self._choose(getattr(dataset, "has_candidates", True))
 
@@ -75,6 +80,7 @@ class DialogueTask(Task):
                     "this data set has no candidate answers; set run.inference_method=generate to write them"
                 )
             scores = torch.as_tensor(model.predict(samples)).float().cpu().numpy()  # type: ignore[operator]  # (Q, K)
+            refuse_not_finite(scores, "the scores of dialogue", [r["image_id"] for r in records])
             right = as_list(samples["gt_index"]) if "gt_index" in samples else [None] * len(records)
             for record, row, index in zip(records, scores, right, strict=True):
                 place = np.empty(len(row), dtype=np.int64)
@@ -111,6 +117,8 @@ class DialogueTask(Task):
 
             ranks = np.array([r["rank"] for r in records if "rank" in r])
             metrics = rank_scores(ranks) if len(ranks) else {}
+            if len(ranks):
+                say_left_out(len(records) - len(ranks), len(records), "rounds", "right answer")
             judged = dataset.relevance() if hasattr(dataset, "relevance") else {}
             pairs = [(r["ranks"], judged.get((r["image_id"], r["round_id"]))) for r in records]
             kept = [(ranked, worth) for ranked, worth in pairs if worth is not None and any(worth)]
@@ -121,6 +129,7 @@ class DialogueTask(Task):
         known = [r for r in records if r["reference"] is not None]
         if not known:
             return {}
+        say_left_out(len(records) - len(known), len(records), "rounds", "answer")
         from lavis.metrics.caption import caption_scores
 
         answers: dict[Any, str] = {str(i): r["answer"] for i, r in enumerate(known)}

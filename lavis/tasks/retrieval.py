@@ -13,7 +13,8 @@ from torch import nn
 from lavis.common.registry import registry
 from lavis.datasets.captioning import as_list as texts_of
 from lavis.metrics.bootstrap import Contributions, Floats, Statistic
-from lavis.tasks.base import Case, Record, Task
+from lavis.metrics.finite import refuse_not_finite
+from lavis.tasks.base import Case, Record, Task, say_left_out
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,19 @@ class RetrievalTask(Task):
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, data: Any, dist: Any = None) -> list[Record]:
-        """Two records: scores of texts for pictures, "i2t" (P, T), and of pictures for texts, "t2i" (T, P)."""
+        """Two records: scores of texts for pictures, "i2t" (P, T), and of pictures for texts, "t2i" (T, P).
+
+        Raises:
+            ValueError: the data set has no texts, or a score is not finite.
+        """
         self.before_evaluation(model, data.dataset)
+        if not len(data.dataset.text):
+            raise ValueError(
+                f"{data.dataset!r} has no texts; retrieval needs captions that can be looked for"
+            )
         i2t, t2i = model.compute_sim_matrix(data, task_cfg=self.settings)  # type: ignore[operator]
+        refuse_not_finite(i2t, "the scores of picture")
+        refuse_not_finite(t2i, "the scores of text")
         return [{"direction": "i2t", "scores": i2t}, {"direction": "t2i", "scores": t2i}]
 
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
@@ -57,7 +68,11 @@ class RetrievalTask(Task):
         from lavis.metrics.retrieval import retrieval_scores
 
         scores = {r["direction"]: r["scores"] for r in records}
-        return retrieval_scores(scores["i2t"], scores["t2i"], dataset.img2txt, dataset.txt2img)
+        img2txt = dataset.img2txt
+        say_left_out(
+            sum(not len(t) for t in img2txt.values()), len(img2txt), "pictures", "caption to look for"
+        )
+        return retrieval_scores(scores["i2t"], scores["t2i"], img2txt, dataset.txt2img)
 
     def rows(self, records: Sequence[Record]) -> list[Record]:
         """The ten best of each query, with their scores."""
@@ -82,8 +97,8 @@ class RetrievalTask(Task):
         for row in rows:
             query, first = int(row["query"]), int(row["best"][0])
             if row["direction"] == "i2t" and query < len(dataset.records) and first < len(texts):
-                right = owners[first] == query
-                out.append(Case(query, texts[first], tuple(own.get(query, ())), float(right), "its text"))
+                right = float(owners[first] == query) if query in own else None
+                out.append(Case(query, texts[first], tuple(own.get(query, ())), right, "its text"))
             elif row["direction"] == "t2i" and query < len(texts) and first < len(dataset.records):
                 place = owners[query]
                 said, about = f"picture {first}", f"the picture of: {texts[query]}"
@@ -94,19 +109,19 @@ class RetrievalTask(Task):
 
     def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
         """Pictures are drawn with their texts; all recalls are of queries against the whole gallery."""
-        from lavis.metrics.retrieval import ranks_of_first_match
+        from lavis.metrics.retrieval import ranks_of_first_match, text_ranks
 
         scores = {r["direction"]: r["scores"] for r in records}
         img2txt, txt2img = dataset.img2txt, dataset.txt2img
         right = [np.atleast_1d(txt2img[i]).tolist() for i in range(len(scores["t2i"]))]
-        texts = ranks_of_first_match(scores["i2t"], [img2txt[i] for i in range(len(scores["i2t"]))])
+        texts = text_ranks(scores["i2t"], img2txt)
         pictures = ranks_of_first_match(scores["t2i"], right)
         owner = np.array([r[0] for r in right])
         parts = np.zeros((len(texts), 8))  # hits of texts at 1, 5, 10, pictures; hits of pictures, texts
         for column, k in enumerate((1, 5, 10)):
-            parts[:, column] = texts < k
+            parts[:, column] = (texts >= 0) & (texts < k)
             parts[:, 4 + column] = np.bincount(owner, weights=pictures < k, minlength=len(texts))
-        parts[:, 3] = 1
+        parts[:, 3] = texts >= 0
         parts[:, 7] = np.bincount(owner, minlength=len(texts))
 
         def recall(columns: Sequence[int]) -> Statistic:

@@ -9,9 +9,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, means_of
-from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, units_of
+from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, say_left_out, units_of
+
+__getattr__ = moved.names_of(__name__)
 
 PADDING_ID = -1  # question_id of entries that only pad a batch of pictures with several questions
 
@@ -53,12 +56,13 @@ class VQATask(Task):
         self.answer_list: list[str] | None = None
         self.primary = ("agg_metrics", "max") if self.settings.report_metric else None
 
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
         """Take the data set's answer list.
 
         Raises:
             ValueError: answers are to be ranked and there is no list.
         """
+        super().before_evaluation(model, dataset)
         self.answer_list = list(getattr(dataset, "answer_list", None) or []) or None
         if self.settings.inference_method == "rank" and self.answer_list is None:
             raise ValueError(
@@ -91,26 +95,32 @@ class VQATask(Task):
         """Accuracies in percent.
 
         `overall_percent`, the official accuracy, where questions have several answers;
-        `accuracy_percent`, equality after the official normalisation, where they have one each. Either
-        is also there as `agg_metrics`, and per type of question and answer.
+        `accuracy_percent`, equality after the official normalisation, where they have one each, and for data
+        of one's own, see `accuracy`. Either is also there as `agg_metrics`, and per type of question and answer.
+        Questions without an answer are left out, which is said.
 
         Raises:
-            ValueError: the data set lacks the ground truth of a predicted question.
+            ValueError: the data set doesn't know a predicted question.
         """
         if not self.settings.report_metric or not records or not hasattr(dataset, "ground_truth"):
             return {}
-        truth = _truth(dataset)
+        known = by_text_id(dataset.ground_truth())
+        truth = _answered(known)
         if not truth:
             return {}
-        lacking = [r["question_id"] for r in records if str(r["question_id"]) not in truth]
+        lacking = [r["question_id"] for r in records if str(r["question_id"]) not in known]
         if lacking:
             raise ValueError(
                 f"{len(lacking)} of {len(records)} questions have no ground truth, the first is "
                 f"{lacking[0]!r}; set run.report_metric=false to write answers without scoring them"
             )
-        answered = [{**r, "question_id": str(r["question_id"])} for r in records]
+        answered = [
+            {**r, "question_id": str(r["question_id"])} for r in records if str(r["question_id"]) in truth
+        ]
+        say_left_out(len(records) - len(answered), len(records), "questions", "answer")
+        rule = _rule(dataset, truth)
         truth = {r["question_id"]: truth[r["question_id"]] for r in answered}  # unreadable pictures left out
-        metrics = self.accuracy(answered, truth)
+        metrics = self.accuracy(answered, truth, rule) if answered else {}
         if hasattr(dataset, "extra_metrics"):
             metrics.update(dataset.extra_metrics({r["question_id"]: r["answer"] for r in records}))
         return metrics
@@ -121,7 +131,7 @@ class VQATask(Task):
         rows = [r for r in rows if str(r["question_id"]) in places]
         truth = _truth(dataset)
         out = []
-        for row, metrics in zip(rows, self._each(rows, truth), strict=True):
+        for row, metrics in zip(rows, self._each(rows, truth, _rule(dataset, truth)), strict=True):
             said = row["answer"] + (f" (chosen: {row['choice']})" if "choice" in row else "")
             name = str(row["question_id"])
             given = Counter(map(_as_text, truth[name]["answers"])).most_common() if name in truth else []
@@ -131,22 +141,25 @@ class VQATask(Task):
         return out
 
     def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
-        each = self._each(records, _truth(dataset))
+        truth = _truth(dataset)
+        records = [r for r in records if not truth or str(r["question_id"]) in truth]
+        each = self._each(records, truth, _rule(dataset, truth))
         if hasattr(dataset, "extra_metrics"):
             each = [m | dataset.extra_metrics({r["question_id"]: r["answer"]}) for m, r in zip(each, records)]
         places = _places(dataset)
         units = units_of((places[str(r["question_id"])] for r in records), dataset)
         return Contributions(means_of(each), units)
 
-    def _each(self, rows: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]]) -> list[dict[str, float]]:
+    def _each(
+        self, rows: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]], rule: str
+    ) -> list[dict[str, float]]:
         """The metrics of each answer by itself; {} where its truth isn't known."""
-        several = any(len(t["answers"]) != 1 for t in truth.values())
         out: list[dict[str, float]] = []
         for row in rows:
             name = str(row["question_id"])
             known = name in truth
             out.append(
-                self.accuracy([{**row, "question_id": name}], {name: truth[name]}, several) if known else {}
+                self.accuracy([{**row, "question_id": name}], {name: truth[name]}, rule) if known else {}
             )
         return out
 
@@ -154,22 +167,33 @@ class VQATask(Task):
         self,
         records: Sequence[Record],
         truth: Mapping[Any, Mapping[str, Any]],
-        several: bool | None = None,
+        rule: str | None = None,
     ) -> dict[str, float]:
         """Metrics of answers that all have a ground truth.
 
         Args:
-            several: whether questions of the data set have several answers; None: those of `truth` tell.
+            rule: "official", VQAv2's; "exact", equality with one answer; "own", for any numbers of answers. None:
+                official where questions of `truth` have several answers, else exact.
         """
-        from lavis.metrics.vqa import exact_match_percent, vqa_accuracy
+        from lavis.metrics.vqa import exact_match_percent, own_accuracy, vqa_accuracy
 
-        if several is None:
-            several = any(len(t["answers"]) != 1 for t in truth.values())
-        if several:
+        rule = rule or _told_by(truth)
+        if rule == "own":
+            return own_accuracy(records, truth)
+        if rule == "official":
             return vqa_accuracy(records, truth)
         metrics = exact_match_percent(records, truth)
         metrics["accuracy_percent"] = metrics.pop("exact_match_percent")
         return metrics
+
+
+def _rule(dataset: Any, truth: Mapping[Any, Mapping[str, Any]]) -> str:
+    """By which rule answers of a data set are right: one for all of its questions."""
+    return getattr(dataset, "answer_rule", None) or _told_by(truth)
+
+
+def _told_by(truth: Mapping[Any, Mapping[str, Any]]) -> str:
+    return "official" if any(len(t["answers"]) != 1 for t in truth.values()) else "exact"
 
 
 def _places(dataset: Any) -> dict[str, int]:
@@ -178,9 +202,12 @@ def _places(dataset: Any) -> dict[str, int]:
 
 
 def _truth(dataset: Any) -> dict[Any, dict[str, Any]]:
-    """The ground truth by question_id as text; {} where answers are not public."""
-    truth = by_text_id(dataset.ground_truth()) if hasattr(dataset, "ground_truth") else {}
-    return truth if all(t["answers"] for t in truth.values()) else {}
+    """The ground truth by question_id as text, of questions that have answers; {} where those are not public."""
+    return _answered(by_text_id(dataset.ground_truth())) if hasattr(dataset, "ground_truth") else {}
+
+
+def _answered(truth: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    return {name: t for name, t in truth.items() if t["answers"]}
 
 
 def _as_text(answer: Any) -> str:
@@ -206,7 +233,7 @@ class AOKVQATask(VQATask):
         self,
         records: Sequence[Record],
         truth: Mapping[Any, Mapping[str, Any]],
-        several: bool | None = None,
+        rule: str | None = None,
     ) -> dict[str, float]:
         """`overall_percent` of direct answers, `multiple_choice_percent` of chosen ones."""
         from lavis.metrics.vqa import aokvqa_accuracy

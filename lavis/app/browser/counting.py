@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from lavis.app.browser.index import Index
 from lavis.app.browser.media import inside
+from lavis.common.images import UnreadableMediaError, image_size
 from lavis.datasets.checking import missing_of, scan
 
 SAMPLE = 1000  # pictures that are measured
@@ -114,9 +114,8 @@ def measure_pictures(index: Index, root: Path | None, seed: int = 0) -> Sizes:
             if path is None or not path.is_file():
                 continue
             try:
-                with Image.open(path) as picture:
-                    sizes.append(picture.size)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+                sizes.append(image_size(path))
+            except UnreadableMediaError:
                 unreadable += 1
     array = np.array(sizes, dtype=np.int64).reshape(-1, 2)
     return Sizes(array[:, 0], array[:, 1], unreadable)

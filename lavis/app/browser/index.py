@@ -257,7 +257,7 @@ def reopened(cls: type[Dataset], plan: Plan, split: str, index: Index) -> Datase
     otherwise gather from all of them is left out.
     """
     records = index.records()
-    if records is None:
+    if records is None or index.meta.get("packed"):
         return cls.load(split, plan)
     kind = _class_of(cls, index.meta["class"])
     dataset = kind.__new__(kind)
@@ -381,6 +381,7 @@ def _fill(connection: sqlite3.Connection, dataset: Dataset, progress: Progress |
         "count": count,
         "class": f"{type(dataset).__module__}:{type(dataset).__qualname__}",
         "vis_root": None if dataset.vis_root is None else str(dataset.vis_root),
+        "packed": dataset.packed is not None,
         "kept": kept,
         "volatile": not stamps and not drawn,
         "stamps": [asdict(s) for s in stamps],

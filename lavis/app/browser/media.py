@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lavis.common.files import CLIPS
-from lavis.datasets.base import Dataset, MissingMediaError, Record, UnreadableMediaError
+from lavis.common.images import MissingMediaError, open_image
+from lavis.datasets.base import Dataset, Record
 from lavis.datasets.clips import Clip
 from lavis.datasets.shown import clip_frames
 
@@ -105,7 +106,7 @@ def picture(dataset: Dataset, record: Record, number: int, side: int) -> Image.I
             clip = dataset.clip(record) if media.path is None else media.path  # type: ignore[attr-defined]
             found = Image.fromarray(_middle(clip))
         elif media.path is not None and media.path.is_file():
-            found = _opened(media.path, side)
+            found = open_image(media.path, name=media.path.name, limit=MOST_PIXELS, side=side)
         elif hasattr(dataset, "pictures"):
             found = dataset.pictures(record)[number]
         else:
@@ -121,23 +122,6 @@ def _middle(clip: Path | np.ndarray) -> np.ndarray:
     with Clip(clip) as opened:
         middle: np.ndarray = opened.frames([len(opened) // 2])[0]
         return middle
-
-
-def _opened(path: Path, side: int) -> Image.Image:
-    try:
-        with Image.open(path) as found:
-            found.draft("RGB", (2 * side, 2 * side))  # JPEG alone can be decoded smaller
-            width, height = found.size
-            if width * height > MOST_PIXELS:
-                raise UnreadableMediaError(
-                    f"{path.name} has {width} × {height} pixels, too many to be opened here", path
-                )
-            upright: Image.Image = ImageOps.exif_transpose(found)
-            return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        if isinstance(e, UnreadableMediaError):
-            raise
-        raise UnreadableMediaError(f"{path.name} cannot be decoded", path) from e
 
 
 def encoded(image: Image.Image) -> tuple[bytes, str]:

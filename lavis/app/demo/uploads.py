@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from lavis.common.images import TooManyPixelsError, UnknownFormatError, UnreadableMediaError, open_image
+
+IMAGES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 _CLIP_PIXELS = 4096 * 2304  # of a frame
 _CLIP_FRAMES = 20_000  # 11 minutes at 30 a second
@@ -51,30 +53,23 @@ def uploaded(value: Any, limits: Limits, label: str) -> Path:
 
 
 def open_picture(value: Any, limits: Limits, label: str) -> Image.Image:
-    """Decode an uploaded picture to RGB, upright; of an animation the first frame.
+    """Decode an uploaded image, see `lavis.common.images.open_image`.
 
     Raises:
         ValueError: it is none, damaged, or too large.
     """
     path = uploaded(value, limits, label)
+    limit = int(limits.megapixels * 1e6)
     try:
-        with Image.open(path, formats=PICTURES) as picture:
-            megapixels = picture.width * picture.height / 1e6
-            if megapixels <= limits.megapixels:
-                return ImageOps.exif_transpose(picture).convert("RGB")
-    except UnidentifiedImageError:
+        return open_image(path, name="", formats=IMAGES, limit=limit)
+    except TooManyPixelsError as e:
+        raise ValueError(f"{label}: the image is too large: {e.reason}; make it smaller") from e
+    except UnknownFormatError as e:
         raise ValueError(
-            f"{label}: this is no picture that can be read; use one of {', '.join(PICTURES)}"
-        ) from None
-    except Image.DecompressionBombError:
-        raise ValueError(_too_many_pixels(label, "hundreds of", limits)) from None
-    except (OSError, ValueError, SyntaxError, EOFError) as e:  # what Pillow's decoders raise
-        raise ValueError(f"{label}: the picture is damaged ({e})") from e
-    raise ValueError(_too_many_pixels(label, f"{megapixels:.0f}", limits))
-
-
-def _too_many_pixels(label: str, megapixels: str, limits: Limits) -> str:
-    return f"{label}: the picture has {megapixels} megapixels, at most {limits.megapixels:g} are taken; make it smaller"
+            f"{label}: this is no picture that can be read; use one of {', '.join(IMAGES)}"
+        ) from e
+    except UnreadableMediaError as e:
+        raise ValueError(f"{label}: the image is damaged ({e.reason})") from e
 
 
 def checked_clip(value: Any, limits: Limits, label: str) -> Path:
@@ -86,7 +81,6 @@ def checked_clip(value: Any, limits: Limits, label: str) -> Path:
         ValueError: it is none, damaged, or too large.
         ImportError: PyAV is not installed.
     """
-    from lavis.datasets.base import UnreadableMediaError
     from lavis.datasets.clips import Clip
 
     path = uploaded(value, limits, label)
