@@ -159,7 +159,13 @@ def read_names(text: str, option: str, what: str) -> list[str]:
     if path is not None and path.is_file():
         from lavis.datasets.tables import read_json
 
-        answers = read_json(path) if path.suffix == ".json" else read_lines(path)
+        if path.suffix == ".json":
+            try:
+                answers = read_json(path)
+            except ValueError as e:
+                raise ValueError(f"{path} is no JSON: {e}") from e
+        else:
+            answers = read_lines(path)
         if isinstance(answers, dict):
             numbers = answers
             if sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):
