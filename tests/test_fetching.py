@@ -30,7 +30,7 @@ from lavis.common.registry import registry
 from lavis.datasets import fetching
 from lavis.datasets.builders import build_datasets, load_dataset
 from lavis.datasets.captioning import CaptionDataset
-from lavis.datasets.fetching import FetchSettings, Job, prepare
+from lavis.datasets.fetching import FetchSettings, Job, Tally, prepare
 from lavis.datasets.lists import fetch_table, read_addresses
 from lavis.datasets.shard_writer import Shards
 from lavis.datasets.sources import Links, Source
@@ -488,6 +488,37 @@ def test_kill_and_go_on(kind: str, server: Served, tmp_path: Path, monkeypatch: 
 
 
 # ---------------------------------------------------------------- lists and data sets
+@pytest.mark.parametrize("shards", [False, True])
+def test_two_downloads_of_one_list_fetch_each_file_once(
+    shards: bool, server: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.files = {f"/{i}": picture() for i in range(30)}
+    source = table(tmp_path / "t.tsv", [server.url(f"/{i}") for i in range(30)])
+    tallies: list[Tally] = []
+
+    def fetch() -> None:
+        tallies.append(fetch_table(source, tmp_path / "out", COLUMNS, QUICK, shards=shards))
+
+    threads = [threading.Thread(target=fetch) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(t.got for t in tallies) == [0, 0, 30] and not any(t.failed for t in tallies)
+    assert set(server.asked.values()) == {1}
+    assert len(rows(tmp_path / "out" / "annotations.jsonl")) == 30
+    assert caplog.text.count("another process is fetching into") == 2
+
+
+def test_another_list_does_not_take_a_lists_files(server: Served, tmp_path: Path) -> None:
+    server.files = {f"/{i}": picture() for i in range(6)}
+    urls = [server.url(f"/{i}") for i in range(6)]
+    assert fetch_table(table(tmp_path / "a.tsv", urls[:3]), tmp_path / "out", COLUMNS, QUICK).got == 3
+    with pytest.raises(ValueError, match="holds the files of another list"):
+        fetch_table(table(tmp_path / "b.tsv", urls[3:]), tmp_path / "out", COLUMNS, QUICK)
+    assert fetch_table(table(tmp_path / "a.tsv", urls[:5]), tmp_path / "out", COLUMNS, QUICK).got == 2
+
+
 def test_tables(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('caption,url\n"a, b",http://x\n')
     assert list(read_addresses(tmp_path / "t.csv")) == [{"caption": "a, b", "url": "http://x"}]

@@ -6,10 +6,16 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lavis.datasets.builders import load_dataset
@@ -163,7 +169,7 @@ def test_many_stale_rows_are_thrown_out(
     index.update(copies, encoder)
     reader = Index.open(tmp_path / "index")
     before = (index._place() / module.FEATURES).stat().st_size
-    index.update(copies[10:16], encoder)
+    index.update(copies[10:16], encoder, prune=True)
     after = (index._place() / module.FEATURES).stat().st_size
     assert after == before * 6 // 20
     assert [p.name for p in sorted((tmp_path / "index").glob("generation-*"))] == ["generation-2"]
@@ -228,12 +234,233 @@ def test_what_is_wrong_is_said(tmp_path: Path, encoder: Encoder, copies: list[Pa
     copies[1].unlink()
     hits = index.search(encoder, "a circle", rerank=3)
     assert hits[-1].path == copies[1] and hits[-1].match is None and hits[0].match is not None
-    with index._alone(), pytest.raises(OSError, match="being updated by another process"):
+    with index._alone(), pytest.raises(OSError, match="being updated by another process; wait"):
         Index.open(tmp_path / "index").update(copies, encoder)
     assert len(index) == 3
     (index._place() / module.FEATURES).write_bytes(b"")
-    with pytest.raises(OSError, match=r"is damaged: features\.f32 has 0 rows"):
+    with pytest.raises(OSError, match=r"features\.f32 has 0 rows"):
         index.search(encoder, "a circle")
     (tmp_path / "index" / "index.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="does not describe an index"):
         Index.open(tmp_path / "index")
+
+
+# ------------------------------------------------------------------------------------ updates that are interfered with
+
+
+def test_more_than_half_is_only_removed_when_asked_to(
+    tmp_path: Path, encoder: Encoder, copies: list[Path]
+) -> None:
+    """What an empty mount point, another list, or a folder that lost its files looks like."""
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.update(copies, encoder)
+    gone = tmp_path / "gone"
+    for pictures in ([], copies[:9], [gone / p.name for p in copies]):
+        with pytest.raises(ValueError, match=r"of the 20 entries of the index .* --prune"):
+            index.update(pictures, encoder)
+        assert len(index) == 20 and len(index.search(encoder, "a circle", k=30)) == 20
+    assert index.update(copies[:10], encoder).removed == 10  # half is not more than half
+    assert index.update([], encoder, prune=True).removed == 10 and len(index) == 0
+
+
+def test_one_of_several_roots_is_not_wiped(tmp_path: Path, encoder: Encoder, copies: list[Path]) -> None:
+    small = tmp_path / "small [1]"
+    small.mkdir()
+    few = [Path(shutil.copy(p, small)) for p in copies[:3]]
+    roots = [str(copies[0].parent), str(small)]
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.update([*copies, *few], encoder, roots=roots)
+    with pytest.raises(ValueError, match=r"3 of the 3 entries of .*small"):
+        index.update(copies, encoder)
+    assert len(index) == 23 and index.roots == roots
+    done = index.update(copies, encoder, roots=roots[:1])  # it was taken out
+    assert done.removed == 3 and Index.open(tmp_path / "index").roots == roots[:1]
+
+
+def test_a_changed_picture_is_found_until_its_new_row_is_there(
+    tmp_path: Path, encoder: Encoder, copies: list[Path], gallery: tuple[list[Path], list[str]]
+) -> None:
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.update(copies, encoder)
+    for i, path in enumerate(copies):
+        shutil.copy(gallery[0][60 + i], path)
+    reader = Index.open(tmp_path / "index")
+    seen = []
+    index.update(copies, encoder, lambda *_: seen.append(len(reader.search(encoder, "a star", k=50))), 3)
+    assert seen == [20] * 7
+    fresh = Index.create(tmp_path / "fresh", encoder.loaded.spec)
+    fresh.update(copies, encoder)
+    _same(index, fresh)
+
+
+def test_searches_during_updates_see_one_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder, copies: list[Path]
+) -> None:
+    """Updates that add, remove and write the index anew; each search finds a state that an update has left."""
+    monkeypatch.setattr(module, "STALE_ROWS", 0)
+    monkeypatch.setattr(module, "STALE_SHARE", 0.0)
+    rng = np.random.default_rng(0)
+    rows = dict(zip(copies, rng.standard_normal((20, encoder.width)), strict=True))
+    monkeypatch.setattr(encoder.loaded.__class__, "read", lambda self, path: path)
+    monkeypatch.setattr(
+        encoder, "images", lambda paths: torch.tensor(np.stack([rows[p] for p in paths]), dtype=torch.float32)
+    )
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.update(copies[:12], encoder, batch_size=100)
+    reader, query = Index.open(tmp_path / "index"), rng.standard_normal(encoder.width).astype(np.float32)
+    stop, errors, found = threading.Event(), [], set()
+
+    def look() -> None:
+        try:
+            while not stop.is_set():
+                hits = reader.nearest(query, 100, block=5)
+                assert all(abs(h.score - float(rows[h.path] @ query)) < 1e-3 for h in hits)
+                found.add(frozenset(h.path for h in hits))
+                assert len(reader) in (4, 8, 12)
+        except BaseException as e:  # noqa: BLE001
+            errors.append(e)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(40):
+        index.update(copies[:8] if i % 2 == 0 else copies[:12], encoder, batch_size=100)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors[0]
+    assert found <= {frozenset(copies[:8]), frozenset(copies[:12])} and found
+    assert Index.open(tmp_path / "index")._generation > 10
+
+
+def test_searches_of_other_processes_during_an_update(
+    tmp_path: Path, encoder: Encoder, copies: list[Path]
+) -> None:
+    program = """
+import sys
+import numpy as np
+from lavis.inference import Index
+from lavis.inference import index as module
+index = Index.open(sys.argv[1])
+query = np.ones(index.width, dtype=np.float32)
+print("ready", flush=True)
+looked = 0
+while not (index.folder / "enough").exists():
+    hits = index.nearest(query, 100)
+    assert len(hits) == len({h.path for h in hits}) and 10 <= len(hits) <= 20, len(hits)
+    looked += 1
+print(looked)
+"""
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.update(copies, encoder)
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "index")], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for reader in readers:
+        assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
+    for i in range(12):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "STALE_ROWS", 4)
+            index.update(copies[:10] if i % 2 == 0 else copies, encoder, batch_size=2)
+    (tmp_path / "index" / "enough").touch()
+    for reader in readers:
+        out, _ = reader.communicate(timeout=60)
+        assert reader.returncode == 0 and int(out) > 0
+
+
+@pytest.mark.parametrize("left", ["nothing", "folder", "features", "all"])
+def test_a_creation_that_was_killed_is_done_again(
+    tmp_path: Path, encoder: Encoder, copies: list[Path], left: str
+) -> None:
+    place = tmp_path / "index"
+    if left != "nothing":
+        (place / "generation-1").mkdir(parents=True)
+        (place / ".index.json.abc.part").write_text("{")
+        (place / module.LOCK).touch()
+    if left in ("features", "all"):
+        (place / "generation-1" / module.FEATURES).touch()
+    if left == "all":
+        (place / "generation-1" / module.ENTRIES).write_bytes(b"half")
+        (place / "generation-1" / f"{module.ENTRIES}-journal").write_bytes(b"half")
+    index = Index.create(place, encoder.loaded.spec)
+    assert index.update(copies[:2], encoder).added == 2
+    other = tmp_path / "other"
+    (other / "generation-1").mkdir(parents=True)
+    (other / "generation-1" / "letter.txt").write_text("mine")
+    with pytest.raises(ValueError, match="it is not empty"):
+        Index.create(other, encoder.loaded.spec)
+    assert (other / "generation-1" / "letter.txt").exists()
+
+
+def test_features_that_are_no_numbers_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder, copies: list[Path]
+) -> None:
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.update(copies[:2], encoder)
+    real = encoder.images
+
+    def images(pictures: Sequence[Any]) -> torch.Tensor:
+        out = real(pictures)
+        out[1] = float("nan")
+        return out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "images", images)  # past the encoder's own check
+        with pytest.raises(ValueError, match="hold NaN or infinity; they are not stored"):
+            index.update(copies[:5], encoder)
+    assert len(index.search(encoder, "a circle", k=9)) == 2
+    features = index._place() / module.FEATURES
+    rows = np.fromfile(features, dtype="<f4")
+    rows[0] = np.nan
+    rows.tofile(features)  # by an earlier version
+    with pytest.raises(OSError, match="damaged: row 0 holds no finite numbers; build it anew"):
+        index.search(encoder, "a circle")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[]", "nul\0", '{"format": 1}', "[" * 100_000, '{"format": ' + "1" * 5000 + "}", "NaN", '{"format": {}}',
+        '{"format": 1, "model": 3, "checkpoint": null, "fingerprint": "", "width": 0, "roots": [], "generation": 1}',
+        '{"format": 1, "model": "", "checkpoint": null, "fingerprint": "", "width": -1, "roots": [], "generation": 1}',
+        '{"format": 1, "model": "", "checkpoint": null, "fingerprint": "", "width": 1, "roots": 5, "generation": 1}',
+        '{"format": 1, "model": "", "checkpoint": null, "fingerprint": "", "width": 1, "roots": [],'
+        ' "generation": "../../x"}',
+    ],
+)  # fmt: skip
+def test_a_description_that_was_tampered_with(tmp_path: Path, content: str) -> None:
+    Index.create(tmp_path / "index", "x")
+    (tmp_path / "index" / module.DESCRIPTION).write_text(content)
+    with pytest.raises(ValueError, match=r"index\.json|is an index of format"):
+        Index.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE entries SET row = -1 WHERE row = 1", "UPDATE entries SET row = 9223372036854775807 WHERE row = 1",
+        "UPDATE entries SET path = 5 WHERE row = 1", "DROP TABLE entries", "ALTER TABLE entries DROP COLUMN size",
+        "file", "gone",
+    ],
+)  # fmt: skip
+def test_entries_that_were_tampered_with(
+    tmp_path: Path, encoder: Encoder, copies: list[Path], change: str
+) -> None:
+    index = Index.create(tmp_path / "index", encoder.loaded.spec)
+    index.update(copies[:3], encoder)
+    place = index._place() / module.ENTRIES
+    if change == "file":
+        place.write_bytes(b"no database" * 100)
+    elif change == "gone":
+        place.unlink()
+    else:
+        with contextlib.closing(sqlite3.connect(place)) as db:
+            db.execute(change)
+            db.commit()
+    uses = [lambda: index.update(copies, encoder)] if "COLUMN" in change else []
+    for use in uses or [lambda: index.search(encoder, "a circle")]:
+        with pytest.raises(OSError, match="index"):
+            use()

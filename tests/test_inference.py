@@ -525,7 +525,10 @@ def test_features_keep_what_is_complete_and_of_the_same_inputs(
     after = {p.name: p.read_bytes() for p in out.iterdir()}
     assert {name for name in after if after[name] != before[name]} == {"shard-00002.npy", "shard-00002.json"}
     assert extract(blip, items, out, shard_size=3).kept == 9
-    fewer = extract(blip, items[:4], out, shard_size=3)
+    with pytest.raises(ValueError, match="holds features of another list: 5 of the 9 inputs"):
+        extract(blip, items[:4], out, shard_size=3)
+    assert extract(blip, items, out, shard_size=3).kept == 9
+    fewer = extract(blip, items[:4], out, shard_size=3, overwrite=True)
     assert fewer.rows == 4 and fewer.kept == 3 and not (out / "shard-00002.npy").exists()
     other = Encoder(load("albef_retrieval/tiny_shapes", device="cpu"))
     with pytest.raises(

@@ -70,6 +70,29 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path):
         Tokenizer(path)
 
 
+def test_long_words_are_read_in_bounded_pieces():
+    """WordPiece takes time with the cube of a word's length, so no word that it is given may be long."""
+    for text in ("a" * 10_000, "é" * 10_000, "ab1" * 5_000, "a" * 101 + " b"):
+        normal = TINY._inner.normalizer.normalize_str(text)
+        pieces = TINY._inner.pre_tokenizer.pre_tokenize_str(normal)
+        assert max(len(piece) for piece, _ in pieces) <= 100
+        assert "".join(piece for piece, _ in pieces) == normal.replace(" ", "")
+        assert TINY.unk_id not in TINY.encode(text)
+        assert (
+            BERT.encode(text).count(BERT.unk_id) == 1
+        )  # as the original's, of words of more than 100 characters
+    word = "ab" * 50
+    assert BERT.unk_id not in BERT.encode(word) and BERT.encode(word + "a")[1:-1] == [BERT.unk_id]
+
+
+def test_words_that_are_not_long_are_read_as_ever():
+    from tokenizers.models import WordPiece
+
+    plain = WordPiece(TINY._inner.get_vocab(), unk_token="[UNK]", max_input_chars_per_word=100_000)
+    for word in ("a" * 100, "circle" * 16, "xylophone", "12345678901234567890"):
+        assert TINY.encode(word)[1:-1] == [token.id for token in plain.tokenize(word)]
+
+
 # ------------------------------------------------------------------------- the calls of transformers' tokenizer
 
 

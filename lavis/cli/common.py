@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from lavis.common.files import MEDIA, is_debris, media_in
+from lavis.common.files import MEDIA, existing, is_debris, is_file, media_in, printable
 
 if TYPE_CHECKING:
     from lavis.inference import Loaded
 
 
+T = TypeVar("T")
 NAMES = {"image": "picture", "video": "clip"}  # of what a model sees, in words
 
 
@@ -38,6 +38,17 @@ def note(message: str) -> None:
     """One line for the person at the terminal; never in the results. Of several processes one says it."""
     if os.environ.get("RANK", "0") == "0":
         print(f"lavis: {message}", file=sys.stderr, flush=True)
+
+
+def known_to_all(find: Callable[[], T]) -> T:
+    """What the first of several processes finds, in all of them: standard input has one reader, and a folder may be
+    growing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return find()
+    from lavis.common import dist
+
+    dist.init_from_env()
+    return dist.from_main(find)
 
 
 def load(spec: str, checkpoint: str | None, device: str, precision: str) -> Loaded:
@@ -76,6 +87,8 @@ def note_default(
 def read_paths(null: bool = False) -> list[str]:
     """Paths from standard input, one per line, or separated by NUL."""
     data = sys.stdin.buffer.read()
+    if not null and b"\0" in data:
+        raise ValueError("standard input has NUL characters between or in its paths; say so with --null (-0)")
     parts = data.split(b"\0") if null else data.splitlines()
     return [os.fsdecode(part) for part in parts if part.strip()]
 
@@ -107,22 +120,22 @@ def find_media(paths: Sequence[str], null: bool = False, sees: str = "image") ->
         if not listed:
             problems.append("-: standard input has no paths")
     for text in paths:
-        path = Path(text).expanduser()
-        if path.is_dir():
+        path = existing(text)
+        if path is not None and path.is_dir():
             inside = sorted(media_in(path, sees))
             if not inside:
                 problems.append(
                     f"{text}: no {NAMES[sees]}s in this folder (looked for {', '.join(MEDIA[sees])})"
                 )
-        elif path.exists():
+        elif path is not None:
             inside = [path]
         elif any(c in text for c in "*?["):
-            inside = _matching(path)
+            inside = _matching(Path(text).expanduser())
             if not inside:
-                problems.append(f"{text}: no file matches this pattern")
+                problems.append(f"{shortened(text)}: no file matches this pattern")
         else:
             inside = []
-            problems.append(f"{text}: there is no such file or folder")
+            problems.append(f"{shortened(text)}: there is no such file or folder")
         found.update(dict.fromkeys(inside))
     return list(found), problems
 
@@ -142,33 +155,67 @@ def read_names(text: str, option: str, what: str) -> list[str]:
         ValueError: there is no name in it.
         FileNotFoundError: it looks like a file and there is none.
     """
-    path = Path(text).expanduser()
-    if path.is_file():
-        content = path.read_text(encoding="utf-8-sig")
-        try:
-            answers = json.loads(content) if path.suffix == ".json" else content.splitlines()
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{path} is no JSON: {e}") from e
+    path = existing(text)
+    if path is not None and path.is_file():
+        from lavis.datasets.tables import read_json
+
+        if path.suffix == ".json":
+            try:
+                answers = read_json(path)
+            except ValueError as e:
+                raise ValueError(f"{path} is no JSON: {e}") from e
+        else:
+            answers = read_lines(path)
         if isinstance(answers, dict):
-            if sorted(map(str, answers.values())) != sorted(map(str, range(len(answers)))):
+            numbers = answers
+            if sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):
                 raise ValueError(
                     f"{path}: expected a JSON list of {what}s, or their numbers from 0 on, each once: "
                     '{"yes": 0, "no": 1}'
                 )
-            numbers = answers
             answers = sorted(numbers, key=lambda name: int(numbers[name]))
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
             raise ValueError(f'{path}: expected a JSON list of {what}s, such as ["yes", "no"]')
-    elif path.suffix in (".json", ".txt") and "," not in text:
+    elif text.endswith((".json", ".txt")) and "," not in text:
         raise FileNotFoundError(f"{option}: there is no file {text}")
     else:
         answers = text.split(",")
     answers = [a.strip() for a in answers if a.strip()]
     if not answers:
         raise ValueError(
-            f"{option} {text!r}: there is no {what} in it; give a,b,c or a file with one per line"
+            f"{option} {shortened(text)!r}: there is no {what} in it; give a,b,c or a file with one per line"
         )
-    return list(dict.fromkeys(answers))
+    return list(dict.fromkeys(checked_text(answer, option) for answer in answers))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is no text in UTF-8 ({e.reason}); save it as UTF-8") from e
+
+
+def checked_text(text: str, what: str) -> str:
+    """The text, if a model can read it.
+
+    Raises:
+        ValueError: it has a NUL in it, or what is no UTF-8.
+    """
+    if "\0" in text:
+        raise ValueError(f"{what} {shortened(text)!r} has a NUL character in it; take it out")
+    if printable(text) != text:
+        raise ValueError(f"{what} '{printable(shortened(text))}' is no text in UTF-8; write it in UTF-8")
+    return text
+
+
+def shortened(text: str) -> str:
+    """The text for a message, of a few words."""
+    return text if len(text) <= 200 else f"{text[:150]} … {text[-30:]}"
 
 
 def split_last(
@@ -187,7 +234,7 @@ def split_last(
     """
     paths, texts = list(arguments), list(given or [])
     if texts:
-        return paths, texts
+        return paths, [checked_text(each, f"--{what}") for each in texts]
     example = "what is this?" if what == "question" else "a red circle"
     if len(paths) < 2:
         raise ValueError(
@@ -195,7 +242,7 @@ def split_last(
             f'lavis {command} photo.jpg "{example}", or lavis {command} photo.jpg --{what} "{example}"'
         )
     texts = [paths.pop()]
-    if Path(texts[0]).is_file():
+    if is_file(checked_text(texts[0], f"the {what}")):
         raise ValueError(f"the last argument, {texts[0]!r}, is a file; put the {what} last or give --{what}")
     return paths, texts
 

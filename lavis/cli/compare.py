@@ -11,6 +11,7 @@ import typer
 from lavis.cli import common, options
 from lavis.cli.options import CLASSIFIER, MATCHER
 from lavis.cli.pictures import Pictures, Row, file_of
+from lavis.common.files import existing
 
 _BETTER = "blip_retrieval/coco"
 
@@ -36,6 +37,7 @@ def match(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     pretty: options.Pretty = False,
     null: options.Null = False,
 ) -> None:
@@ -68,7 +70,9 @@ def match(
                     pictures.sees: str(path), "text": each, "match": chance, "cosine": round(float(cosines[i, k]), 6),
                 }  # fmt: skip
 
-    pictures.run(predict, encoder.loaded.read, batch_size, out, _plain_match if pretty else None)
+    settings = {"command": "match", **encoder.loaded.settings(), "precision": precision, "texts": texts}
+    plain = _plain_match if pretty else None
+    pictures.run(predict, encoder.loaded.read, batch_size, out, plain, settings, overwrite)
 
 
 def _plain_match(row: Row) -> str:
@@ -108,6 +112,7 @@ def classify(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     pretty: options.Pretty = False,
     null: options.Null = False,
 ) -> None:
@@ -160,7 +165,12 @@ def classify(
             row: Row = {pictures.sees: str(path), "label": kept[0], "probability": shares[0]}
             yield row | ({"labels": kept, "probabilities": shares} if top_k > 1 else {})
 
-    pictures.run(predict, loaded.read, batch_size, out, _plain_labels if pretty else None)
+    settings = {
+        "command": "classify", **loaded.settings(), "precision": precision, "labels": names,
+        "templates": [str(each) for each in fillable], "head": head, "top_k": top_k,
+    }  # fmt: skip
+    plain = _plain_labels if pretty else None
+    pictures.run(predict, loaded.read, batch_size, out, plain, settings, overwrite)
 
 
 def _labels(text: str) -> list[str]:
@@ -183,17 +193,18 @@ def _templates(given: list[str]) -> list[Any]:
         elif "{}" in value:
             out.append(value)
         else:
-            path = Path(value).expanduser()
-            if not path.is_file():
+            path = existing(value)
+            if path is None or not path.is_file():
                 raise ValueError(
-                    f"--templates {value!r} is neither a text with {{}}, where the name goes, nor a file of such texts"
+                    f"--templates {common.shortened(value)!r} is neither a text with {{}}, where the name goes, nor a "
+                    "file of such texts"
                 )
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            lines = [line.strip() for line in common.read_lines(path)]
             out += [line for line in lines if line]
             wrong = next((line for line in lines if line and "{}" not in line), None)
             if wrong is not None:
                 raise ValueError(f"{path}: the template {wrong!r} has no {{}}, where the name goes")
-    return out or list(TEMPLATES)
+    return [common.checked_text(each, "--templates") for each in out] or list(TEMPLATES)
 
 
 def _plain_labels(row: Row) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lavis.cli import common
-from lavis.common.files import to_line
+from lavis.common.files import is_file, to_line
 
 
 def register(app: typer.Typer) -> None:
@@ -65,9 +65,10 @@ def convert(
     from lavis.inference.convert import convert as run
 
     name, model_type = (None, None) if model is None else split_model(model)
-    if name is None and not (Path(source).expanduser() / "config.json").is_file():
+    if name is None and not is_file(Path(source) / "config.json"):
         raise ValueError(
-            f"which model are the weights {source} of? Name it: --model <name>/<type> (see `lavis models`)"
+            f"which model are the weights {common.shortened(source)} of? Name it: --model <name>/<type> (see "
+            "`lavis models`)"
         )
     done = run(source, to, name, model_type, half, for_training, activation)
     summary = {

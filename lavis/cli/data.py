@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from lavis.cli import common
+from lavis.common.files import is_file
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set (see `lavis datasets`).")]
 Split = Annotated[list[str] | None, typer.Option(help="Only this split. May be repeated.")]
@@ -125,9 +126,9 @@ def download(
 def _download_table(name: str, to: str | None, columns: str | None, settings: Any, dry_run: bool) -> None:
     from lavis.datasets import lists
 
+    if not is_file(name):
+        raise FileNotFoundError(f"there is no table {common.shortened(name)}")
     table = Path(name).expanduser()
-    if not table.is_file():
-        raise FileNotFoundError(f"there is no table {name}")
     if to is None:
         raise ValueError(f"where should the pictures of {name} go? Name a folder with --to DIR")
     names = tuple(c.strip() for c in columns.split(",")) if columns else ()

@@ -32,12 +32,20 @@ def demo(
     max_upload_mb: Annotated[
         float, typer.Option(min=0.1, help="Megabytes of an uploaded file, at most.")
     ] = 10,
+    max_disk_mb: Annotated[
+        float,
+        typer.Option(min=1, help="Megabytes of all uploads; the oldest are removed for new ones."),
+    ] = 1000,
     download: Annotated[
         bool, typer.Option("--download", help="Let visitors fetch weights that are not on this machine.")
     ] = False,
     host: Annotated[
         str, typer.Option(help="The address to listen at; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="A name that it is asked by, such as a proxy's. May be repeated."),
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="Default: the first free one from 7860 on; 0: any free one."),
@@ -49,8 +57,9 @@ def demo(
     """Try the models in the browser: captions, questions, search, heat maps, zero-shot classes, matching, clips.
 
     Needs the extra `app`, for clips also `video`. It works offline with the small packaged models, and makes no
-    connection to other machines (with --download only those that fetch weights). Uploads are kept in a temporary
-    folder, which is removed at the end. A page of your own: lavis --import my_page demo.
+    connection to other machines (with --download only those that fetch weights). Pages of other sites can't use it.
+    Uploads are kept in a temporary folder, which is removed at the end. A page of your own: lavis --import my_page
+    demo.
 
     \b
     Examples:
@@ -63,7 +72,7 @@ def demo(
     serve(
         Options(
             host=host, port=port, gallery=gallery, models=model or (), max_models=max_models,
-            max_upload_mb=max_upload_mb, download=download, device=device, precision=precision,
-            open_browser=open_browser,
+            max_upload_mb=max_upload_mb, max_disk_mb=max_disk_mb, allow_hosts=allow_host or (), download=download,
+            device=device, precision=precision, open_browser=open_browser,
         )
     )  # fmt: skip

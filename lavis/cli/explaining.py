@@ -10,7 +10,7 @@ import typer
 from lavis.cli import common, options
 from lavis.cli.options import CAPTIONER, MATCHER
 from lavis.cli.pictures import save_png
-from lavis.common.files import is_clip, to_line
+from lavis.common.files import is_clip, is_file, to_line
 
 
 def register(app: typer.Typer) -> None:
@@ -78,6 +78,11 @@ def explain(
     from lavis.common.images import open_image
 
     # what can't be read is said before a large model is loaded
+    for path in (picture, right):
+        if path is not None and not is_file(path):
+            raise FileNotFoundError(f"there is no picture {common.shortened(str(path))}")
+    if text is not None:
+        common.checked_text(text, "the text")
     files = [path.expanduser() for path in (picture, right) if path is not None]
     clip = is_clip(files[0], common.sees(spec, default))
     shown = [] if clip else [open_image(file) for file in files]

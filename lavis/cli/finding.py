@@ -11,8 +11,8 @@ import typer
 
 from lavis.cli import common, options
 from lavis.cli.options import MATCHER
-from lavis.cli.pictures import Row, counter, file_of, save_png, writing
-from lavis.common.files import printable, to_line
+from lavis.cli.pictures import Row, counter, file_of, save_png, write_whole
+from lavis.common.files import existing, is_file, printable, to_line
 
 if TYPE_CHECKING:
     from lavis.inference import Index
@@ -42,6 +42,12 @@ def index(
     remove: Annotated[
         list[str] | None, typer.Option("--remove", help="Take a folder out of the index. May be repeated.")
     ] = None,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Allow to forget more than half of the index, or of one of its folders."
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option("--model", help=f"<name>/<type> or a folder (default: the index's; {MATCHER})."),
@@ -54,8 +60,9 @@ def index(
 ) -> None:
     """Build a searchable index of pictures (or clips, with a model of clips), or update one.
 
-    New and changed files (by size and time) are encoded; those that are gone are forgotten. An interrupted update
-    goes on when it is run again. Prints a summary as JSON.
+    New and changed files (by size and time) are encoded; those that are gone are forgotten, more than half of them only
+    with --prune. An interrupted update goes on when it is run again. An index can be searched while it is updated.
+    Prints a summary as JSON.
 
     \b
     Examples:
@@ -86,12 +93,13 @@ def index(
     encoder = Encoder(common.load(spec, checkpoint, device, precision))
     if there is None:
         there = Index.create(to, spec, checkpoint)
-    there.set_roots([*roots, *([_STDIN] if _STDIN in given else [])])
     for problem in problems:
         common.note(problem)
     name = common.NAMES[sees]
     with counter(name) as tell:
-        done = there.update(files, encoder, tell, batch_size)
+        done = there.update(
+            files, encoder, tell, batch_size, prune, [*roots, *([_STDIN] if _STDIN in given else [])]
+        )
     for path, reason in done.failed:
         common.note(reason if str(path) in reason else f"{path}: {reason}")
     summary = {
@@ -126,10 +134,10 @@ def _roots(there: Index | None, given: Sequence[str], remove: Sequence[str]) -> 
         roots.remove(root)
     added = [_absolute(text) for text in given if text != _STDIN]
     for root in [*roots, *added]:
-        if Path(root).exists() or any(c in root for c in "*?["):
+        if existing(root) is not None or any(c in root for c in "*?["):
             continue
         if root in added:
-            raise FileNotFoundError(f"{root}: there is no such file or folder")
+            raise FileNotFoundError(f"{common.shortened(root)}: there is no such file or folder")
         # what it holds would be forgotten, which is not what a disk that is not mounted should do
         raise FileNotFoundError(
             f"{root}, which the index is of, is not there; if it is gone for good, take it out with --remove {root}"
@@ -198,8 +206,10 @@ def search(
         raise ValueError(
             'what should be looked for? Give a text, --picture FILE, or both: lavis search INDEX "a dog"'
         )
-    if picture is not None and not picture.expanduser().is_file():
+    if picture is not None and not is_file(picture):
         raise FileNotFoundError(f"--picture: there is no file {picture}")
+    if text is not None:
+        common.checked_text(text, "the text")
     from lavis.inference import Encoder, Index
 
     there = Index.open(place)
@@ -212,10 +222,12 @@ def search(
     lost = [hit for hit in hits[: rerank or 0] if hit.match is None]
     for hit in lost:
         common.note(f"{hit.path} could not be read for --rerank; update the index: lavis index --to {place}")
-    with writing(out) as target:
-        for hit in hits:
-            row = _row(hit, loaded.sees)
-            print(printable(_plain(row)) if pretty else to_line(row), file=target)
+    rows = [_row(hit, loaded.sees) for hit in hits]
+    lines = "".join((printable(_plain(row)) if pretty else to_line(row)) + "\n" for row in rows)
+    if out is None:
+        print(lines, end="", flush=True)
+    else:
+        write_whole(out, lines)
     missing = _show(hits, loaded.sees, _Query(text, picture), sheet, html)
     if lost or missing:
         raise typer.Exit(1)

@@ -46,6 +46,10 @@ GROUPS = {
 }
 
 
+# Commands that processes of torchrun share; of others the first process does all.
+SHARED = ("caption", "ask", "match", "classify", "features", "train", "evaluate", "benchmark")
+
+
 class _Grouped(typer.core.TyperGroup):
     """Lists its commands under headings."""
 
@@ -90,6 +94,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _globals(
+    context: typer.Context,
     imports: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,6 +120,9 @@ def _globals(
       lavis train --task captioning --data train.jsonl --images photos/
       lavis models
     """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand not in SHARED
+    if alone and os.environ.get("RANK", "0") != "0":
+        raise typer.Exit
     if imports:
         sys.path.insert(0, os.getcwd())  # noqa: PTH109 (sys.path holds strings)
         for module in imports:
@@ -206,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = "lavis" if asked is None else asked.command_path
         _say(f"{message.rstrip('.')}. See: {where} --help")
         return 2
-    except (ValueError, OSError, ImportError) as e:
+    except (ValueError, OSError, ImportError, RecursionError) as e:
         if debug:
             traceback.print_exc()
         _say(e if str(e) else type(e).__name__)

@@ -36,5 +36,14 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at
 Device = Annotated[str, common.DEVICE]
 Precision = Annotated[str, common.PRECISION]
 Scores = Annotated[bool, typer.Option("--scores", help="Add score and logprob to each result.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of the terminal.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Write to this file instead of the terminal. Run again with the same options, what is there is kept.",
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Write the file of --out anew, whatever it holds.")
+]
 Pretty = Annotated[bool, typer.Option("--pretty", help="Plain text for people instead of JSON lines.")]

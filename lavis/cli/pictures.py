@@ -7,19 +7,23 @@ A picture that cannot be read, or of which the model computes NaN, is reported, 
 from __future__ import annotations
 
 import io
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 
 from lavis.cli import common
-from lavis.common.files import printable, to_line, write_bytes
+from lavis.cli.results import Printed, Target, results
+from lavis.common.files import printable, to_line, write_bytes, write_text
 
 Row = dict[str, Any]
+# rows of a batch by input, (path, reason) of what could not be read, an error of one of several processes
+_Part = tuple[list[tuple[Path, str]], list[tuple[Path, str]], Exception | None]
 Predict = Callable[[list[Any], list[Path]], Iterable[Row]]
 
 
@@ -43,7 +47,7 @@ class Pictures:
         Raises:
             FileNotFoundError: there is nothing at all.
         """
-        found, problems = common.find_media(paths, null, sees)
+        found, problems = common.known_to_all(lambda: common.find_media(paths, null, sees))
         if not found:
             raise FileNotFoundError("; ".join(problems) or f"no {common.NAMES[sees]}s were given")
         for problem in problems:
@@ -62,37 +66,82 @@ class Pictures:
         batch_size: int,
         out: Path | None,
         plain: Callable[[Row], str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> None:
         """Predict for all, print results as they come, and set the exit code.
+
+        Of several processes each computes every n-th batch; the first one writes all rows, in order.
 
         Args:
             predict: what was read of files, and their paths, to rows.
             read: `Loaded.read`, or what is done with each file in a thread.
-            out: a file to write to; None: standard output.
+            out: a file to write to, or to go on with, see `lavis.cli.results`; None: standard output.
             plain: a row for people; None: JSON lines.
+            settings: what decides the rows beside the files.
+            overwrite: write `out` anew, whatever it holds.
         """
+        from lavis.common import dist
         from lavis.inference.reading import read_batches
+
+        with ExitStack() as stack:
+            targets: list[Target] = []
+
+            def begin() -> list[Path]:
+                target = (
+                    results(out, {**(settings or {}), "plain": plain is not None}, overwrite) if out else None
+                )
+                targets.append(Printed() if target is None else stack.enter_context(target))
+                return targets[0].todo(self.paths)
+
+            todo = dist.from_main(begin)
+            done = len(self.paths) - len(todo)
+            if done:
+                common.note(f"{done} of {len(self.paths)} {self.name}s were in {out} already and were kept")
+            ranks, starts = dist.world_size(), range(0, len(todo), batch_size)
+            mine = [
+                path for start in starts[dist.rank() :: ranks] for path in todo[start : start + batch_size]
+            ]
+            batches = read_batches(mine, read, batch_size)
+            bar = stack.enter_context(progress(len(todo), self.name, out is None))
+            for _ in range(0, len(starts), ranks):
+                part = self._part(next(batches, []), predict, plain)
+                for rows, problems, error in dist.all_gather_objects(part):
+                    for path, reason in problems:
+                        self.report(path, reason)
+                    for target in targets if rows else []:
+                        target.write(rows)
+                    if error is not None:
+                        raise error
+                    done += len(rows)
+                    bar(len(rows) + len(problems))
+            for target in targets:
+                target.finish(self.paths)
+        self.finish(done)
+
+    @staticmethod
+    def _part(
+        batch: Sequence[tuple[Path, Any]], predict: Predict, plain: Callable[[Row], str] | None
+    ) -> _Part:
+        """A batch's rows as text, what could not be read, and what went wrong, if others wait to hear of it."""
+        from lavis.common import dist
         from lavis.nn.finite import usable
 
-        done = 0
-        with writing(out) as target, progress(len(self.paths), self.name, out is None) as bar:
-            for batch in read_batches(self.paths, read, batch_size):
-                for path, picture in batch:
-                    if isinstance(picture, Exception):
-                        self.report(path, str(picture))
-                good = [(path, p) for path, p in batch if not isinstance(p, Exception)]
-                rows, good, bad = usable(
-                    lambda some: list(predict([p for _, p in some], [path for path, _ in some])), good
-                )
-                for (path, _), error in bad:
-                    self.report(path, str(error))
-                if rows:
-                    for row in rows:
-                        print(printable(plain(row)) if plain else to_line(row), file=target)
-                    target.flush()
-                    done += len(good)
-                bar(len(batch))
-        self.finish(done)
+        problems = [(path, str(picture)) for path, picture in batch if isinstance(picture, Exception)]
+        good = [(path, picture) for path, picture in batch if not isinstance(picture, Exception)]
+        try:
+            rows, good, bad = usable(
+                lambda some: list(predict([p for _, p in some], [path for path, _ in some])), good
+            )
+        except (ValueError, OSError, RuntimeError) as e:
+            if not dist.is_on():
+                raise
+            return [], problems, e
+        problems += [(path, str(error)) for (path, _), error in bad]
+        lines = {str(path): "" for path, _ in good}
+        for row in rows or ():
+            lines[file_of(row)] += (printable(plain(row)) if plain else to_line(row)) + "\n"
+        return [(path, lines[str(path)]) for path, _ in good], problems, None
 
     def report(self, path: Path | str, reason: str) -> None:
         """One line for a picture that could not be used."""
@@ -114,18 +163,6 @@ class Pictures:
 
 
 @contextmanager
-def writing(out: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file whose folder is made."""
-    if out is None:
-        yield sys.stdout
-        return
-    out = out.expanduser()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", encoding="utf-8") as f:
-        yield f
-
-
-@contextmanager
 def progress(total: int, unit: str, prints: bool = False) -> Iterator[Callable[[int], Any]]:
     """A bar on standard error, to be told of every step.
 
@@ -133,7 +170,7 @@ def progress(total: int, unit: str, prints: bool = False) -> Iterator[Callable[[
     """
     from tqdm import tqdm
 
-    quiet = not sys.stderr.isatty() or (prints and sys.stdout.isatty())
+    quiet = os.environ.get("RANK", "0") != "0" or not sys.stderr.isatty() or (prints and sys.stdout.isatty())
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, unit=unit, disable=quiet))
         yield bar.update
@@ -151,6 +188,16 @@ def counter(unit: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield tell
+
+
+def write_whole(out: Path, text: str) -> None:
+    """Write a text file, whole or not at all; a pipe or device as it is."""
+    out = out.expanduser()
+    if out.exists() and not out.is_file():
+        with out.open("w", encoding="utf-8") as f:
+            f.write(text)
+    else:
+        write_text(out.resolve() if out.is_symlink() else out, text)
 
 
 def save_png(picture: Any, path: Path) -> None:

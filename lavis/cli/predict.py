@@ -47,6 +47,7 @@ def caption(
     precision: options.Precision = "auto",
     scores: options.Scores = False,
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     pretty: options.Pretty = False,
     null: options.Null = False,
 ) -> None:
@@ -92,7 +93,14 @@ def caption(
             mine = slice(i * num_captions, (i + 1) * num_captions)
             yield _row({pictures.sees: str(path)}, "caption", texts, mine, scores)
 
-    pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None)
+    settings = {
+        "command": "caption",
+        **loaded.settings(),
+        "precision": precision,
+        "scores": scores,
+        **arguments,
+    }
+    pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None, settings, overwrite)
 
 
 def _captioner(loaded: Any) -> Any:
@@ -132,6 +140,7 @@ def ask(
     precision: options.Precision = "auto",
     scores: options.Scores = False,
     out: options.Out = None,
+    overwrite: options.Overwrite = False,
     pretty: options.Pretty = False,
     null: options.Null = False,
 ) -> None:
@@ -166,7 +175,11 @@ def ask(
             start = {pictures.sees: str(paths[i]), "question": questions[k]}
             yield _row(start, "answer", texts, slice(place, place + 1), scores)
 
-    pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None)
+    settings = {
+        "command": "ask", **loaded.settings(), "precision": precision, "scores": scores, "questions": questions,
+        "answers": choices, "num_beams": num_beams, "max_len": max_len,
+    }  # fmt: skip
+    pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None, settings, overwrite)
 
 
 def _row(start: dict[str, Any], key: str, texts: Any, mine: slice, scores: bool) -> dict[str, Any]:

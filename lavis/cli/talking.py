@@ -11,7 +11,7 @@ import typer
 
 from lavis.cli import common, options
 from lavis.cli.options import ANSWERER
-from lavis.common.files import to_line
+from lavis.common.files import is_file, to_line
 
 _ENDS = ("quit", "exit")
 
@@ -53,9 +53,11 @@ def dialogue(
       lavis dialogue photo.jpg --model my_dialogue --caption "a street at night" --answers answers.txt
       lavis dialogue photo.jpg --json < questions.txt
     """
+    if not is_file(picture):
+        raise FileNotFoundError(f"there is no file {common.shortened(str(picture))}")
     picture = picture.expanduser()
-    if not picture.is_file():
-        raise FileNotFoundError(f"there is no file {picture}")
+    if caption is not None:
+        common.checked_text(caption, "--caption")
     choices = common.read_answers(answers)
     common.note_default(model, checkpoint, ANSWERER, options.SHAPES, "blip_vqa/vqav2", "1.4 GB")
     from lavis.inference.dialogue import Conversation
@@ -65,9 +67,9 @@ def dialogue(
     failed = 0
     for question in _questions():
         try:
-            turn = talk.ask(question)
+            turn = talk.ask(common.checked_text(question, "the question"))
         except ValueError as e:
-            common.note(f"{question!r}: {e}")
+            common.note(f"{common.shortened(question)!r}: {e}")
             failed += 1
             continue
         if as_json:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lavis.cli import common, options
 from lavis.cli.options import EXTRACTOR
 from lavis.cli.pictures import Pictures, counter
-from lavis.common.files import to_line
+from lavis.common.files import is_file, is_folder, to_line
 
 if TYPE_CHECKING:
     from lavis.inference.features import Item
 
-T = TypeVar("T")
 _MODES, _FORMATS = ("image", "text", "multimodal"), ("npy", "safetensors", "parquet")
 
 
@@ -52,6 +50,10 @@ def features(
     ] = "npy",
     half: Annotated[bool, typer.Option("--half", help="Store 16-bit floats.")] = False,
     shard_size: Annotated[int, typer.Option(min=1, help="Inputs per file.")] = 1024,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace vectors in the folder of another model, kind or list."),
+    ] = False,
     model: options.Model = EXTRACTOR,
     checkpoint: options.Checkpoint = None,
     batch_size: options.BatchSize = 16,
@@ -63,7 +65,8 @@ def features(
 
     Vectors of images and texts have length 1 and lie in one space, so their products are cosines. Beside each
     shard-00000.npy is shard-00000.jsonl, which names its rows; features.json describes the whole. Run again after an
-    interruption, what is complete is checked and kept. Under torchrun the processes share the shards; the result is the
+    interruption, or with a longer list, what is complete is checked and kept; a folder of another model or list is
+    refused without --overwrite. Under torchrun the processes share the shards; the result is the
     same. Prints a summary as JSON.
 
     \b
@@ -80,7 +83,7 @@ def features(
     for name, value, choices in (("--mode", mode, _MODES), ("--format", format, _FORMATS)):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; it must be {', '.join(choices)}")
-    items, pictures = _known_to_all(
+    items, pictures = common.known_to_all(
         lambda: _inputs(list(paths or []), mode, texts, null, common.sees(model, EXTRACTOR))
     )
     common.note_default(model, checkpoint, EXTRACTOR, options.SHAPES, "blip_feature_extractor/base")
@@ -91,8 +94,9 @@ def features(
     encoder = Encoder(common.load(model, checkpoint, device, precision))
     with counter("text" if mode == "text" else pictures.name) as tell:
         done = extract(
-            encoder, items, out, mode, format, shard_size, batch_size, half, tell if dist.is_main() else None
-        )
+            encoder, items, out, mode, format, shard_size, batch_size, half,
+            tell if dist.is_main() else None, overwrite,
+        )  # fmt: skip
     for path, reason in done.failed:
         pictures.report(path, reason)
     if dist.is_main():
@@ -101,26 +105,6 @@ def features(
         summary = {"out": str(out), "rows": done.rows, "failed": len(done.failed), "width": _width(out)}
         print(to_line(summary))
     pictures.finish(done.rows)
-
-
-def _known_to_all(find: Callable[[], T]) -> T:
-    """What the first process finds, in all of them: standard input has one reader, and a folder may be growing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
-        return find()
-    from lavis.common import dist
-
-    dist.init_from_env()
-    found: T | Exception | None = None
-    if dist.is_main():
-        try:
-            found = find()
-        except (ValueError, OSError) as e:
-            found = e  # or the others would wait
-    found = dist.broadcast_object(found)
-    if isinstance(found, Exception):
-        raise found
-    assert found is not None
-    return found
 
 
 def _width(folder: Path) -> int:
@@ -150,10 +134,10 @@ def _inputs(
     if mode == "text":
         if paths:
             raise ValueError(f"--mode text takes its texts from {texts}; leave {paths[0]!r} out")
-        if not texts.expanduser().is_file():
-            raise FileNotFoundError(f"--texts: there is no file {texts}")
-        lines = texts.expanduser().read_text(encoding="utf-8-sig").splitlines()
-        found = [Item(text=line) for line in lines if line.strip()]
+        if not is_file(texts):
+            raise FileNotFoundError(f"--texts: there is no file {common.shortened(str(texts))}")
+        lines = common.read_lines(texts.expanduser())
+        found = [Item(text=common.checked_text(line, "--texts")) for line in lines if line.strip()]
     else:
         found = _pairs(texts, paths, sees)
     if not found:
@@ -170,7 +154,7 @@ def _item(sees: str, path: Path, text: str | None = None) -> Item:
 def _pairs(table: Path, paths: Sequence[str], sees: str) -> list[Item]:
     from lavis.datasets.tables import read_table
 
-    if len(paths) > 1 or (paths and not Path(paths[0]).expanduser().is_dir()):
+    if len(paths) > 1 or (paths and not is_folder(paths[0])):
         raise ValueError("--mode multimodal takes one PATH, the folder that the table's pictures lie in")
     root = Path(paths[0]).expanduser() if paths else table.expanduser().parent
     found = []

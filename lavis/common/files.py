@@ -8,6 +8,7 @@ last can be torn. A folder is written beside its place under a name of its own, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -33,6 +34,41 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+_NO_PATH = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+
+
+def existing(text: str | Path) -> Path | None:
+    """The file or folder that a text names, "~" expanded; None where there is none.
+
+    Also of a text that can be no path at all, such as a sentence that is too long for one, or has a NUL in it.
+
+    Raises:
+        OSError: it can't be told, such as in a folder that may not be read.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except OSError as e:
+        if e.errno in _NO_PATH:
+            return None
+        raise
+    except (ValueError, RuntimeError):  # a NUL, half of a pair of surrogates; a user who is not there
+        return None
+    return path
+
+
+def is_file(text: str | Path) -> bool:
+    """Whether a text names a file; see `existing`."""
+    path = existing(text)
+    return path is not None and path.is_file()
+
+
+def is_folder(text: str | Path) -> bool:
+    """Whether a text names a folder; see `existing`."""
+    path = existing(text)
+    return path is not None and path.is_dir()
 
 
 @contextlib.contextmanager

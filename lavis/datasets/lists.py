@@ -8,13 +8,15 @@ Afterwards the annotation file names only what could be got.
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis.common import hub
-from lavis.common.members import safe_parts
+from lavis.common.files import locked, write_json
+from lavis.common.members import STATE, safe_parts
 from lavis.common.registry import registry
 from lavis.datasets.fetching import (
     WORKERS,
@@ -28,10 +30,12 @@ from lavis.datasets.fetching import (
 )
 from lavis.datasets.shard_reader import is_packed
 from lavis.datasets.sources import TRAINING_SIDE, Links, shards_folder
-from lavis.datasets.tables import read_table
+from lavis.datasets.tables import read_json, read_table
 
 if TYPE_CHECKING:
     from lavis.datasets.download import Item, Settings, Todo
+
+logger = logging.getLogger(__name__)
 
 
 def read_addresses(table: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -103,7 +107,7 @@ def fetch_table(
 
     place = Path(annotation) if annotation is not None else folder / "annotations.jsonl"
     identity = f"{table.name}, {table.stat().st_size} bytes"
-    return _run(jobs, folder, identity, settings or FetchSettings(), shards, place)
+    return _run(jobs, folder, identity, settings or FetchSettings(), shards, place, by_place=True)
 
 
 def _run(
@@ -114,15 +118,42 @@ def _run(
     shards: bool,
     annotation: Path,
     total: int | None = None,
+    by_place: bool = False,
 ) -> Tally:
-    keeper = Packed(folder, identity, settings.retry_failed) if shards else Files(folder)
-    tally = fetch_pictures(jobs(), keeper, settings, total)
-    if isinstance(keeper, Packed):
-        write_rows(annotation, keeper.shards.records())
-    else:
-        write_rows(annotation, (job.record for job in jobs() if job.name in keeper.there))
+    """`by_place`: files are named by their places in the list, so a folder is of one list."""
+
+    def wait() -> None:
+        logger.warning("another process is fetching into %s; this one goes on when it has ended", folder)
+
+    with locked(folder / STATE / "lock", on_wait=wait):
+        if by_place and not shards:
+            _refuse_other_list(folder, next(jobs(), None))
+        keeper = Packed(folder, identity, settings.retry_failed) if shards else Files(folder)
+        tally = fetch_pictures(jobs(), keeper, settings, total)
+        if isinstance(keeper, Packed):
+            write_rows(annotation, keeper.shards.records())
+        else:
+            write_rows(annotation, (job.record for job in jobs() if job.name in keeper.there))
     tally.annotation = str(annotation)
     return tally
+
+
+def _refuse_other_list(folder: Path, first: Job | None) -> None:
+    """A list may grow at its end; another one would take this one's files for its own.
+
+    Raises:
+        ValueError: the folder holds the files of a list that begins with another address.
+    """
+    mark = folder / STATE / "list.json"
+    url = None if first is None else first.url
+    if mark.is_file():
+        before = read_json(mark)
+        if isinstance(before, dict) and before.get("first") != url:
+            raise ValueError(
+                f"{folder} holds the files of another list, which begins with {before.get('first')}, not {url}; name "
+                "another folder"
+            )
+    write_json(mark, {"first": url})
 
 
 # ---------------------------------------------------------------------- as part of `lavis download`

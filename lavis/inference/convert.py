@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +70,12 @@ def convert(
         _halve(model)
     replace_folder(folder, model.save_pretrained)
     del model
-    again = load_model(str(folder), for_training=for_training)
-    largest = _compare(before, _state(again), half, folder)
+    try:
+        again = load_model(str(folder), for_training=for_training)
+        largest = _compare(before, _state(again), half, folder)
+    except Exception:
+        shutil.rmtree(folder)  # it was made here, and is not what it should be
+        raise
     preset = again.preset(again.model_type) if again.model_type else None
     return Converted(
         arch=again.registered_name,

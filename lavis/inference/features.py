@@ -7,15 +7,17 @@
 
 A shard is a fixed stretch of the list of inputs, encoded in batches of fixed places, and written by one rank. So order
 and content of the whole do not depend on the number of ranks, nor on interruptions. A shard that is there is kept if
-its inputs (names, sizes, times) and its files' checksums are the same.
+its inputs (names, sizes, times) and its files' checksums are the same. A folder is of one model and one list, which may
+grow; vectors of inputs that are not in the list any more are only removed when that is asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 
 from lavis.common import dist
-from lavis.common.files import to_line, write_bytes, write_json
+from lavis.common.files import locked, read_jsonl, to_line, write_bytes, write_json
 from lavis.datasets.tables import read_json
 from lavis.inference.encoder import Encoder
 from lavis.inference.reading import read_batches
@@ -32,7 +34,7 @@ from lavis.nn.finite import usable
 
 MODES = ("image", "text", "multimodal")
 FORMATS = ("npy", "safetensors", "parquet")
-SUMMARY = "features.json"
+SUMMARY, LOCK = "features.json", ".lock"
 Progress = Callable[[int, int], None]
 
 
@@ -84,6 +86,7 @@ def extract(
     batch_size: int = 16,
     half: bool = False,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> Extraction:
     """Write the vectors of pictures or texts to a folder. All ranks must call this together.
 
@@ -95,9 +98,11 @@ def extract(
         shard_size: items of a shard; what an interruption can lose.
         half: store float16 instead of float32.
         progress: told (done, all) of this rank's items.
+        overwrite: replace what the folder holds of another model, kind or list.
 
     Raises:
-        ValueError: an unknown mode or format; the folder holds features of another model or kind.
+        ValueError: an unknown mode or format; the folder holds features of another model, kind or list.
+        OSError: another process is writing to the folder.
         ImportError: "parquet", and pyarrow is not installed.
     """
     for name, value, choices in (("mode", mode, MODES), ("format", format, FORMATS)):
@@ -108,7 +113,7 @@ def extract(
     if shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; it must be 1 or more")
     job = _Job(encoder, Path(folder).expanduser(), mode, format, batch_size, "float16" if half else "float32")
-    return job.run(items, shard_size, progress)
+    return job.run(items, shard_size, progress, overwrite)
 
 
 @dataclass(frozen=True)
@@ -120,14 +125,29 @@ class _Job:
     batch_size: int
     dtype: str
 
-    def run(self, items: Sequence[Item], shard_size: int, progress: Progress | None) -> Extraction:
+    def run(
+        self, items: Sequence[Item], shard_size: int, progress: Progress | None, overwrite: bool
+    ) -> Extraction:
         settings = {
-            "model": self.encoder.loaded.spec, "checkpoint": self.encoder.loaded.checkpoint,
-            "fingerprint": self.encoder.loaded.fingerprint(), "mode": self.mode, "format": self.format,
-            "dtype": self.dtype, "shard_size": shard_size,
+            **self.encoder.loaded.settings(), "mode": self.mode, "format": self.format, "dtype": self.dtype,
+            "shard_size": shard_size,
         }  # fmt: skip
-        self._begin(settings)
-        dist.barrier()
+
+        def begin() -> None:
+            self._check(settings, items, overwrite)  # before a lock file is put into a folder of others
+            held.enter_context(
+                locked(self.folder / LOCK, f"another process is writing features to {self.folder}; wait for it, or "
+                       "choose another folder")
+            )  # fmt: skip
+            self._begin(settings, items, overwrite)
+
+        with contextlib.ExitStack() as held:
+            dist.from_main(begin)
+            return self._run(settings, items, shard_size, progress)
+
+    def _run(
+        self, settings: dict[str, Any], items: Sequence[Item], shard_size: int, progress: Progress | None
+    ) -> Extraction:
         starts = list(range(0, len(items), shard_size))
         mine = range(dist.rank(), len(starts), dist.world_size())
         total = sum(len(items[starts[n] : starts[n] + shard_size]) for n in mine)
@@ -157,26 +177,73 @@ class _Job:
         return result
 
     # ------------------------------------------------------------------------------ the folder
-    def _begin(self, settings: dict[str, Any]) -> None:
-        """Refuse a folder of other features; say what this one is going to hold."""
+    def _check(self, settings: dict[str, Any], items: Sequence[Item], overwrite: bool) -> bool:
+        """Whether the folder holds features of this model and kind.
+
+        Raises:
+            ValueError: it holds something else, or features of another model, kind or list that are to stay.
+        """
         path = self.folder / SUMMARY
-        if path.is_file():
-            there = read_json(path)
-            names = {"fingerprint": "model"}
-            for key in ("mode", "format", "dtype", "shard_size", "fingerprint"):
-                old = there.get(key) if isinstance(there, dict) else None
-                if old != settings[key]:
-                    what = names.get(key, key)
-                    was, now = (there.get(what), settings[what]) if isinstance(there, dict) else (None, None)
-                    hint = " with other weights" if was == now else ""
-                    raise ValueError(
-                        f"{self.folder} holds features of {what} {was!r}{hint}, not {now!r}; choose another folder, "
-                        "or delete it"
-                    )
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty and holds no features; choose another folder")
-        elif dist.is_main():
-            write_json(path, {**settings, "complete": False})
+        if not path.is_file():
+            temporary = (LOCK, f".{SUMMARY}.")  # of a beginning that was killed
+            if self.folder.is_dir() and any(not p.name.startswith(temporary) for p in self.folder.iterdir()):
+                raise ValueError(f"{self.folder} is not empty and holds no features; choose another folder")
+            return False
+        there = read_json(path)
+        there = there if isinstance(there, dict) else {}
+        what = self._other(there, settings)
+        if what is None:
+            if not overwrite:
+                self._refuse_other_list(items)
+            return True
+        if not overwrite:
+            raise ValueError(
+                f"{self.folder} holds features of {what}; choose another folder, or replace them with --overwrite "
+                "(in Python overwrite=True)"
+            )
+        return False
+
+    @staticmethod
+    def _other(there: dict[str, Any], settings: dict[str, Any]) -> str | None:
+        """What is different in words, or None."""
+        for key in ("mode", "format", "dtype", "shard_size", "fingerprint", "processor", "text_processor"):
+            old = there.get(
+                key, settings[key] if "processor" in key else None
+            )  # earlier versions did not say
+            if old != settings[key]:
+                name = "model" if key == "fingerprint" else key.replace("_", " ")
+                was, now = (there.get(name), settings[name]) if name == "model" else (old, settings[key])
+                return f"{name} {was!r}{' with other weights' if was == now else ''}, not {now!r}"
+        return None
+
+    def _refuse_other_list(self, items: Sequence[Item]) -> None:
+        """
+        Raises:
+            ValueError: there are vectors of what is not among these items.
+        """
+        wanted = {_name(item.named()) for item in items}
+        total, lost = 0, []
+        for path in sorted(self.folder.glob("shard-*.jsonl")):
+            named = read_jsonl(path)
+            total += len(named)
+            lost += [row for row in named if _name(row) not in wanted]
+        if lost:
+            example = next(iter(lost[0].values()), "")
+            raise ValueError(
+                f"{self.folder} holds features of another list: {len(lost)} of the {total} inputs that it has, such as "
+                f"{str(example)[:200]}, are not in this one; choose another folder, or remove them with --overwrite "
+                "(in Python overwrite=True)"
+            )
+
+    def _begin(self, settings: dict[str, Any], items: Sequence[Item], overwrite: bool) -> None:
+        """Say what the folder is going to hold."""
+        if not self._check(settings, items, overwrite):
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            for path in self.folder.glob("shard-*"):
+                path.unlink()
+        for path in self.folder.glob(".*.part"):  # what a killed process was writing
+            path.unlink()
+        write_json(self.folder / SUMMARY, {**settings, "complete": False})
 
     def _end(self, settings: dict[str, Any], shards: list[dict[str, Any]], result: Extraction) -> None:
         for path in self.folder.glob("shard-*"):  # of a longer list, earlier
@@ -208,8 +275,15 @@ class _Job:
         vectors, names, seal = self._names(number)
         if not seal.is_file():
             return None
-        there = read_json(seal)
+        try:
+            there = read_json(seal)
+        except ValueError:  # it was tampered with: the shard is written again
+            return None
         if not isinstance(there, dict) or there.get("inputs") != _digest_of(part):
+            return None
+        if not all(isinstance(there.get(key), int) for key in ("rows", "width")):
+            return None
+        if there.get("file") != vectors.name or there.get("list") != names.name or "failed" not in there:
             return None
         for path, key in ((vectors, "sha256"), (names, "list_sha256")):
             if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != there.get(key):
@@ -280,6 +354,10 @@ def _later(progress: Progress | None, before: int, total: int) -> Callable[[int]
     if progress is None:
         return None
     return lambda done: progress(before + done, total)
+
+
+def _name(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("image"), row.get("video"), row.get("text")
 
 
 def _digest_of(part: Sequence[Item]) -> str:

@@ -8,6 +8,9 @@
 A row is written and flushed before its entry, so an entry always has its row, and an update that is killed loses the
 batch it was at. Rows without an entry (of changed or removed pictures) are stale; when there are many, the whole is
 written anew as the next generation, which takes the place of the old one by the renaming of index.json.
+
+A search reads one state of the index, however many updates are under way: the entries of one transaction, and the rows
+that were there before it. A changed picture keeps its old row until the new one is in place.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lavis.common.files import write_json
+from lavis.common.files import is_file, locked, naming, write_json
 from lavis.datasets.tables import read_json
 from lavis.inference.encoder import Encoder
-from lavis.inference.entries import database, key_of, list_pictures, not_encoded, path_of
+from lavis.inference.entries import beneath, database, key_of, list_pictures, not_encoded, path_of, snapshot
 from lavis.inference.reading import read_batches
 from lavis.nn.finite import usable
 
@@ -36,6 +39,7 @@ DESCRIPTION, FEATURES, ENTRIES, LOCK = "index.json", "features.f32", "entries.db
 FORMAT = 1
 BLOCK = 65_536  # rows that are searched or copied at once
 STALE_SHARE, STALE_ROWS = 0.3, 1024  # more than both: the index is written anew
+PRUNED_SHARE = 0.5  # an update that removes more of the entries must be told to
 Progress = Callable[[int, int], None]
 
 
@@ -80,10 +84,10 @@ class Index:
         self._take(description)
 
     def _take(self, description: dict[str, Any]) -> None:
-        self.spec, self.checkpoint = str(description["model"]), description["checkpoint"]
-        self.fingerprint, self.width = str(description["fingerprint"]), int(description["width"])
-        self.roots = [str(r) for r in description["roots"]]
-        self._generation = int(description["generation"])
+        self.spec, self.checkpoint = description["model"], description["checkpoint"]
+        self.fingerprint, self.width = description["fingerprint"], description["width"]
+        self.roots = list(description["roots"])
+        self._generation = description["generation"]
 
     # ------------------------------------------------------------------------------ on disk
     @classmethod
@@ -94,23 +98,42 @@ class Index:
             ValueError: the folder holds something else.
         """
         folder = Path(folder).expanduser()
-        if folder.is_dir() and any(folder.iterdir()):
-            what = "there is an index already" if cls.exists(folder) else "it is not empty"
-            raise ValueError(f"no index can be made in {folder}: {what}")
-        index = cls(
-            folder,
-            {
-                "model": spec,
-                "checkpoint": checkpoint,
-                "fingerprint": "",
-                "width": 0,
-                "roots": [],
-                "generation": 1,
-            },
-        )
-        index._begin(index._place())
-        index._describe()
+        cls._refuse_others(folder)
+        with locked(folder / LOCK, _busy(folder)):
+            cls._refuse_others(folder)  # another process may have been quicker
+            index = cls(
+                folder,
+                {
+                    "model": spec,
+                    "checkpoint": checkpoint,
+                    "fingerprint": "",
+                    "width": 0,
+                    "roots": [],
+                    "generation": 1,
+                },
+            )
+            shutil.rmtree(index._place(), ignore_errors=True)  # of a creation that was killed
+            index._begin(index._place())
+            index._describe()
         return index
+
+    @classmethod
+    def _refuse_others(cls, folder: Path) -> None:
+        """A folder that holds something else than what a killed creation of an index leaves.
+
+        Raises:
+            ValueError: it does.
+        """
+        if cls.exists(folder):
+            raise ValueError(f"no index can be made in {folder}: there is an index already")
+        if not folder.is_dir():
+            return
+        for path in folder.iterdir():
+            ours = path.name in (LOCK, "generation-1") or path.name.startswith(f".{DESCRIPTION}.")
+            if path.name == "generation-1":
+                ours = all(p.name == FEATURES or p.name.startswith(ENTRIES) for p in path.iterdir())
+            if not ours:
+                raise ValueError(f"no index can be made in {folder}: it is not empty")
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -123,22 +146,14 @@ class Index:
         folder = Path(folder).expanduser()
         if not cls.exists(folder):
             raise FileNotFoundError(
-                f"{folder} is no index: it has no {DESCRIPTION}; make one with lavis index"
+                f"{str(folder)[:200]} is no index: it has no {DESCRIPTION}; make one with lavis index"
             )
-        description = read_json(folder / DESCRIPTION)
-        wanted = ("format", "model", "checkpoint", "fingerprint", "width", "roots", "generation")
-        if not isinstance(description, dict) or any(key not in description for key in wanted):
-            raise ValueError(f"{folder / DESCRIPTION} does not describe an index")
-        if description["format"] != FORMAT:
-            raise ValueError(
-                f"{folder} is an index of format {description['format']}; this version reads {FORMAT}"
-            )
-        return cls(folder, description)
+        return cls(folder, _description_of(folder))
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
         """Whether there is an index in a folder."""
-        return (Path(folder).expanduser() / DESCRIPTION).is_file()
+        return is_file(Path(folder) / DESCRIPTION)
 
     def _describe(self) -> None:
         content = {
@@ -146,11 +161,6 @@ class Index:
             "width": self.width, "roots": self.roots, "generation": self._generation,
         }  # fmt: skip
         write_json(self.folder / DESCRIPTION, content)
-
-    def set_roots(self, roots: Sequence[str]) -> None:
-        """Remember which folders the index is built of."""
-        self.roots = list(roots)
-        self._describe()
 
     def _place(self) -> Path:
         return self.folder / f"generation-{self._generation}"
@@ -166,22 +176,41 @@ class Index:
             )
 
     def _entries(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        self._take(read_json(self.folder / DESCRIPTION))  # another process may have written a new generation
-        path = self._place() / ENTRIES
-        if not path.is_file():
-            raise FileNotFoundError(f"the index {self.folder} is damaged: {path} is not there; build it anew")
-        return database(path)
+        """The entries, to be changed; only under the lock, where no other process writes a new generation."""
+        return database(self._place() / ENTRIES)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[tuple[sqlite3.Connection, np.ndarray]]:
+        """One state of the index: its entries, and its rows (N, E), stale ones too.
+
+        Raises:
+            OSError: it is damaged.
+        """
+        with contextlib.ExitStack() as stack:
+            while True:
+                found = _description_of(self.folder)
+                place = self.folder / f"generation-{found['generation']}"
+                try:
+                    # the entries first: every row that they name has been written before them
+                    db = stack.enter_context(snapshot(place / ENTRIES))
+                    features = _map(place / FEATURES, found["width"])
+                    break
+                except OSError as e:
+                    # an update may have put a new generation in the place of this one
+                    if _description_of(self.folder) == found:
+                        raise OSError(f"the index {self.folder} is damaged ({e}); build it anew") from e
+            yield db, features
 
     def __len__(self) -> int:
         """Pictures."""
-        with self._entries() as db:
+        with self._reading() as (db, _):
             return int(db.execute("SELECT count(*) FROM entries").fetchone()[0])
 
     def paths(self) -> Iterator[Path]:
         """All pictures, in the order of their rows."""
-        with self._entries() as db:
-            for (path,) in db.execute("SELECT path FROM entries ORDER BY row"):
-                yield path_of(path)
+        with self._reading() as (db, _):
+            found = [path for (path,) in db.execute("SELECT path FROM entries ORDER BY row")]
+        return map(path_of, found)  # no transaction stays open while the caller goes through them
 
     # ------------------------------------------------------------------------------ updating
     def update(
@@ -190,6 +219,8 @@ class Index:
         encoder: Encoder,
         progress: Progress | None = None,
         batch_size: int = 16,
+        prune: bool = False,
+        roots: Sequence[str] | None = None,
     ) -> Update:
         """Make the index one of these pictures: encode new and changed ones, forget all others.
 
@@ -197,78 +228,113 @@ class Index:
             pictures: files, each path once; changed ones are seen by size and time.
             encoder: the index's model.
             progress: told (done, all) of the pictures to encode.
+            prune: allow to forget more than half of the index, or of one of its `roots`. Without it that is refused,
+                because it is what a disk that is not mounted, or the wrong list, looks like.
+            roots: the folders that the pictures are of, to be remembered; what is in none of them any more because
+                its root was taken out may be forgotten. None: as before.
 
         Returns:
             what was done. A picture that can't be read, or of which the model computes NaN, is not in the index.
 
         Raises:
-            ValueError: another model.
+            ValueError: another model; more than half of the pictures would be forgotten. Nothing was changed.
             OSError: another update is under way.
         """
         with self._alone():
-            self._take(read_json(self.folder / DESCRIPTION))
+            self._take(_description_of(self.folder))
             self._check(encoder)
-            if not self.fingerprint:
-                self.fingerprint, self.width = encoder.loaded.fingerprint(), encoder.width
-                self._describe()
             self._remove_leftovers()
             with self._entries() as db:
-                done = self._update(db, pictures, encoder, progress, batch_size)
+                done = Update()
+                list_pictures(db, pictures, done.failed)
+                kept = self.roots if roots is None else list(roots)
+                if not prune:
+                    self._keep_most(db, kept)
+                if not self.fingerprint or kept != self.roots:
+                    self.fingerprint, self.width = encoder.loaded.fingerprint(), encoder.width
+                    self.roots = kept
+                    self._describe()
+                self._update(db, done, encoder, progress, batch_size)
             self._compact()
         return done
+
+    def _keep_most(self, db: sqlite3.Connection, roots: Sequence[str]) -> None:
+        """Refuse an update that would forget more than half of the pictures, or of those of one root that stays.
+
+        Raises:
+            ValueError: it would.
+        """
+        db.execute(
+            "CREATE TEMP TABLE asked AS SELECT path, path NOT IN (SELECT path FROM listed) AS gone FROM entries"
+        )
+        start = "substr(path, 1, ?2) = ?1"
+        for root in set(self.roots) - set(roots):
+            db.execute(f"DELETE FROM asked WHERE gone AND {start}", beneath(root))
+        count = "SELECT count(*), coalesce(sum(gone), 0) FROM asked"
+        counts = [("the index", *db.execute(count).fetchone())]
+        for root in roots:
+            counts.append((root, *db.execute(f"{count} WHERE {start}", beneath(root)).fetchone()))
+        db.execute("DROP TABLE asked")
+        for what, there, gone in counts:
+            if gone > PRUNED_SHARE * there:
+                raise ValueError(
+                    f"{gone} of the {there} entries of {what} are not in the list any more, and would be removed from "
+                    f"{self.folder}; is the folder mounted, and is it the right one? To remove them, update with "
+                    "--prune (in Python prune=True)"
+                )
 
     def _update(
         self,
         db: sqlite3.Connection,
-        pictures: Iterable[Path],
+        done: Update,
         encoder: Encoder,
         progress: Progress | None,
         batch_size: int,
-    ) -> Update:
-        done = Update()
-        list_pictures(db, pictures, done.failed)
+    ) -> None:
         count = "SELECT count(*) FROM"
-        done.removed = db.execute(f"{count} entries WHERE path NOT IN (SELECT path FROM listed)").fetchone()[
-            0
-        ]
-        db.execute("DELETE FROM entries WHERE path NOT IN (SELECT path FROM listed)")
-        old = "listed JOIN entries USING (path) WHERE"
-        same = "listed.size = entries.size AND listed.changed = entries.changed"
-        done.unchanged = db.execute(f"{count} {old} {same}").fetchone()[0]
-        db.execute(f"CREATE TEMP TABLE altered AS SELECT path FROM {old} NOT ({same})")
-        # the old features of what has changed are wrong, whether or not it can be read now
-        db.execute("DELETE FROM entries WHERE path IN (SELECT path FROM altered)")
+        gone = "path NOT IN (SELECT path FROM listed)"
+        done.removed = db.execute(f"{count} entries WHERE {gone}").fetchone()[0]
+        db.execute(f"DELETE FROM entries WHERE {gone}")
         db.commit()
-        total = db.execute(f"{count} listed WHERE path NOT IN (SELECT path FROM entries)").fetchone()[0]
-        was_there = {row[0] for row in db.execute("SELECT path FROM altered")}
+        same = "listed.size = entries.size AND listed.changed = entries.changed"
+        old = "listed JOIN entries USING (path) WHERE"
+        done.unchanged = db.execute(f"{count} {old} {same}").fetchone()[0]
+        altered = {row[0] for row in db.execute(f"SELECT path FROM {old} NOT ({same})")}
+        total = db.execute(f"{count} listed").fetchone()[0] - done.unchanged
         seen = 0
         for batch in read_batches(not_encoded(db), encoder.loaded.read, batch_size):
             good = [(path, picture) for path, picture in batch if not isinstance(picture, Exception)]
-            done.failed += [(path, str(e)) for path, e in batch if isinstance(e, Exception)]
+            failed = [(path, str(e)) for path, e in batch if isinstance(e, Exception)]
             found, good, bad = usable(lambda some: encoder.images([t for _, t in some]), good)
-            done.failed += [(path, str(e)) for (path, _), e in bad]
+            failed += [(path, str(e)) for (path, _), e in bad]
             if found is not None:
                 self._append(db, [p for p, _ in good], found.numpy())
-                changed = sum(key_of(path) in was_there for path, _ in good)
+                changed = sum(key_of(path) in altered for path, _ in good)
                 done.changed += changed
                 done.added += len(good) - changed
+            # the old features of what has changed and can't be read now are wrong
+            lost = [(key_of(path),) for path, _ in failed if key_of(path) in altered]
+            if lost:
+                db.executemany("DELETE FROM entries WHERE path = ?", lost)
+                db.commit()
+            done.failed += failed
             seen += len(batch)
             if progress is not None:
                 progress(seen, total)
-        return done
 
     def _append(self, db: sqlite3.Connection, paths: Sequence[Path], vectors: np.ndarray) -> None:
-        """Add rows, then their entries, whose size and time are those of the listing."""
+        """Add rows, then their entries, whose size and time are those of the listing; older entries of them go."""
         if not np.isfinite(vectors).all():
             raise ValueError(f"vectors for the index {self.folder} hold NaN or infinity; they are not stored")
         first = self._rows()
-        with (self._place() / FEATURES).open("r+b") as f:
+        path = self._place() / FEATURES
+        with naming(path), path.open("r+b") as f:
             f.seek(first * 4 * self.width)  # over a torn row, if a kill has left one
             f.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
             f.flush()
             os.fsync(f.fileno())
         db.executemany(
-            "INSERT INTO entries SELECT ?, path, size, changed FROM listed WHERE path = ?",
+            "INSERT OR REPLACE INTO entries SELECT ?, path, size, changed FROM listed WHERE path = ?",
             [(first + i, key_of(path)) for i, path in enumerate(paths)],
         )
         db.commit()
@@ -281,18 +347,9 @@ class Index:
                 "loaded here has other weights, so the two don't compare; use that model, or build another index"
             )
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
         """Keep other updates out; the system lets go of the lock if this process dies."""
-        db = sqlite3.connect(self.folder / LOCK, timeout=0, isolation_level=None)
-        try:
-            try:
-                db.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError as e:
-                raise OSError(f"the index {self.folder} is being updated by another process ({e})") from e
-            yield
-        finally:
-            db.close()
+        return locked(self.folder / LOCK, _busy(self.folder))
 
     def _remove_leftovers(self) -> None:
         """Other generations: of an update that was killed while it wrote the index anew."""
@@ -310,7 +367,8 @@ class Index:
             stale = rows - len(live)
             if stale <= STALE_ROWS or stale <= STALE_SHARE * rows:
                 return
-            old, features = self._place(), self._map()
+            old = self._place()
+            features = _map(old / FEATURES, self.width)
             new = self.folder / f"generation-{self._generation + 1}"
             self._begin(new)
             with (new / FEATURES).open("wb") as f:
@@ -335,24 +393,26 @@ class Index:
         """Rows of the file, stale ones too; a torn last one does not count."""
         return (self._place() / FEATURES).stat().st_size // (4 * self.width) if self.width else 0
 
-    def _map(self) -> np.ndarray:
-        rows = self._rows()
-        if not rows:
-            return np.zeros((0, self.width), dtype=np.float32)
-        return np.memmap(self._place() / FEATURES, dtype="<f4", mode="r", shape=(rows, self.width))
-
     def nearest(self, query: np.ndarray, k: int, block: int = BLOCK) -> list[Hit]:
         """The k pictures whose vectors have the largest product with a query (E,), the best first.
 
         Reads the features block by block, so memory does not grow with their number.
         """
-        with self._entries() as db:
-            features = self._map()
+        if not np.isfinite(query).all():
+            raise ValueError("the model's features of the query are no finite numbers")
+        with self._reading() as (db, features):
+            if len(features) and features.shape[1] != len(query):
+                raise self._damaged(
+                    f"{FEATURES} has rows of {features.shape[1]} numbers, the model {len(query)}"
+                )
             live = self._live(db, len(features))
             rows, scores = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
             for start in range(0, len(features), block):
                 here = np.flatnonzero(live[start : start + block])
-                found = (features[start : start + block] @ query.astype(np.float32))[here]
+                with np.errstate(all="ignore"):  # stale rows may be anything
+                    found = (features[start : start + block] @ query.astype(np.float32))[here]
+                if not np.isfinite(found).all():
+                    raise self._damaged(f"row {start + here[~np.isfinite(found)][0]} holds no finite numbers")
                 rows, scores = _best(np.concatenate([rows, here + start]), np.concatenate([scores, found]), k)
             by_row = "SELECT path FROM entries WHERE row = ?"
             return [
@@ -360,13 +420,15 @@ class Index:
                 for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
             ]
 
+    def _damaged(self, what: str) -> OSError:
+        return OSError(f"the index {self.folder} is damaged: {what}; build it anew")
+
     def _live(self, db: sqlite3.Connection, rows: int) -> np.ndarray:
         """Which rows count, (rows,) bool."""
-        count, last = db.execute("SELECT count(*), max(row) FROM entries").fetchone()
-        if count and last >= rows:
-            raise OSError(
-                f"the index {self.folder} is damaged: {FEATURES} has {rows} rows, its entries name row {last}; "
-                "build it anew"
+        count, first, last = db.execute("SELECT count(*), min(row), max(row) FROM entries").fetchone()
+        if count and (first < 0 or last >= rows):
+            raise self._damaged(
+                f"{FEATURES} has {rows} rows, its entries name row {first if first < 0 else last}"
             )
         if count == rows:
             return np.ones(rows, dtype=bool)
@@ -399,7 +461,9 @@ class Index:
 
         Raises:
             ValueError: nothing to look for; another model; `rerank` without a text or without a matching head.
+            OSError: the index is damaged.
         """
+        self._take(_description_of(self.folder))
         self._check(encoder)
         if k < 1:
             raise ValueError(f"k is {k}; it must be 1 or more")
@@ -414,9 +478,9 @@ class Index:
                 f"{encoder.loaded.spec} has no matching head to rerank with; build the index with a model that has, "
                 "such as blip_retrieval/coco or albef_retrieval/coco"
             )
-        if not self.width:
+        if not len(self):
             return []
-        query = torch.zeros(self.width)
+        query = torch.zeros(encoder.width)
         if text is not None:
             query += weights[0] * encoder.texts([text])[0]
         if picture is not None:
@@ -428,6 +492,54 @@ class Index:
 
 
 # ------------------------------------------------------------------------------------------ parts
+
+
+def _busy(folder: Path) -> str:
+    return f"the index {folder} is being updated by another process; wait for it, or name another folder"
+
+
+def _description_of(folder: Path) -> dict[str, Any]:
+    """The content of index.json.
+
+    Raises:
+        ValueError: it is damaged, or of a later version.
+        OSError: it can't be read.
+    """
+    path = folder / DESCRIPTION
+    try:
+        found = read_json(path)
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} does not describe an index ({e}); build it anew") from e
+    if not isinstance(found, dict) or "format" not in found:
+        raise ValueError(f"{path} does not describe an index; build it anew")
+    kinds: dict[str, Any] = {
+        "model": str,
+        "checkpoint": (str, type(None)),
+        "fingerprint": str,
+        "width": int,
+        "generation": int,
+    }
+    wrong = [key for key, kind in kinds.items() if not isinstance(found.get(key, ...), kind)]
+    wrong += [key for key in ("width", "generation") if key not in wrong and not 0 <= found[key] < 2**31]
+    if not isinstance(found.get("roots"), list) or not all(isinstance(r, str) for r in found["roots"]):
+        wrong.append("roots")
+    if wrong:
+        raise ValueError(
+            f"{path} does not describe an index: {', '.join(wrong)} is missing or wrong; build it anew"
+        )
+    if found["format"] != FORMAT:
+        raise ValueError(
+            f"{folder} is an index of format {str(found['format'])[:20]}; this version reads {FORMAT}"
+        )
+    return found
+
+
+def _map(path: Path, width: int) -> np.ndarray:
+    """The rows of a file (N, E), stale ones too; a torn last one does not count."""
+    rows = path.stat().st_size // (4 * width) if width else 0
+    if not rows:
+        return np.zeros((0, width), dtype=np.float32)
+    return np.memmap(path, dtype="<f4", mode="r", shape=(rows, width))
 
 
 def _reranked(encoder: Encoder, text: str, hits: Sequence[Hit], batch_size: int = 16) -> list[Hit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from lavis.common import device as devices
 from lavis.common import elsewhere
-from lavis.common.files import is_clip
+from lavis.common.files import is_clip, is_folder
 from lavis.common.images import open_image
 from lavis.common.registry import registry, suggest
 from lavis.models import BaseModel, load_model_and_preprocess
@@ -93,10 +94,17 @@ class Loaded:
     @property
     def is_random(self) -> bool:
         """Whether the model has its random starting weights, so that its results mean nothing."""
-        if self.checkpoint is not None or Path(self.spec).is_dir() or self.model.model_type is None:
+        if self.checkpoint is not None or is_folder(self.spec) or self.model.model_type is None:
             return False
         preset = self.model.preset(self.model.model_type)
         return preset.weights is None and preset.pretrained is None
+
+    def settings(self) -> dict[str, Any]:
+        """What decides this model's results beside the arguments of a call: its name, weights and processors."""
+        return {
+            "model": self.spec, "checkpoint": self.checkpoint, "fingerprint": self.fingerprint(),
+            "processor": _named(self.vis), "text_processor": _named(self.txt),
+        }  # fmt: skip
 
     def fingerprint(self) -> str:
         """Tells this model's weights from others: names, shapes and up to 1024 values of every tensor (hexadecimal).
@@ -112,6 +120,11 @@ class Loaded:
         return digest.hexdigest()
 
 
+def _named(processor: Any) -> str:
+    # what is no processor of ours may show its place in memory, which says nothing
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(processor))
+
+
 def split_model(spec: str) -> tuple[str, str | None]:
     """`arch/type`, `arch`, a folder or a Hugging Face id as the first two arguments of `load_model`.
 
@@ -119,7 +132,7 @@ def split_model(spec: str) -> tuple[str, str | None]:
         ValueError: no such model; near names are suggested.
         OSError: an id that is not in the cache and can't be downloaded.
     """
-    if Path(spec).expanduser().is_dir():
+    if is_folder(spec):
         return str(Path(spec).expanduser()), None
     arch, slash, model_type = spec.partition("/")
     known = registry.list_models()
@@ -135,7 +148,7 @@ def split_model(spec: str) -> tuple[str, str | None]:
         if folder.is_dir():
             return str(folder), None
     raise ValueError(
-        f"there is no model {spec!r}; give <name>/<type> (see `lavis models`) or a checkpoint's folder.{near}"
+        f"there is no model {spec[:200]!r}; give <name>/<type> (see `lavis models`) or a checkpoint's folder.{near}"
     )
 
 
@@ -145,7 +158,7 @@ def sees(spec: str) -> str:
     Args and Raises: as `split_model`.
     """
     arch, _ = split_model(spec)
-    if Path(arch).is_dir():
+    if is_folder(arch):
         # transformers' folders don't name an arch and are of pictures; what is wrong with others is said on loading
         with contextlib.suppress(OSError, ValueError):
             arch = str(read_description(Path(arch))["arch"])

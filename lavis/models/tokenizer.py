@@ -22,6 +22,8 @@ BERT_VOCABULARY = ASSETS / "bert-base-uncased.txt"
 TINY_VOCABULARY = ASSETS / "tiny_vocab.txt"
 BERT_LENGTH = 512  # tokens that BERT has places for
 
+_LONGEST_WORD = 100  # characters; BERT makes longer words [UNK]
+
 # The original's detokenization, applied in this order to the whole text; it decides scores of captions.
 _TIGHT = [(f" {mark}", mark) for mark in ".?!,"] + [
     (" ' ", "'"),
@@ -114,8 +116,8 @@ class Tokenizer:
         extra: special tokens put after the vocabulary; BLIP's are [DEC], which begins a decoded text,
             and [ENC], which begins a text that attends to a picture. As in the original, a user who
             types one of them gets its special id.
-        cover: replace characters that the vocabulary lacks by "?", and never give up on a long word,
-            so that nothing becomes [UNK]. For small vocabularies; BERT's own behaviour without.
+        cover: replace characters that the vocabulary lacks by "?", and read a word of more than 100 characters
+            as several, so that nothing becomes [UNK]. For small vocabularies; BERT's own behaviour without.
     """
 
     bos_token: str | None
@@ -148,8 +150,7 @@ class Tokenizer:
         for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
             if token not in vocab:
                 raise ValueError(f"{self.vocabulary}: this is no BERT vocabulary, it has no {token}")
-        longest = 100_000 if cover else 100  # characters; BERT makes longer words [UNK]
-        inner = _Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=longest))
+        inner = _Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=_LONGEST_WORD))
         steps: list[normalizers.Normalizer] = [
             normalizers.BertNormalizer(
                 clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True
@@ -160,7 +161,12 @@ class Tokenizer:
             known = "".join(re.escape(p) for p in pieces if len(p) == 1)
             steps.append(normalizers.Replace(Regex(rf"[^\s{known}]"), "?"))
         inner.normalizer = normalizers.Sequence(steps)
-        inner.pre_tokenizer = self._splitter
+        words: pre_tokenizers.PreTokenizer = self._splitter
+        if cover:
+            # WordPiece takes time with the cube of a word's length
+            cut = pre_tokenizers.Split(Regex(rf".{{{_LONGEST_WORD}}}"), behavior="isolated")
+            words = pre_tokenizers.Sequence([words, cut])
+        inner.pre_tokenizer = words
         inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)
         inner.add_special_tokens(
             [

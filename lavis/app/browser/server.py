@@ -33,6 +33,7 @@ from lavis.app.browser.media import (
     picture,
 )
 from lavis.app.browser.pages import Place
+from lavis.app.door import is_foreign, is_known, names_of
 from lavis.common.page import STYLE
 from lavis.datasets.base import UnreadableMediaError
 
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 _CHUNK = 1 << 18  # bytes sent at a time
 _STATIC = Path(__file__).parent / "static"
-_NAMES = frozenset(["127.0.0.1", "localhost", "[::1]"])  # what this machine may be called in a request
+_NAMES = names_of(HOST)
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'self'; "
     "script-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -120,12 +121,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        if not self._is_ours():
+        url = urllib.parse.urlsplit(self.path)
+        if not self._is_ours(url.path):
             self._send(
                 403, b"this server answers people on its own machine only\n", "text/plain; charset=utf-8"
             )
             return
-        url = urllib.parse.urlsplit(self.path)
         self._begun = False
         try:
             given = dict(urllib.parse.parse_qsl(url.query, max_num_fields=20))
@@ -149,11 +150,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._page(pages.message(self.server.collection, title, text), status)
 
-    def _is_ours(self) -> bool:
-        """Whether the request names this machine: else a page elsewhere could read pictures by a name of its own."""
-        host = self.headers.get("Host", "")
-        name = re.sub(r":\d+$", "", host)
-        return name in _NAMES
+    def _is_ours(self, path: str) -> bool:
+        """Whether the request names this machine, and is not made by a page of another site."""
+        host, headers = self.headers.get("Host", ""), self.headers
+        return is_known(host, _NAMES) and not is_foreign(
+            self.command, host, headers.get("Origin"), headers.get("Sec-Fetch-Site"), headers.get("Sec-Fetch-Mode"),
+            reads_much="/export." in path,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ which answer
     def _answer(self, path: str, given: dict[str, str]) -> None:

@@ -37,6 +37,8 @@ class Options:
     models: Sequence[str] = ()
     max_models: int = 2
     max_upload_mb: float = 10
+    max_disk_mb: float = 1000
+    allow_hosts: Sequence[str] = ()
     download: bool = False
     device: str = "auto"
     precision: str = "auto"
@@ -89,10 +91,11 @@ def _need_gradio() -> None:
 
 def _app(options: Options, folder: Path) -> Any:
     from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from lavis.app.demo import layout
     from lavis.app.demo.calls import Caller
+    from lavis.app.demo.gate import Gate
+    from lavis.app.door import names_of
     from lavis.common.registry import registry
 
     for name in ("files", "work"):
@@ -112,15 +115,17 @@ def _app(options: Options, folder: Path) -> Any:
         for name, page in pages.items()
     ]
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    local = options.host in ("127.0.0.1", "localhost", "::1")
-    # a page of another site can't reach a local server under a name of its own
-    app.add_middleware(
-        TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"] if local else ["*"]
-    )
-    app.add_middleware(_Headers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "SSR mode is not supported")  # it is not asked for
         _mount(app, layout, ready, options)
+    app.add_middleware(
+        Gate,
+        names=names_of(options.host, options.allow_hosts),
+        folder=folder / "files",
+        file_bytes=int(options.max_upload_mb * 1e6),
+        disk_bytes=int(max(options.max_disk_mb, options.max_upload_mb) * 1e6),
+    )
+    app.add_middleware(_Headers)
     return app
 
 
