@@ -193,7 +193,7 @@ class MetricLogger:
         meters = self.__dict__.get("meters", {})
         if name not in meters:
             raise AttributeError(f"there is no meter {name!r}")
-        return meters[name]  # type: ignore[no-any-return]
+        return meters[name]
 
     def __str__(self) -> str:
         return self.delimiter.join(f"{n}: {m}" for n, m in self.meters.items())

@@ -201,7 +201,9 @@ class Dataset(torch.utils.data.Dataset[Sample]):
         """What there is to show of a sample: its record, `file`, and its images or video as the sample has them."""
         sample = self.sample(index)
         record = self.records[self._first_record(index)]
-        media = {key: sample[key] for key in ("image", "image0", "image1", "video") if key in sample}
+        media: dict[str, Any] = {
+            key: sample[key] for key in ("image", "image0", "image1", "video") if key in sample
+        }
         return {"file": next(iter(self.media_names(record)), ""), **record, **media}
 
     def _first_record(self, index: int) -> int:

@@ -148,7 +148,8 @@ def build_model(cfg: Mapping[str, Any]) -> BaseModel:
         from omegaconf import OmegaConf
 
         # over the class's own file
-        cfg = OmegaConf.merge(OmegaConf.load(cls.default_config_path(model_type)).model, dict(cfg))
+        own = OmegaConf.load(cls.default_config_path(model_type))
+        cfg = OmegaConf.merge(own.model, dict(cfg))  # type: ignore[assignment]
     model: BaseModel = cls.from_config(cfg)
     return model
 

@@ -515,8 +515,8 @@ class BaseModel(nn.Module):
         if self.model_type in self.PRETRAINED_MODEL_CONFIG_DICT:
             from omegaconf import OmegaConf
 
-            found = OmegaConf.load(self.default_config_path(str(self.model_type))).get("preprocess")
-            return _plain(found or {})
+            found = _plain(OmegaConf.load(self.default_config_path(str(self.model_type))))  # type: ignore[arg-type]
+            return found.get("preprocess") or {}
         preset = self.preset(self.model_type) if self.model_type else None
         if preset is None:
             return {"vis_processor": {}, "text_processor": {}}
@@ -569,10 +569,10 @@ class BaseModel(nn.Module):
             write_text(path, text)
         return str(path)
 
-    def before_training(self, **unused: Any) -> None:
+    def before_training(self, dataset: Any = None, task_type: Any = None, **unused: Any) -> None:
         """Called with `dataset` and `task_type` before training; for classes that prepare something."""
 
-    def before_evaluation(self, **unused: Any) -> None:
+    def before_evaluation(self, dataset: Any = None, task_type: Any = None, **unused: Any) -> None:
         """Called with `dataset` and `task_type` before a data set is evaluated; for classes that prepare something."""
 
     def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:

@@ -375,7 +375,7 @@ class Clip(BaseModel):
         check_finite(found, kind="class")
         return found.t().contiguous()
 
-    def before_evaluation(self, dataset: Any, task_type: Any = None, **unused: Any) -> None:
+    def before_evaluation(self, dataset: Any = None, task_type: Any = None, **unused: Any) -> None:
         """Make `classifier` out of `dataset.classnames`, if it has any, for `predict`."""
         classnames = getattr(dataset, "classnames", None)
         if classnames is not None:
