@@ -101,7 +101,9 @@ def part_generate() -> dict[str, Any]:
         image = torch.randn(batch, 3, 384, 384, generator=torch.Generator().manual_seed(0))
         tokens = run_theirs(peer, image)
         mine = run_ours(plain, image)
-        same = [plain.tokenizer.decode(row)[len(PROMPT) :] for row in tokens.tolist()] == mine
+        same = [
+            plain.tokenizer.decode(row, skip_special_tokens=True)[len(PROMPT) :] for row in tokens.tolist()
+        ] == mine
         seconds = interleaved(
             {
                 "transformers fp32": lambda image=image: run_theirs(peer, image),
@@ -135,7 +137,7 @@ def part_train() -> dict[str, Any]:
         PROMPT + t
         for t in ("a small brown dog runs across the wet grass", "two people", "a red car", "a cat")
     ]
-    tokens = mine.tokenizer(texts)
+    tokens = mine.tokenizer.batch(texts)
     tokens.ids[:, 0] = 30522
     labels = tokens.ids.masked_fill(~tokens.mask, -100)
     labels[:, :4] = -100

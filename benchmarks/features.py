@@ -129,8 +129,8 @@ def clip_image(theirs: Any, ours: Any, batch: int) -> tuple[Run, Run]:
 
 def clip_text(theirs: Any, ours: Any, batch: int, tokens: int) -> tuple[Run, Run]:
     texts = write_texts(batch, tokens - 2)
-    assert ours.tokenizer(texts).ids.shape == (batch, tokens)
-    ids = ours.tokenizer(texts, pad_to=77).ids
+    assert ours.tokenizer.batch(texts).ids.shape == (batch, tokens)
+    ids = ours.tokenizer.batch(texts, pad_to=77).ids
     return (
         lambda: (theirs.get_text_features(input_ids=ids).pooler_output,),
         lambda: (ours.extract_features({"text_input": texts}),),
@@ -141,7 +141,7 @@ def blip(theirs: Any, ours: Any, batch: int, mode: str) -> tuple[Run, Run]:
     from torch.nn.functional import normalize
 
     image, texts = pictures(batch, 224), write_texts(batch, TOKENS - 2)
-    theirs_image, tokens = image.to(theirs.dtype), ours.tokenizer(texts)
+    theirs_image, tokens = image.to(theirs.dtype), ours.tokenizer.batch(texts)
     assert tokens.ids.shape == (batch, TOKENS)
     first = ours.enc_id if mode == "multimodal" else ours.tokenizer.cls_id
     ids, mask = tokens.ids.clone(), tokens.mask.long()
@@ -167,7 +167,7 @@ def blip(theirs: Any, ours: Any, batch: int, mode: str) -> tuple[Run, Run]:
 def itm(theirs: Any, ours: Any, batch: int) -> tuple[Run, Run]:
     """Theirs encodes each picture once as well, and repeats its states, which its layers then project again."""
     image, texts = pictures(batch, 384), write_texts(batch * CANDIDATES, TOKENS - 2)
-    theirs_image, tokens = image.to(theirs.dtype), ours.tokenizer(texts)
+    theirs_image, tokens = image.to(theirs.dtype), ours.tokenizer.batch(texts)
     assert tokens.ids.shape == (batch * CANDIDATES, TOKENS)
     ids, mask = tokens.ids.clone(), tokens.mask.long()
     ids[:, 0] = ours.enc_id

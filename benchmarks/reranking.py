@@ -52,7 +52,7 @@ def one_by_one(model: Any, gallery: Gallery, pictures: list[int], texts: list[in
     device = model.device
     embeds = torch.cat([model.encode_image(batch["image"].to(device)) for batch in gallery])  # all kept
     feats = model.image_feature(embeds)
-    tokens = [model.tokenizer([t], max_length=PADDED) for t in gallery.text]
+    tokens = [model.tokenizer.batch([t], max_length=PADDED) for t in gallery.text]
     ids = torch.zeros(len(tokens), PADDED, dtype=torch.long)
     mask = torch.zeros(len(tokens), PADDED, dtype=torch.bool)
     for row, one in enumerate(tokens):

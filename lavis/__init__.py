@@ -33,12 +33,15 @@ _ROOMS = ("common", "nn", "models", "processors", "datasets", "tasks", "metrics"
 __all__ = ["__version__", *sorted(_SHORTCUTS)]
 
 
-def __getattr__(name: str) -> Any:
+def _own(name: str) -> Any:
     if name in _SHORTCUTS:
         return getattr(import_module(_SHORTCUTS[name]), name)
     if name in _ROOMS:
         return import_module(f"lavis.{name}")
     raise AttributeError(f"module 'lavis' has no attribute {name!r}")
+
+
+__getattr__ = moved.names_of(__name__, _own)
 
 
 def __dir__() -> list[str]:

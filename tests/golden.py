@@ -101,8 +101,8 @@ def check_alignment_step(model: Any, name: str, prefix: str = "") -> Any:
     for key in ("image_embeds", "text_embeds", "image_embeds_m", "text_embeds_m"):
         close_digest(inner[key], stored, key)
         close(inner[key][:, 0], stored[f"{key}_cls"])
-    close(inner.encoder_output[:, 0], stored["fusion_cls"])
-    close(inner.encoder_output_neg[:, 0], stored["fusion_neg_cls"])
+    close(inner.encoder_output.last_hidden_state[:, 0], stored["fusion_cls"])
+    close(inner.encoder_output_neg.last_hidden_state[:, 0], stored["fusion_neg_cls"])
     close(inner.itm_logits, stored["itm_logits"])
     if "itm_labels" in stored:
         np.testing.assert_array_equal(inner.itm_labels.numpy(), stored["itm_labels"])

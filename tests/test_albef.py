@@ -302,7 +302,7 @@ def test_the_twins_opinion_of_answers():
     with torch.no_grad():
         out = model(batch)
         inner = out.intermediate_output
-        questions = model.tokenizer(batch["text_input"], max_length=25)
+        questions = model.tokenizer.batch(batch["text_input"], max_length=25)
         memory = model.text_encoder_m.project_memory(model.visual_encoder_m(batch["image"]))
         states = model.text_encoder_m(questions.ids, mask=questions.mask, memory=memory)
         expected = []

@@ -197,9 +197,11 @@ def test_predicting_changes_nothing():
 def test_training_state_is_left_out_for_prediction_and_made_anew_for_training(tmp_path):
     model = random_model("blip_retrieval")
     model.save_pretrained(tmp_path / "full")
-    light = load_model(str(tmp_path / "full"), is_eval=True)
+    whole = load_model(str(tmp_path / "full"), is_eval=True)
+    assert whole.state_dict().keys() == model.state_dict().keys() and whole(samples()).loss > 0
+    light = load_model(str(tmp_path / "full"), is_eval=True, for_training=False)
     assert not any("_m." in k or "queue" in k for k in light.state_dict())
-    with pytest.raises(ValueError, match="is_eval=False"):
+    with pytest.raises(ValueError, match="for_training=True"):
         light(samples())
     light.save_pretrained(tmp_path / "light")
     again = load_model(str(tmp_path / "light"))
@@ -340,7 +342,7 @@ def test_keeping_weights_changes_no_result():
 def test_gradcam_of_a_batch_equals_each_alone_and_works_on_frozen_models():
     model = random_model("blip_image_text_matching").requires_grad_(False)
     pictures, texts = images(2), TEXTS[:2]
-    maps, logits = compute_gradcam(model, pictures, texts, model.tokenizer(texts), block_num=1)
+    maps, logits = compute_gradcam(model, pictures, texts, model.tokenizer.batch(texts), block_num=1)
     assert logits.shape == (2, 2)
     for i in range(2):
         tokens = model.tokenizer(texts[i], return_tensors="pt")

@@ -121,7 +121,7 @@ def test_scores_are_the_models_log_probabilities():
     out = CAPTIONER.generate({"image": image}, num_beams=1, max_length=12, min_length=0, return_scores=True)
     seen = {}
     decode = CAPTIONER.tokenizer.decode
-    CAPTIONER.tokenizer.decode = lambda ids: seen.setdefault("ids", ids) and decode(ids)
+    CAPTIONER.tokenizer.decode = lambda ids, **how: seen.setdefault("ids", ids) and decode(ids, **how)
     try:
         beams = CAPTIONER.generate({"image": image}, max_length=12, min_length=0, return_scores=True)
     finally:

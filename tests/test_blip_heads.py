@@ -420,7 +420,7 @@ def test_what_was_said_before_counts_and_the_oldest_is_left_out_first():
     turns = [(f"is it {w}", "no") for w in WORDS]
     asked = dialogue(1, dialog=[turns])
     context = model._context("is it striped", turns)
-    text = model.tokenizer.decode(context.history)
+    text = model.tokenizer.decode(context.history, skip_special_tokens=True)
     assert text == " ".join(f"is it {w} no" for w in reversed(WORDS[-3:]))
     assert len(model._text(context, "a b c d e f g h i j k l m n o p q r s t u v w x")) <= 40
     older = dialogue(1, dialog=[[("is it a cat", "yes"), *turns[1:]]])

@@ -53,6 +53,7 @@ class _Data:
     """A split with classes; `labels` are places among them."""
 
     annotation_paths = ("t.csv",)
+    training = True
 
     def __init__(self, names: list[str], labels: list[int] | None = None) -> None:
         self.classnames, self.labels = names, labels or []
@@ -114,13 +115,13 @@ def test_predictions_are_compared_by_name() -> None:
 def test_classes_are_learnt_by_name() -> None:
     task, model = ClassificationTask(), _Sure(("a", "b", "c"))
     model.name_classes = None  # type: ignore[assignment]  # has names, so it is not called
-    task.before_training(model, [_Data(["c", "a"])])
+    task.before_training(model, {"own": {"train": _Data(["c", "a"])}})
     task.train_step(model, {"label": torch.tensor([0, 1, 1, 0])})
     assert model.seen.tolist() == [2, 0, 0, 2]
     with pytest.raises(ValueError, match="the training sets have different classes"):
-        task.before_training(model, [_Data(["a", "b"]), _Data(["b", "a"])])
+        task.before_training(model, {"a": {"train": _Data(["a", "b"])}, "b": {"train": _Data(["b", "a"])}})
     same = ClassificationTask()
-    same.before_training(model, [_Data(["a", "b", "c"])])
+    same.before_training(model, {"own": {"train": _Data(["a", "b", "c"])}})
     labels = torch.tensor([2, 1])
     same.train_step(model, {"label": labels})
     assert model.seen is labels

@@ -98,7 +98,6 @@ def test_global_options_go_anywhere_and_options_take_several() -> None:
         (["caption", "nope.png"], "nope.png: there is no such file or folder"),
         (["caption", "*.nothing"], "no file matches this pattern"),
         (["caption", "x.png", "--num-beams", "0"], "Invalid value for '--num-beams'"),
-        (["caption", "x.png", "--num-captions", "9"], "more than --num-beams 3"),
         (["ask", "x.png"], "at least one picture or clip and a question"),
         (["train"], "which recipe"),
         (["train", "blip/nope"], "no packaged recipe"),

@@ -58,7 +58,7 @@ def test_the_originals_recipes_load_and_come_back(name: str, tmp_path: Path) -> 
         ({"weights": "mine", "load_finetuned": False}, {"weights": "mine"}),
         ({"vit_grad_ckpt": True, "vit_ckpt_layer": 4}, {"grad_checkpointing": 4}),
         ({"vit_grad_ckpt": False, "vit_ckpt_layer": 4}, {"grad_checkpointing": 0}),
-        ({"med_config_path": "x.json", "image_size": 480}, {"image_size": 480}),
+        ({"med_config_path": "configs/models/med_config.json", "image_size": 480}, {"image_size": 480}),
     ],
 )
 def test_the_originals_model_keys_become_ours(section: dict, expected: dict) -> None:

@@ -16,7 +16,7 @@ def check_states(inner, stored) -> None:
     for key, states in (
         ("video_embeds", inner.video_embeds),
         ("text_embeds", inner.text_embeds),
-        ("fusion", inner.encoder_output),
+        ("fusion", inner.encoder_output.last_hidden_state),
     ):
         golden.close_digest(states, stored, key)
         if f"{key}_cls" in stored:

@@ -113,7 +113,7 @@ def test_questions(tmp_path, name):
         "loss": out.loss,
         "decoder_loss_each": inner.decoder_output.loss,
         "image_embeds": inner.image_embeds,
-        "question_states": inner.encoder_output,
+        "question_states": inner.encoder_output.last_hidden_state,
         "decoder_logits": inner.decoder_output.logits,
     }
     check(found, stored)

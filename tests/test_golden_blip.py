@@ -53,7 +53,9 @@ def test_captions(captioner, case, packed, monkeypatch):
     stored, inputs = golden.outputs("blip_caption.base_coco"), golden.inputs("blip_caption.base_coco")
     seen = {}
     decode = captioner.tokenizer.decode
-    monkeypatch.setattr(captioner.tokenizer, "decode", lambda ids: seen.setdefault(tuple(ids), decode(ids)))
+    monkeypatch.setattr(
+        captioner.tokenizer, "decode", lambda ids, **how: seen.setdefault(tuple(ids), decode(ids, **how))
+    )
     captioner.pack_weights(packed)
     captions = captioner.generate(
         {"image": golden.images("blip_caption.base_coco")}, **inputs["generate"][case]
@@ -80,8 +82,8 @@ def test_vqa_loss(answerer):
     golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
     golden.close(inner.decoder_output.loss, stored["decoder_loss_each"], rtol=2e-5, atol=2e-5)
     golden.close_digest(inner.image_embeds, stored, "image_embeds")
-    golden.close_digest(inner.encoder_output, stored, "question_states")
-    golden.close(inner.encoder_output[:, 0], stored["question_states_cls"])
+    golden.close_digest(inner.encoder_output.last_hidden_state, stored, "question_states")
+    golden.close(inner.encoder_output.last_hidden_state[:, 0], stored["question_states_cls"])
     golden.close_digest(inner.decoder_output.logits, stored, "decoder_logits")
     np.testing.assert_array_equal(inner.decoder_labels.numpy(), stored["decoder_labels"])
 

@@ -23,7 +23,7 @@ def test_nlvr(tmp_path):
         out = model(samples)
     golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
     golden.close(out.logits, stored["predictions"])
-    golden.close(out.intermediate_output.encoder_output[:, 0], stored["fusion_cls"])
+    golden.close(out.intermediate_output.encoder_output.last_hidden_state[:, 0], stored["fusion_cls"])
     # the original stacks left pictures, then right ones; here a pair's two are side by side
     golden.close_digest(out.intermediate_output.image_embeds, stored, "image_embeds")
 
@@ -46,4 +46,4 @@ def test_classification(tmp_path, same):
     golden.close(out.logits, stored["logits"])
     golden.close(out.logits_m, stored["logits_m"])
     golden.close_digest(out.intermediate_output.image_embeds, stored, "image_embeds")
-    golden.close(out.intermediate_output.encoder_output[:, 0], stored["fusion_cls"])
+    golden.close(out.intermediate_output.encoder_output.last_hidden_state[:, 0], stored["fusion_cls"])

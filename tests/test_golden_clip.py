@@ -76,7 +76,7 @@ def test_one_modality_gives_the_bare_tensor(case):
 def test_ids_equal_the_originals(case):
     name, model, _ = case
     stored, texts = golden.outputs(name), golden.inputs(name)["text_input"]
-    tokens = model.tokenizer(texts, max_length=77, pad_to=77)
+    tokens = model.tokenizer.batch(texts, max_length=77, pad_to=77)
     np.testing.assert_array_equal(tokens.ids[:4].numpy(), stored["text_ids"][:4])
     np.testing.assert_array_equal(tokens.ids[4, :-1].numpy(), stored["text_ids"][4, :-1])
     assert tokens.ids[4, -1] == model.tokenizer.sep_id

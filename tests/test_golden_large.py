@@ -81,7 +81,7 @@ def test_clip(transformers, model_type, size, tmp_path):
     )  # fmt: skip
     peer = fill(transformers.CLIPModel(config), name, TRANSFORMERS_CLIP)
     image = recipe.make_images(3, size)
-    theirs = peer(pixel_values=image, input_ids=model.tokenizer(TEXTS, pad_to=77).ids)
+    theirs = peer(pixel_values=image, input_ids=model.tokenizer.batch(TEXTS, pad_to=77).ids)
     ours = model.extract_features({"image": image, "text_input": TEXTS})
     assert_near(ours.image_embeds_proj, theirs.image_embeds)
     assert_near(ours.text_embeds_proj, theirs.text_embeds)
@@ -95,7 +95,7 @@ def test_blip_caption(transformers, tmp_path):
     peer = blip_peer(transformers, "BlipForConditionalGeneration", name, 384)
     image = recipe.make_images(3, 384)
 
-    ids = model.tokenizer(["a picture of a red bus on the road"] * 2).ids
+    ids = model.tokenizer.batch(["a picture of a red bus on the road"] * 2).ids
     ids[:, 0] = model.bos_id
     labels = ids.clone()
     labels[:, : model.prompt_length] = -100
@@ -109,7 +109,8 @@ def test_blip_caption(transformers, tmp_path):
     written = peer.generate(
         pixel_values=image, input_ids=prompt, do_sample=False, num_beams=1, max_length=20, min_length=5
     )
-    texts = [model.tokenizer.decode(row).removeprefix("a picture of ") for row in written.tolist()]
+    texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+    texts = [text.removeprefix("a picture of ") for text in texts]
     assert model.generate({"image": image}, num_beams=1, max_length=20, min_length=5) == texts
 
 
@@ -119,7 +120,7 @@ def test_blip_matching(transformers, tmp_path):
     model = golden.load(name, tmp_path)
     size = model.config.image_size
     peer = blip_peer(transformers, "BlipForImageTextRetrieval", name, size)
-    image, tokens = recipe.make_images(3, size), model.tokenizer(TEXTS)
+    image, tokens = recipe.make_images(3, size), model.tokenizer.batch(TEXTS)
     mask = tokens.mask.long()
     first = tokens.ids.clone()
     first[:, 0] = model.tokenizer.id("[ENC]")
@@ -145,7 +146,7 @@ def test_every_clip_equals_open_clip(model_type, quick_gelu, tmp_path):
     path.unlink()
     texts = [*TEXTS, "  Caf\u00e9 \u2116 7, na\u00efve &amp; co."]
     image, ids = recipe.make_images(3, model.config.image_size), open_clip.tokenize(texts)
-    assert torch.equal(model.tokenizer(texts, pad_to=77).ids, ids)
+    assert torch.equal(model.tokenizer.batch(texts, pad_to=77).ids, ids)
     image_embeds, text_embeds, scale = peer.eval()(image, ids)
     ours = model.extract_features({"image": image, "text_input": texts})
     assert_near(ours.image_embeds_proj, image_embeds)

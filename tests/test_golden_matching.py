@@ -28,7 +28,7 @@ def test_features(tmp_path):
     name = "blip_feature_extractor.base"
     model = golden.load(name, tmp_path)
     check_features(name, model)
-    ids = model.tokenizer(golden.inputs(name)["text_input"]).ids
+    ids = model.tokenizer.batch(golden.inputs(name)["text_input"]).ids
     np.testing.assert_array_equal(ids.numpy(), golden.outputs(name)["text_ids"])
 
 
@@ -48,7 +48,7 @@ def test_matching(tmp_path):
     np.testing.assert_allclose(both[0][:2].numpy(), expected, atol=1e-5)
     # made with the original's code, in the same way as the other stored outputs
     maps, logits = compute_gradcam(
-        model, samples["image"], case["text_input"], model.tokenizer(case["text_input"]), block_num=7
+        model, samples["image"], case["text_input"], model.tokenizer.batch(case["text_input"]), block_num=7
     )
     wanted = golden.outputs("gradcam")[f"{name}/7"]
     np.testing.assert_allclose(torch.stack(maps).numpy(), wanted, rtol=0, atol=2e-5 * wanted.max())

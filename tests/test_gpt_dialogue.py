@@ -288,7 +288,11 @@ def test_beams_equal_a_plain_search(model, theirs, beams, least):
         for i in range(3):
             batch = model.prepare(samples([i], answers=False), answers=False)
             with torch.no_grad():
-                wanted.append(model.tokenizer.decode(plain_search(model, theirs, batch, 1, 7, least)[1]))
+                wanted.append(
+                    model.tokenizer.decode(
+                        plain_search(model, theirs, batch, 1, 7, least)[1], skip_special_tokens=True
+                    )
+                )
         assert model.generate(given, num_beams=1, max_length=7, min_length=least) == wanted
         return
     found = model.generate(given, num_beams=beams, max_length=7, min_length=least, return_scores=True)
@@ -296,7 +300,7 @@ def test_beams_equal_a_plain_search(model, theirs, beams, least):
         batch = model.prepare(samples([i], answers=False), answers=False)
         with torch.no_grad():
             score, written = plain_search(model, theirs, batch, beams, 7, least)
-        assert found.texts[i] == model.tokenizer.decode(written)
+        assert found.texts[i] == model.tokenizer.decode(written, skip_special_tokens=True)
         assert found.scores[i] == pytest.approx(score, abs=1e-4)
 
 
@@ -320,7 +324,7 @@ def test_as_many_beams_as_tokens_find_the_best_of_all_answers(model, theirs):
     scores[end] = first[end]
     best = int(scores.argmax())
     assert found.scores[0] == pytest.approx(float(scores.max()), abs=1e-5)
-    assert found.texts[0] == model.tokenizer.decode([best // size, best % size])
+    assert found.texts[0] == model.tokenizer.decode([best // size, best % size], skip_special_tokens=True)
 
 
 # ------------------------------------------------------------------------------ caches and batches

@@ -282,7 +282,7 @@ def test_maps_of_words_are_those_of_their_pieces(blip: Encoder, drawings: list[I
     cleaned = blip.loaded.txt(text)
     matcher = load_model("blip_image_text_matching", "tiny_shapes", is_eval=True)
     image = blip.loaded.vis(drawings[0])[None]
-    (maps,), _ = compute_gradcam(matcher, image, [cleaned], matcher.tokenizer([cleaned]), block_num=1)
+    (maps,), _ = compute_gradcam(matcher, image, [cleaned], matcher.tokenizer.batch([cleaned]), block_num=1)
     for place, heat in zip(places, found.maps, strict=True):
         wanted = torch.stack([maps[p + 1] for p in place]).mean(dim=0)
         np.testing.assert_allclose(heat, wanted.numpy(), rtol=1e-3, atol=1e-7)

@@ -523,7 +523,7 @@ def test_forward(weights):
         inner = output.intermediate_output
         assert inner.image_embeds.shape == inner.image_embeds_m.shape == (4, 197, 768)
         assert inner.text_embeds.shape == inner.text_embeds_m.shape == (4, 30, 768)
-        assert inner.encoder_output.shape == (4, 30, 768)
+        assert inner.encoder_output.last_hidden_state.shape == (4, 30, 768)
         assert inner.itm_logits.shape == (12, 2) and inner.itm_labels.shape == (12,)
         assert inner.decoder_output.logits.shape == (4, 30, 30524)
         assert inner.decoder_labels.shape == (4, 30)

@@ -193,7 +193,17 @@ def test_images_of_every_format(tmp_path, suffix):
 
 @pytest.mark.parametrize(
     "content",
-    [b'{"width": 64}', b"{", b"3", b"[]", b'{"caption": null}', b'{"caption": " "}', b'{"caption": [1]}'],
+    [
+        b"[" * 100_000,
+        b"9" * 5000,
+        b'{"width": 64}',
+        b"{",
+        b"3",
+        b"[]",
+        b'{"caption": null}',
+        b'{"caption": " "}',
+        b'{"caption": [1]}',
+    ],
 )
 def test_the_plain_text_is_used_where_the_json_holds_no_caption(tmp_path, content):
     for first, second in (("json", "txt"), ("txt", "json")):

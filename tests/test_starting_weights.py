@@ -65,7 +65,7 @@ def test_pretraining_starts_from_other_models(tmp_path, old_names):
     assert torch.equal(model.visual_encoder.blocks[2].mlp.fc1.weight, vit.blocks[2].mlp.fc1.weight)
     assert model.visual_encoder.pos_embed.shape[1] == 65  # from a grid of 6 to 8
     # without a picture the text encoder is BERT
-    tokens = model.tokenizer(["a red circle above two stars", "a cat"])
+    tokens = model.tokenizer.batch(["a red circle above two stars", "a cat"])
     with torch.no_grad():
         ours = model.encode_text(tokens)
         ids = tokens.ids

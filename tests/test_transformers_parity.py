@@ -90,7 +90,7 @@ def same_gradients(model, theirs):
 def test_caption_loss_logits_and_gradients(pair):
     model, theirs = pair
     image, texts = images(2), ["a picture of a red star", "a picture of two large blue squares"]
-    tokens = model.tokenizer(texts)
+    tokens = model.tokenizer.batch(texts)
     tokens.ids[:, 0] = model.bos_id
     labels = tokens.ids.masked_fill(~tokens.mask, -100)
     labels[:, : model.prompt_length] = -100
@@ -120,7 +120,9 @@ def test_greedy_captions(pair):
         input_ids=prompt, encoder_hidden_states=vision, max_length=20, min_length=6, num_beams=1, do_sample=False,
         eos_token_id=model.tokenizer.sep_id, pad_token_id=model.tokenizer.pad_id,
     )  # fmt: skip
-    wanted = [model.tokenizer.decode(row)[len(model.prompt) :] for row in ids.tolist()]
+    wanted = [
+        model.tokenizer.decode(row, skip_special_tokens=True)[len(model.prompt) :] for row in ids.tolist()
+    ]
     assert model.generate({"image": image}, num_beams=1, max_length=20, min_length=6) == wanted
 
 
@@ -136,7 +138,9 @@ def test_beam_captions_with_one_length(pair):
         input_ids=prompt, encoder_hidden_states=vision.view(3, 4, *vision.shape[1:])[:, 0], do_sample=False,
         eos_token_id=model.tokenizer.sep_id, pad_token_id=model.tokenizer.pad_id, **arguments,
     )  # fmt: skip
-    wanted = [model.tokenizer.decode(row)[len(model.prompt) :] for row in ids.tolist()]
+    wanted = [
+        model.tokenizer.decode(row, skip_special_tokens=True)[len(model.prompt) :] for row in ids.tolist()
+    ]
     assert model.generate({"image": image}, **arguments) == wanted
 
 
@@ -157,10 +161,10 @@ def test_vqa_loss_and_gradients():
         }
     )
     out.loss.backward()
-    q = tokenizer(questions)
+    q = tokenizer.batch(questions)
     assert q.mask.all(), "transformers ignores the question's mask; the questions here must be of one length"
     q.ids[:, 0] = model.enc_id
-    a = tokenizer(answers)
+    a = tokenizer.batch(answers)
     a.ids[:, 0] = model.bos_id
     vision = theirs.vision_model(pixel_values=image)[0]
     states = theirs.text_encoder(
@@ -181,7 +185,7 @@ def test_matching_and_contrast_and_their_gradients(tmp_path):
     model = ours(BlipITM, theirs)
     image = images(3)
     texts = ["a red star", "a picture of two large blue squares", "a ring above a circle"]
-    tokens = tokenizer(texts)
+    tokens = tokenizer.batch(texts)
     assert not tokens.mask.all(), "both should mask padding"
     results = {}
     for head in ("itm", "itc"):
@@ -224,7 +228,7 @@ def test_features_of_a_folder_of_transformers(tmp_path):
     theirs.save_pretrained(tmp_path)
     model = BlipFeatureExtractor.from_file(config, tmp_path).eval()
     samples = {"image": images(2), "text_input": ["a red star", "a picture of two large blue squares"]}
-    tokens = model.tokenizer(samples["text_input"])
+    tokens = model.tokenizer.batch(samples["text_input"])
     text = {"attention_mask": tokens.mask.long()}
     with torch.no_grad():
         states = theirs.vision_model(pixel_values=samples["image"])[0]

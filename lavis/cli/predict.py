@@ -32,7 +32,9 @@ def caption(
     seed: Annotated[
         int | None, typer.Option(help="Of --nucleus, to repeat a draw; each file has its own.")
     ] = None,
-    num_captions: Annotated[int, typer.Option(min=1, help="Captions per picture.")] = 1,
+    num_captions: Annotated[
+        int, typer.Option(min=1, help="Captions per image; the search takes at least as many beams.")
+    ] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a caption, at most.")] = None,
     max_length: Annotated[
         int | None,
@@ -62,10 +64,6 @@ def caption(
       lavis caption clips/ --model blip_video_caption/base_coco
       find photos -name "*.jpg" -newer last_run -print0 | lavis caption - -0
     """
-    if num_captions > num_beams and not nucleus:
-        raise ValueError(
-            f"--num-captions {num_captions} is more than --num-beams {num_beams}; raise it, or use --nucleus"
-        )
     pictures = Pictures.of(paths, null, common.sees(model, CAPTIONER))
     common.note_default(model, checkpoint, CAPTIONER, options.SHAPES, "blip_caption/base_coco", "0.9 GB")
     import torch

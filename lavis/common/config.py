@@ -10,6 +10,7 @@ rooms that they belong to. Recipes of the original library load unchanged: see `
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import re
@@ -23,8 +24,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lavis.common import elsewhere, moved
 from lavis.common.files import write_text
 from lavis.common.registry import registry, suggest
+
+__getattr__ = moved.names_of(__name__)
 
 if typing.TYPE_CHECKING:
     from lavis.runners.settings import RunConfig
@@ -55,7 +59,38 @@ LEGACY_MODEL_KEYS = {
     "vit_grad_ckpt": "grad_checkpointing: 0 when it is false",
     "vit_ckpt_layer": "grad_checkpointing: the same number, when vit_grad_ckpt is true",
     "timesformer": "frames, image_size, grad_checkpointing",
-    "med_config_path": "ignored: a model's config is a dataclass beside its class",
+    "vit_type": "model_type: one of that size",
+    "vit_drop_path_rate": "vit.drop_path",
+    "vit_layer_norm_epsilon": "vit.layer_norm_eps",
+    "temp": "ignored: every temperature starts at 0.07 and is learned",
+    "len_tokenizer": "ignored: a model's config is a dataclass beside its class",
+    "len_video_ft": "ignored: a model's config is a dataclass beside its class",
+    "med_config_path": "text: the sizes in that file, where it is one of your own",
+}
+# of these the types tell what they are; the others are of any section
+_FLAGS: dict[str, Any] = {
+    "load_finetuned": bool,
+    "load_pretrained": bool,
+    "vit_grad_ckpt": bool,
+    "vit_ckpt_layer": int,
+    "vit_drop_path_rate": float,
+    "vit_layer_norm_epsilon": float,
+}
+_VIT_KEYS = {"vit_drop_path_rate": "drop_path", "vit_layer_norm_epsilon": "layer_norm_eps"}
+_BERT_KEYS = {
+    "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads",
+    "intermediate_size": "hidden", "max_position_embeddings": "max_positions", "encoder_width": "memory_width",
+    "hidden_dropout_prob": "dropout", "attention_probs_dropout_prob": "attention_dropout",
+    "layer_norm_eps": "layer_norm_eps", "initializer_range": "init_std",
+}  # fmt: skip
+# keys that only the original's own model files have, which don't name their model type
+_ORIGINAL_ONLY = {
+    "finetuned",
+    "vit_type",
+    "med_config_path",
+    "timesformer",
+    "len_tokenizer",
+    "load_finetuned",
 }
 
 # model types that recipes of the original name and its own registry lacks
@@ -63,7 +98,9 @@ LEGACY_MODEL_TYPES = {("blip_caption", "large"): "large_coco"}
 
 _TIMESFORMER_KEYS = {
     "n_frms": "frames", "image_size": "image_size", "use_grad_ckpt": "vit_grad_ckpt", "ckpt_layer": "vit_ckpt_layer",
+    "drop_path_rate": "vit_drop_path_rate",
 }  # fmt: skip
+_TIMESFORMER_FIXED = {"patch_size": 16, "attn_drop_rate": 0.0, "drop_rate": 0.0}
 _EVERY_BLOCK = 1000  # more than any transformer has
 
 
@@ -347,10 +384,109 @@ def _dotted(value: Any, prefix: str = "") -> Iterable[str]:
 
 def _of_timesformer(section: Mapping[str, Any]) -> dict[str, Any]:
     """The original's sub-section of ALPRO's models as keys of the model."""
-    if not isinstance(section, Mapping) or set(section) - set(_TIMESFORMER_KEYS):
-        keys = ", ".join(_TIMESFORMER_KEYS)
-        raise ValueError(f"model.timesformer is {section!r}; expected a mapping with some of {keys}")
-    return {_TIMESFORMER_KEYS[key]: value for key, value in section.items()}
+    known = {**_TIMESFORMER_KEYS, **dict.fromkeys(_TIMESFORMER_FIXED)}
+    if not isinstance(section, Mapping) or set(section) - set(known):
+        raise ValueError(
+            f"model.timesformer is {section!r}; expected a mapping with some of {', '.join(known)}"
+        )
+    for key, value in section.items():
+        if key in _TIMESFORMER_FIXED and float(value) != _TIMESFORMER_FIXED[key]:
+            raise ValueError(
+                f"model.timesformer.{key} is {value!r}; here it is always {_TIMESFORMER_FIXED[key]}"
+            )
+    return {_TIMESFORMER_KEYS[key]: value for key, value in section.items() if key in _TIMESFORMER_KEYS}
+
+
+def _of_bert(path: str) -> dict[str, Any]:
+    """A file that the original's `med_config_path` names as keys of `model.text`; its own files tell nothing new."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        if path.startswith("configs/models/"):
+            return {}
+        raise FileNotFoundError(f"model.med_config_path: there is no file {path}")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return {ours: content[theirs] for theirs, ours in _BERT_KEYS.items() if theirs in content}
+
+
+def translate_model(section: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """A recipe's section `model` with the original's keys put into ours; the rest is for the model's own config.
+
+    Args:
+        section: the keys, the original's or ours. sources: dotted key to the file or option that set it, for errors.
+
+    Raises:
+        ValueError: a value of another type than its key has. FileNotFoundError: a file that a key names.
+    """
+    if _is_of_original(section.get("arch")):
+        return dict(section)
+    section = {**section, **_of_timesformer(section.get("timesformer") or {})}
+    model = {k: v for k, v in section.items() if k not in LEGACY_MODEL_KEYS}
+    known = LEGACY_MODEL_TYPES.get((str(model.get("arch")), str(model.get("model_type"))))
+    if known is not None:
+        model["model_type"] = known
+    flags: dict[str, Any] = {}
+    for key, kind in _FLAGS.items():
+        if section.get(key) is not None:
+            try:
+                flags[key] = _convert(section[key], kind)
+            except ValueError as e:
+                place = (sources or {}).get(f"model.{key}", "config")
+                expected = _type_name(kind)
+                raise ValueError(f"{place}: model.{key} is {section[key]!r}; expected {expected}") from e
+    if "weights" not in model:
+        finetuned = flags.get("load_finetuned", flags.get("load_pretrained", True))
+        if finetuned and section.get("finetuned"):
+            model["weights"] = section["finetuned"]
+        elif finetuned and "load_finetuned" in flags:
+            model["weights"] = "finetuned"
+        elif not finetuned and not flags.get("load_pretrained", True):
+            model["weights"] = "none"
+        elif not finetuned:
+            model["weights"] = "pretrained"
+        if model.get("weights", "pretrained") != "pretrained":
+            model.pop("pretrained", None)  # named in the original's recipes whether it is read or not
+    if "vit_grad_ckpt" in flags:
+        blocks = flags.get("vit_ckpt_layer", _EVERY_BLOCK) if flags["vit_grad_ckpt"] else 0
+        model.setdefault("grad_checkpointing", blocks)
+    vit = {ours: flags[theirs] for theirs, ours in _VIT_KEYS.items() if theirs in flags}
+    if vit:
+        model["vit"] = {**vit, **(model.get("vit") or {})}
+    text = _of_bert(str(section["med_config_path"])) if section.get("med_config_path") else {}
+    if text:
+        model["text"] = {**text, **(model.get("text") or {})}
+    if "model_type" not in model and section.keys() & _ORIGINAL_ONLY:
+        guessed = _type_of(section)
+        if guessed is not None:
+            model["model_type"] = guessed
+    return model
+
+
+def _is_of_original(arch: Any) -> bool:
+    """Whether a model class is one of a program's own that reads the original's keys itself."""
+    return arch in registry.list_models() and not getattr(
+        registry.get_model_class(str(arch)), "PRESETS", None
+    )
+
+
+def _type_of(section: Mapping[str, Any]) -> str | None:
+    """Which model type a section of the original's own model files means; they don't name it.
+
+    Those with the same weights first, else the first of the same size.
+    """
+    if "arch" not in section:
+        return None
+    presets = getattr(registry.get_model_class(str(section["arch"])), "PRESETS", {})
+    official = {name: p for name, p in presets.items() if not name.startswith("tiny")}
+    if section.get("vit_type"):
+        width = {"base": 768, "large": 1024}.get(str(section["vit_type"]))
+        if width is None:
+            raise ValueError(f"model.vit_type is {section['vit_type']!r}; it should be base or large")
+        official = {name: p for name, p in official.items() if p.config.vit.width == width}
+    for key in ("finetuned", "pretrained"):
+        for name, preset in official.items():
+            if section.get(key) and section[key] in (preset.weights, preset.pretrained):
+                return str(name)
+    return next(iter(official), None)
 
 
 # ------------------------------------------------------------------------------------------ the config
@@ -374,6 +510,7 @@ class Config:
         if args is not None:
             layers = self._read(args.cfg_path, getattr(args, "options", None))
         self.sources: dict[str, str] = {}
+        self._check_family(layers)
         for source, content in layers:
             self._check_sections(source, content)
             self.sources.update(dict.fromkeys(_dotted(content), source))
@@ -424,6 +561,16 @@ class Config:
 
     # ------------------------------------------------------------------ checks
     @staticmethod
+    def _check_family(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Refuse a recipe of a family that is not here before its keys, none of which would be known."""
+        for source, content in layers:
+            model = content.get("model")
+            arch = model.get("arch") if isinstance(model, Mapping) else None
+            answer = elsewhere.where(arch) if arch is not None else ""
+            if answer and arch not in registry.list_models():
+                raise ValueError(f"{source}: model.arch is {arch!r}: {answer}")
+
+    @staticmethod
     def _check_sections(source: str, content: Mapping[str, Any]) -> None:
         place = f"{source}: " if source else ""
         for name, value in content.items():
@@ -448,42 +595,7 @@ class Config:
 
     def _model_section(self, section: dict[str, Any]) -> dict[str, Any]:
         """The section with the original's keys put into ours; the rest is for the model's own config."""
-        section = {**section, **_of_timesformer(section.get("timesformer") or {})}
-        model = {k: v for k, v in section.items() if k not in LEGACY_MODEL_KEYS}
-        known = LEGACY_MODEL_TYPES.get((str(model.get("arch")), str(model.get("model_type"))))
-        if known is not None:
-            model["model_type"] = known
-        flags = {}
-        kinds = {
-            "load_finetuned": bool,
-            "load_pretrained": bool,
-            "vit_grad_ckpt": bool,
-            "vit_ckpt_layer": int,
-        }
-        for key, kind in kinds.items():
-            if section.get(key) is not None:
-                try:
-                    flags[key] = _convert(section[key], kind)
-                except ValueError as e:
-                    place = self.sources.get(f"model.{key}", "config")
-                    expected = _type_name(kind)
-                    raise ValueError(f"{place}: model.{key} is {section[key]!r}; expected {expected}") from e
-        if "weights" not in model:
-            finetuned = flags.get("load_finetuned", flags.get("load_pretrained", True))
-            if finetuned and section.get("finetuned"):
-                model["weights"] = section["finetuned"]
-            elif finetuned and "load_finetuned" in flags:
-                model["weights"] = "finetuned"
-            elif not finetuned and not flags.get("load_pretrained", True):
-                model["weights"] = "none"
-            elif not finetuned:
-                model["weights"] = "pretrained"
-            if model.get("weights", "pretrained") != "pretrained":
-                model.pop("pretrained", None)  # named in the original's recipes whether it is read or not
-        if "vit_grad_ckpt" in flags:
-            blocks = flags.get("vit_ckpt_layer", _EVERY_BLOCK) if flags["vit_grad_ckpt"] else 0
-            model.setdefault("grad_checkpointing", blocks)
-        return model
+        return translate_model(section, self.sources)
 
     def _datasets_section(self, section: dict[str, Any]) -> dict[str, dict[str, Any]]:
         for name, settings in section.items():

@@ -165,7 +165,7 @@ def opened(
     except MemoryError as e:
         raise _undecodable(name, "there is not enough memory") from e
     except Exception as e:  # a decoder may raise anything when it meets a damaged file
-        raise _undecodable(name, str(e) or type(e).__name__) from e
+        raise _undecodable(name, " ".join(str(e).split()) or type(e).__name__) from e
 
 
 def _too_many(pixels: int, limit: int, name: str | Path) -> UnreadableMediaError:
@@ -246,10 +246,15 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def from_16_bit(image: Image.Image) -> Image.Image:
-    """A grey image of 16 bits ("I;16", or "I" with values from 0 to 65535) with 8 bits: divided by 257 and rounded."""
-    values = np.asarray(image).astype(np.int64).clip(0, 65535)
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+def from_16_bit(image: Image.Image, bits: int = 16) -> Image.Image:
+    """A grey image of 16 bits ("I;16", or "I" with values from 0 to 65535) with 8 bits: divided by 257 and rounded.
+
+    Args:
+        bits: how many of them are used; white is the largest number of so many.
+    """
+    white = (1 << bits) - 1
+    values = np.asarray(image).astype(np.int64).clip(0, white)
+    return Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
 
 
 def _by_own_range(image: Image.Image) -> Image.Image:
@@ -284,7 +289,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if not wide and image.mode not in ("I", "F"):
         return _on_white(image, raw)
-    grey = from_16_bit(image) if wide else _by_own_range(image)
+    # Pillow leaves the 12 bits of a TIFF as they are
+    grey = from_16_bit(image, 12 if _tag(image, _BITS) == 12 else 16) if wide else _by_own_range(image)
     if _tag(image, _PHOTOMETRIC) == 0:  # white is zero: Pillow turns 8 bits around, no others
         grey = Image.fromarray(255 - np.asarray(grey))
     clear = image.info.get("transparency")

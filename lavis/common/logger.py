@@ -6,14 +6,17 @@ import logging
 import math
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from lavis.common import dist
+from lavis.common import dist, moved
 from lavis.common.files import append_jsonl
 
+__getattr__ = moved.names_of(__name__)
+
 _ROOT = "lavis"
+T = TypeVar("T")
 
 
 def setup_logger(level: int = logging.INFO) -> logging.Logger:
@@ -106,17 +109,28 @@ class RunLog:
 
 
 class SmoothedValue:
-    """Running statistics of a number: median and mean over a window, mean over everything."""
+    """Running statistics of a number: median and mean over a window, mean over everything.
 
-    def __init__(self, window_size: int = 20) -> None:
+    Args:
+        window_size: how many values the window has.
+        fmt: how `str` shows it, of `median`, `avg`, `global_avg`, `max` and `value`.
+    """
+
+    def __init__(self, window_size: int = 20, fmt: str = "{median:.4f} ({global_avg:.4f})") -> None:
         self.window: deque[float] = deque(maxlen=window_size)
         self.total = 0.0
         self.count = 0
+        self.fmt = fmt
 
     def update(self, value: float, n: int = 1) -> None:
         self.window.append(float(value))
         self.total += float(value) * n
         self.count += n
+
+    def synchronize_between_processes(self) -> None:
+        """Take all ranks' values into `global_avg`; the window stays this rank's."""
+        parts = dist.all_gather_objects((self.total, self.count))
+        self.total, self.count = sum(total for total, _ in parts), sum(count for _, count in parts)
 
     @property
     def median(self) -> float:
@@ -133,24 +147,53 @@ class SmoothedValue:
         return self.total / self.count if self.count else 0.0
 
     @property
+    def max(self) -> float:
+        return max(self.window, default=0.0)
+
+    @property
     def value(self) -> float:
         return self.window[-1] if self.window else 0.0
 
+    def __str__(self) -> str:
+        return self.fmt.format(
+            median=self.median, avg=self.avg, global_avg=self.global_avg, max=self.max, value=self.value
+        )
+
 
 class MetricLogger:
-    """The paper's collection of `SmoothedValue`s, for loops of one's own: `update(loss=…)`, `str(...)`."""
+    """The paper's collection of `SmoothedValue`s, for loops of one's own: `update(loss=…)`, `log_every`, `str(...)`."""
 
     def __init__(self, delimiter: str = "  ") -> None:
         self.meters: dict[str, SmoothedValue] = {}
         self.delimiter = delimiter
 
+    def add_meter(self, name: str, meter: SmoothedValue) -> None:
+        self.meters[name] = meter
+
     def update(self, **values: Any) -> None:
         for name, value in values.items():
             self.meters.setdefault(name, SmoothedValue()).update(plain(value))
 
+    def log_every(self, iterable: Iterable[T], print_freq: int, header: str = "") -> Iterator[T]:
+        """The items of an iterable; every `print_freq`th time a line with the meters goes to the log."""
+        for number, item in enumerate(iterable):
+            yield item
+            if number % print_freq == 0:
+                logging.getLogger(_ROOT).info("%s [%d] %s", header, number, self)
+
+    def synchronize_between_processes(self) -> None:
+        """Take all ranks' values into the means."""
+        for meter in self.meters.values():
+            meter.synchronize_between_processes()
+
     def global_avg(self) -> str:
         return self.delimiter.join(f"{n}: {m.global_avg:.4f}" for n, m in self.meters.items())
 
+    def __getattr__(self, name: str) -> SmoothedValue:
+        meters = self.__dict__.get("meters", {})
+        if name not in meters:
+            raise AttributeError(f"there is no meter {name!r}")
+        return meters[name]  # type: ignore[no-any-return]
+
     def __str__(self) -> str:
-        parts = (f"{n}: {m.median:.4f} ({m.global_avg:.4f})" for n, m in self.meters.items())
-        return self.delimiter.join(parts)
+        return self.delimiter.join(f"{n}: {m}" for n, m in self.meters.items())

@@ -26,7 +26,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
+
+__getattr__ = moved.names_of(__name__)
 
 
 class Scheduler:

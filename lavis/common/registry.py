@@ -11,9 +11,13 @@ import difflib
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
+
+from lavis.common import elsewhere
 
 T = TypeVar("T", bound=type | Callable[..., Any])
 
@@ -88,7 +92,15 @@ class Registry:
         return wrap
 
     def register_model(self, name: str) -> Callable[[T], T]:
-        return self._add("model", name)
+        """The class's `registered_name` is this one, unless it says another itself."""
+
+        def wrap(cls: T) -> T:
+            self._add("model", name)(cls)
+            if not hasattr(cls, "registered_name"):
+                cls.registered_name = name  # type: ignore[union-attr]
+            return cls
+
+        return wrap
 
     def register_dataset(self, name: str) -> Callable[[T], T]:
         return self._add("dataset", name)
@@ -153,6 +165,9 @@ class Registry:
     def _get(self, kind: str, name: str) -> Any:
         entries = self._load(kind)
         if name not in entries:
+            known_elsewhere = elsewhere.where(name)
+            if known_elsewhere:
+                raise ValueError(f"there is no {kind.replace('_', ' ')} named {name!r}: {known_elsewhere}")
             raise ValueError(f"there is no {kind.replace('_', ' ')} named {name!r}.{suggest(name, entries)}")
         return entries[name]
 
@@ -162,7 +177,11 @@ class Registry:
     def get_dataset_class(self, name: str) -> Any:
         return self._get("dataset", name)
 
-    get_builder_class = get_dataset_class
+    def get_builder_class(self, name: str) -> Any:
+        """A class with `build_datasets`, as the original's; `get_dataset_class` gives what was registered."""
+        from lavis.datasets.builder_classes import builder_of
+
+        return builder_of(name)
 
     def get_task_class(self, name: str) -> Any:
         return self._get("task", name)
@@ -204,11 +223,33 @@ class Registry:
     def list_pages(self) -> list[str]:
         return self.names("page")
 
+    @property
+    def mapping(self) -> dict[str, dict[str, Any]]:
+        """All that is registered, under the original's keys: `mapping["model_name_mapping"]["blip_caption"]`."""
+        kinds = {
+            "builder" if kind == "dataset" else kind: dict(self._load(kind))
+            for kind in _ROOMS
+            if kind != "page"
+        }
+        named = {f"{kind}_name_mapping": entries for kind, entries in kinds.items()}
+        return {**named, "state": dict(self._state), "paths": dict(self._paths)}
+
     def get_path(self, name: str) -> str | None:
-        return self._paths.get(name)
+        """A registered path; "library_root", "repo_root" and "cache_root" are there from the start."""
+        if name in self._paths:
+            return self._paths[name]
+        package = Path(__file__).parent.parent
+        if name == "cache_root":
+            from lavis.common import hub
+
+            return str(hub.cache_root())
+        return {"library_root": str(package), "repo_root": str(package.parent)}.get(name)
 
     def get(self, name: str, default: Any = None, no_warning: bool = True) -> Any:
-        return self._state.get(name, default)
+        """What `register` remembered under a dotted name, or a part of it."""
+        if name in self._state:
+            return self._state[name]
+        return {"MAX_INT": sys.maxsize, "SPLIT_NAMES": ["train", "val", "test"]}.get(name, default)
 
     def unregister(self, kind: str, name: str) -> Any:
         """Take a name out again (tests and notebooks that redefine a class)."""

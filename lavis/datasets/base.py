@@ -192,6 +192,22 @@ class Dataset(torch.utils.data.Dataset[Sample]):
             raise IndexError(f"{self.name}/{self.split} has {n} samples; there is no sample {index}")
         return self.make_sample(index % n, np.random.default_rng() if rng is None else rng)
 
+    @property
+    def annotation(self) -> Sequence[Record]:
+        """`records`, under the original's name."""
+        return self.records
+
+    def displ_item(self, index: int) -> dict[str, Any]:
+        """What there is to show of a sample: its record, `file`, and its images or video as the sample has them."""
+        sample = self.sample(index)
+        record = self.records[self._first_record(index)]
+        media = {key: sample[key] for key in ("image", "image0", "image1", "video") if key in sample}
+        return {"file": next(iter(self.media_names(record)), ""), **record, **media}
+
+    def _first_record(self, index: int) -> int:
+        """The position of a sample's first record."""
+        return index
+
     def make_sample(self, index: int, rng: np.random.Generator) -> Sample:
         """Turn item `index` into a sample; a data set or its family writes this."""
         raise NotImplementedError(f"{type(self).__name__} has no make_sample")
@@ -346,6 +362,9 @@ class Grouping(Dataset):
         """What records about the same picture, pictures or clip have in common."""
         key: Hashable = picture_of(record)
         return key
+
+    def _first_record(self, index: int) -> int:
+        return index if self._items is None else int(self._items[index][0])
 
     def _pictures(self) -> Sequence[Sequence[int]]:
         """The positions of each picture's records."""

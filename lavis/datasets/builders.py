@@ -8,11 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lavis.common import moved
 from lavis.common.registry import registry, suggest
 from lavis.datasets.base import ON_ERROR, Dataset, Plan, error_policy, under_cache_root
+from lavis.datasets.builder_classes import BaseDatasetBuilder, builder_of
 from lavis.datasets.sources import Source
 
 logger = logging.getLogger(__name__)
+
+__all__ = ["DatasetZoo", "build_datasets", "dataset_zoo", "load_dataset", "load_dataset_config", "make_plan"]
+__path__: list[
+    str
+] = []  # so that the original's modules below this one can be found, see `lavis.common.moved`
+__getattr__ = moved.names_of(__name__)
 
 _THEIRS = "/export/"
 # What the original's configurations say of LAION's shards and of ImageNet in build_info, and our options.
@@ -52,7 +60,9 @@ def load_dataset(
     if data_type is not None:
         section["data_type"] = data_type
     if vis_path is not None:
-        kind = str(section.get("data_type") or registry.get_dataset_class(name).data_type)
+        kind = str(
+            section.get("data_type") or getattr(registry.get_dataset_class(name), "data_type", "images")
+        )
         build_info = dict(section.get("build_info") or {})
         build_info[kind] = {"storage": str(vis_path)}
         section["build_info"] = build_info
@@ -80,6 +90,8 @@ def build_datasets(
     """
     dataset_class = registry.get_dataset_class(name)
     section = {str(k): v for k, v in (cfg or {}).items()}
+    if issubclass(dataset_class, BaseDatasetBuilder):
+        return _build_with(dataset_class, name, section, splits)
     plan = make_plan(dataset_class, name, section)
     known = dataset_class.split_names(plan)
     if splits is not None:
@@ -97,6 +109,23 @@ def build_datasets(
         )
         built[split] = dataset
     return built
+
+
+def _build_with(
+    builder: type[BaseDatasetBuilder], name: str, section: Mapping[str, Any], splits: Sequence[str] | None
+) -> dict[str, Any]:
+    """The same by a builder class of the original's form; the section goes over its own configuration."""
+    from omegaconf import OmegaConf
+
+    cfg: Any = section
+    if builder.DATASET_CONFIG_DICT:
+        own = load_dataset_config(builder.default_config_path(str(section.get("type", "default"))))
+        cfg = OmegaConf.merge(own, {key: value for key, value in section.items() if key != "type"})
+    built = dict(builder(cfg).build_datasets())
+    for split in splits or ():
+        if split not in built:
+            raise ValueError(f"the data set {name!r} has no split {split!r}.{suggest(split, built)}")
+    return {split: built[split] for split in (built if splits is None else splits)}
 
 
 def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any]) -> Plan:
@@ -271,7 +300,7 @@ class DatasetZoo:
     @property
     def dataset_zoo(self) -> dict[str, list[str]]:
         """{name: [types]}, sorted by name."""
-        return {name: list(registry.get_dataset_class(name).types()) for name in registry.names("dataset")}
+        return {name: list(builder_of(name).DATASET_CONFIG_DICT) for name in registry.names("dataset")}
 
     def get_names(self) -> list[str]:
         """The names that `load_dataset` takes, sorted."""

@@ -203,8 +203,12 @@ def captions_of(text: str, is_json: bool, path: Path, place: int) -> list[str]:
         return [text.strip()]
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as e:
-        raise UnreadableMediaError(f"{path}, byte {place}: not valid JSON ({e.msg})", path) from e
+    except (
+        ValueError,
+        RecursionError,
+    ) as e:  # numbers of thousands of digits, and lists in lists in lists, too
+        reason = e.msg if isinstance(e, json.JSONDecodeError) else e
+        raise UnreadableMediaError(f"{path}, byte {place}: not valid JSON ({reason})", path) from e
     found = content.get("caption") if isinstance(content, Mapping) else content
     found = [found] if isinstance(found, str) else found
     if not isinstance(found, list) or not found or not all(isinstance(c, str) for c in found):

@@ -59,17 +59,17 @@ def convert(
     if folder.is_file() or (existing_folder(folder) is not None and any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; choose another folder, or delete it")
     if name is None:
-        model = load_model(source, is_eval=not for_training, activation=activation)
+        model = load_model(source, activation=activation, for_training=for_training)
     else:
         model = load_model(
-            name, model_type, is_eval=not for_training, checkpoint=source, activation=activation
+            name, model_type, checkpoint=source, activation=activation, for_training=for_training
         )
     before = _state(model)
     if half:
         _halve(model)
     replace_folder(folder, model.save_pretrained)
     del model
-    again = load_model(str(folder), is_eval=not for_training)
+    again = load_model(str(folder), for_training=for_training)
     largest = _compare(before, _state(again), half, folder)
     preset = again.preset(again.model_type) if again.model_type else None
     return Converted(

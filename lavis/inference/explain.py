@@ -187,7 +187,9 @@ def _caption(model: BlipCaption, samples: Samples, text: str | None, layer: int 
         raise ValueError("there is no caption to explain; give one")
     start = model.prompt_length
     words, places = _words(model, text, model.config.max_txt_len - start + 1)
-    tokens = model.tokenizer([model.prompt + text], max_length=model.config.max_txt_len, device=model.device)
+    tokens = model.tokenizer.batch(
+        [model.prompt + text], max_length=model.config.max_txt_len, device=model.device
+    )
     ids = tokens.ids.clone()
     ids[:, 0] = model.bos_id
     # a word's pieces, moved behind the prompt; what predicts a piece is the row before it
@@ -210,7 +212,7 @@ def _answer(model: Answering, samples: Samples, question: str, layer: int | None
     samples = {**samples, "text_input": [question]}
     found = Answering.predict_answers(model, samples, inference_method="generate")
     assert isinstance(found, list)
-    tokens = model.tokenizer(found, device=model.device)
+    tokens = model.tokenizer.batch(found, device=model.device)
     tokens.ids[:, 0] = model.bos_id
     labels = tokens.ids.masked_fill(~tokens.mask, IGNORE)
 

@@ -236,7 +236,8 @@ class _Job:
             if progress is not None:
                 progress(len(good) + len(failed))
         table = np.concatenate(rows) if rows else np.zeros((0, self.encoder.width), dtype=np.float32)
-        stored = table.astype(self.dtype)
+        with np.errstate(over="ignore"):  # said below
+            stored = table.astype(self.dtype)
         if not np.isfinite(stored).all():
             raise ValueError(
                 f"{vectors.name}: vectors hold NaN or infinity; states that float16 can't hold are stored as float32 "

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from lavis.common import device as devices
+from lavis.common import elsewhere
 from lavis.common.files import is_clip
 from lavis.common.images import open_image
 from lavis.common.registry import registry, suggest
@@ -124,6 +125,8 @@ def split_model(spec: str) -> tuple[str, str | None]:
     known = registry.list_models()
     if arch in known:
         return arch, model_type or None
+    if elsewhere.where(arch):
+        raise ValueError(f"there is no model {spec!r}: {elsewhere.where(arch)}")
     near = suggest(arch, known)
     if slash and near.startswith(" Known:"):  # nothing near: it may be on the Hugging Face hub
         from lavis.common import hub
@@ -169,7 +172,7 @@ def load(spec: str, checkpoint: str | None = None, device: str = "auto", precisi
     chosen = devices.pick_precision(where, precision)
     name, model_type = split_model(spec)
     model, pictures, texts = load_model_and_preprocess(
-        name, model_type, is_eval=True, device=where, checkpoint=checkpoint
+        name, model_type, is_eval=True, device=where, checkpoint=checkpoint, for_training=False
     )
     if where.type == "cpu" and chosen == "fp32":
         model.pack_weights()

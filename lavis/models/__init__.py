@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.models.base import (
     BaseModel,
@@ -35,7 +36,7 @@ log = logging.getLogger("lavis")
 Processors = dict[str, Any]
 
 
-def __getattr__(name: str) -> Any:
+def _own(name: str) -> Any:
     """A registered class by its name, as in `from lavis.models import BlipCaption`."""
     if name[:1].isupper():
         for registered in registry.list_models():
@@ -45,6 +46,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'lavis.models' has no attribute {name!r}")
 
 
+__getattr__ = moved.names_of(__name__, _own)
+
+
 def load_model(
     name: str,
     model_type: str | None = None,
@@ -52,6 +56,7 @@ def load_model(
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
     activation: str | None = None,
+    for_training: bool = True,
 ) -> BaseModel:
     """Load a model.
 
@@ -59,15 +64,16 @@ def load_model(
         name: a registered name (`model_zoo` lists them), or a folder that `save_pretrained` or a
             training run wrote.
         model_type: one of the name's types; may be left out for a folder, or where there is one only.
-        is_eval: whether to return it in evaluation mode, and without state that only training uses
-            (momentum copies, queues). `generate`, `predict_answers` and the like never use dropout, in
-            either mode.
+        is_eval: whether to return it in evaluation mode. `generate`, `predict_answers` and the like never use
+            dropout, in either mode.
         device: "cpu", "cuda", "mps", "auto", …
         checkpoint: weights to use instead of the preset's: a folder, a `.safetensors` or official
             `.pth` file, a URL, a Hugging Face id, a folder of transformers or OpenCLIP. Then nothing else is
             downloaded.
         activation: "gelu" or "quick_gelu", of a checkpoint for CLIP beside which nothing says it (OpenCLIP's files
             alone).
+        for_training: whether to keep what only the training loss needs (momentum copies, queues). Without it a model
+            of a family that has them takes about half the memory, and can't compute its training loss.
 
     Raises:
         ValueError: an unknown name or type (with the nearest known ones), weights that do not fit.
@@ -84,16 +90,16 @@ def load_model(
             arch = _arch(path)
             if registry.get_model_class(arch) is not cls:
                 raise ValueError(f"{path} holds a {arch}, not a {name}")
-            model = cls.from_folder(path, for_training=not is_eval)
+            model = cls.from_folder(path, for_training=for_training)
         else:
             model_type = _one_type(cls, model_type)
-            config = set_for_training(cls.preset(model_type).config, not is_eval)
+            config = set_for_training(cls.preset(model_type).config, for_training)
             model = cls.from_file(config, path, activation=activation)
             model.model_type = model_type
     elif activation is not None:
         raise ValueError("activation is of a checkpoint; name one with checkpoint")
     else:
-        model = cls.from_pretrained(_one_type(cls, model_type), for_training=not is_eval)
+        model = cls.from_pretrained(_one_type(cls, model_type), for_training=for_training)
     if is_eval:
         model.eval()
     from lavis.common.device import pick_device
@@ -124,9 +130,10 @@ def load_model_and_preprocess(
     is_eval: bool = False,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
+    for_training: bool = True,
 ) -> tuple[BaseModel, Processors, Processors]:
     """`load_model`, and the processors of its pictures and texts: (model, vis_processors, txt_processors)."""
-    model = load_model(name, model_type, is_eval=is_eval, device=device, checkpoint=checkpoint)
+    model = load_model(name, model_type, is_eval, device, checkpoint, for_training)
     vis, txt = load_preprocess(model.preprocess_config())
     return model, vis, txt
 
@@ -135,7 +142,15 @@ def build_model(cfg: Mapping[str, Any]) -> BaseModel:
     """A model of a recipe's `model` section; see `BaseModel.from_config`."""
     if "arch" not in cfg:
         raise ValueError(f"model.arch is missing; known: {', '.join(registry.list_models())}")
-    return registry.get_model_class(str(cfg["arch"])).from_config(cfg)
+    cls = registry.get_model_class(str(cfg["arch"]))
+    model_type = cfg.get("model_type")
+    if model_type in getattr(cls, "PRETRAINED_MODEL_CONFIG_DICT", {}):
+        from omegaconf import OmegaConf
+
+        # over the class's own file
+        cfg = OmegaConf.merge(OmegaConf.load(cls.default_config_path(model_type)).model, dict(cfg))
+    model: BaseModel = cls.from_config(cfg)
+    return model
 
 
 class ModelZoo:
@@ -143,7 +158,8 @@ class ModelZoo:
 
     @property
     def model_zoo(self) -> dict[str, list[str]]:
-        return {name: list(registry.get_model_class(name).PRESETS) for name in registry.list_models()}
+        found = {name: registry.get_model_class(name) for name in registry.list_models()}
+        return {name: cls.types() if issubclass(cls, BaseModel) else [] for name, cls in found.items()}
 
     def preset(self, name: str, model_type: str) -> Preset:
         return registry.get_model_class(name).preset(model_type)
@@ -174,8 +190,8 @@ def _arch(folder: Path) -> str:
 def _one_type(cls: type[BaseModel], model_type: str | None) -> str:
     if model_type is not None:
         return model_type
-    if len(cls.PRESETS) == 1:
-        return next(iter(cls.PRESETS))
+    if len(cls.types()) == 1:
+        return cls.types()[0]
     raise ValueError(
-        f"{cls.registered_name} has several types; choose model_type from {', '.join(cls.PRESETS)}"
+        f"{cls.registered_name} has several types; choose model_type from {', '.join(cls.types())}"
     )

@@ -181,7 +181,6 @@ class AlbefRetrieval(AlbefAlignment):
     PRETRAINED_RULES = Rules(
         rename=BARE_TEXT, drop=PRETRAINING_ONLY, resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
     )
-    UNTUNED_RULES = replace(PRETRAINED_RULES, marker="text_encoder.cls.predictions.bias")
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=AlbefMatchingConfig(),
@@ -244,14 +243,15 @@ class AlbefPretrain(AlbefAlignment):
         """Contrastive, matching and masked-language-model loss.
 
         Args:
-            samples: `image` (B, 3, h, w); `text_input`, B texts; `epoch`, `iters`, `num_iters_per_epoch`.
+            samples: `image` (B, 3, h, w); `text_input`, B texts; `epoch`, `iters`, `num_iters_per_epoch`; optionally
+                `statements` and `fits`, see `judged`.
 
         Returns:
             loss = loss_itc + loss_itm + loss_mlm (nats), sims, intermediate_output.
         """
         step = self.contrastive_step(samples, distill=self.config.use_distill)
         contrast = step.contrast
-        same = torch.eye(step.image_embeds.shape[0], dtype=torch.bool, device=self.device)
+        same = self.together(samples, step.image_embeds.shape[0])
         text = TextStates(step.tokens, step.text_embeds)
         # own pairs go before the softmax: beside a near-perfect one all others would round to 0
         i2t, t2i = (s.masked_fill(same, -torch.inf) for s in (contrast.negatives_i2t, contrast.negatives_t2i))
@@ -259,12 +259,14 @@ class AlbefPretrain(AlbefAlignment):
         alpha = self._alpha(samples) if self.config.use_distill else 0.0
         # what the matching read of the pictures serves the guessing too
         loss_mlm = self._guess(step, matching.memory, alpha)
+        judged_itc, judged_itm = self.judged(samples, step, matching.memory)
+        loss_itc, loss_itm = contrast.loss + judged_itc, matching.loss + judged_itm
         return LossOutput(
             sims=contrast.sims,
             intermediate_output=step.states(matching),
-            loss=contrast.loss + matching.loss + loss_mlm,
-            loss_itc=contrast.loss,
-            loss_itm=matching.loss,
+            loss=loss_itc + loss_itm + loss_mlm,
+            loss_itc=loss_itc,
+            loss_itm=loss_itm,
             loss_mlm=loss_mlm,
         )
 

@@ -23,7 +23,7 @@ from lavis.common import dist
 from lavis.models.base import inference
 from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
-from lavis.models.outputs import Features, IntermediateOutput, Similarity
+from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, Similarity
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
@@ -95,8 +95,8 @@ class ContrastiveStep:
             text_embeds=self.text_embeds,
             image_embeds_m=self.image_embeds_m,
             text_embeds_m=self.text_embeds_m,
-            encoder_output=matching.positive,
-            encoder_output_neg=matching.negative,
+            encoder_output=EncoderOutput(matching.positive),
+            encoder_output_neg=EncoderOutput(matching.negative),
             itm_logits=matching.logits,
             itm_labels=matching.labels,
         )
@@ -192,7 +192,7 @@ class Alignment(VisionTextModel):
 
     def tokens(self, texts: Sequence[str], *, max_length: int | None = None, pad: bool = False) -> Tokens:
         """Padded to the longest, or to `max_length`."""
-        return self.tokenizer(
+        return self.tokenizer.batch(
             list(texts), max_length=max_length, pad_to=max_length if pad else None, device=self.device
         )
 
@@ -349,6 +349,55 @@ class Alignment(VisionTextModel):
         return Matching(
             F.cross_entropy(logits.float(), labels), logits, labels, states[:batch], states[batch:], memory
         )
+
+    def together(self, samples: Mapping[str, Any], pictures: int) -> torch.Tensor:
+        """(B, B) bool: which texts of a batch can't serve as wrong ones: a picture's own, and where `fits` says what is
+        true (see `judged`), those that are true of another, or whose picture the other's text is true of."""
+        own = torch.eye(pictures, dtype=torch.bool, device=self.device)
+        if samples.get("fits") is None:
+            return own
+        fits = samples["fits"].to(self.device).bool().unflatten(1, (pictures, -1))[:, :, 0]
+        return own | fits | fits.T
+
+    def judged(
+        self, samples: Mapping[str, Any], step: ContrastiveStep, memory: Any
+    ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """Contrast and matching of statements of which it is known whether they are true; 0 where there are none.
+
+        Matched is each picture with its own statements, contrasted are all pictures of this rank with all statements;
+        a statement may be true of several pictures or of none. Beside them the learned temperature, at which a text has
+        one picture, would be far too sharp.
+
+        Args:
+            samples: `statements`, S = B·K texts, a picture's next to one another and its `text_input` first; `fits`
+                (B, S) bool, whether they are true. Either both are there or none.
+            memory: the B pictures', as `memorize` gave it.
+
+        Returns:
+            the two losses (nats).
+        """
+        if samples.get("statements") is None:
+            return 0.0, 0.0
+        pictures = step.image_feat.shape[0]
+        texts = self._texts(samples, pictures, "statements")
+        require(samples, ("fits",), "whether each statement is true of each picture")
+        each = len(texts) // pictures
+        fits = samples["fits"].to(self.device).bool().unflatten(1, (pictures, each))  # (B, B, K)
+        logits, feats = [], []
+        for place in range(each):  # one statement a picture, padded to the longest of these
+            tokens = self.tokens(texts[place::each], max_length=self.config.max_txt_len)
+            states = self.encode_text(tokens)
+            text = TextStates(tokens, states if self.FUSES_STATES else None)
+            logits.append(self.match_logits(text, memory, only_first=True))
+            feats.append(self.text_feature(states))
+        own = fits.diagonal().flatten().long()  # (K·B,)
+        loss_itm = F.cross_entropy(torch.cat(logits).float(), own)
+        true = fits.transpose(1, 2).flatten(1)  # (B, K·B)
+        sims = step.image_feat @ torch.cat(feats).T / TEMPERATURE
+        some = true.any(dim=0)  # pictures all have their own text
+        loss_i2t = soft_cross_entropy(sims, contrastive_targets(true, None, 0.0))
+        loss_t2i = soft_cross_entropy(sims.T[some], contrastive_targets(true.T[some], None, 0.0))
+        return (loss_i2t + loss_t2i) / 2, loss_itm
 
     # ------------------------------------------------------------------------------ retrieval
     @property

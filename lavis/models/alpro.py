@@ -23,7 +23,7 @@ from lavis.models.alignment import TEMPERATURE_RANGE, Alignment, Matching, TextS
 from lavis.models.base import Preset, inference
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.classification import Classifier
-from lavis.models.outputs import Features, IntermediateOutput, LossOutput, OutputWithLogits
+from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, LossOutput, OutputWithLogits
 from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, for_shapes, untrained
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
@@ -140,6 +140,7 @@ class Alpro(VisionTextModel):
                 "clips side by side, so they must be equal"
             )
         self.text_encoder = TextTransformer(config.text)
+        self.text_encoder.fusion_layer = config.fuse_from
 
     def _vision(self) -> nn.Module:
         config = self.config
@@ -276,8 +277,8 @@ class AlproRetrieval(Alpro, Alignment):
         return LossOutput(
             intermediate_output=IntermediateOutput(
                 text_embeds=text_embeds,
-                encoder_output=matching.positive,
-                encoder_output_neg=matching.negative,
+                encoder_output=EncoderOutput(matching.positive),
+                encoder_output_neg=EncoderOutput(matching.negative),
                 video_embeds=video_embeds,
                 vtm_logits=matching.logits,
                 vtm_labels=matching.labels,
@@ -346,7 +347,7 @@ class AlproQA(Alpro, Classifier):
         video_embeds = self.visual_encoder(self._image(samples))
         questions = self._texts(samples, len(video_embeds))
         length = self.config.max_txt_len
-        tokens = self.tokenizer(questions, max_length=length, pad_to=length, device=self.device)
+        tokens = self.tokenizer.batch(questions, max_length=length, pad_to=length, device=self.device)
         text_embeds = self.encode_text(tokens)
         states = self.fuse(TextStates(tokens, text_embeds), self.memorize(video_embeds))
         logits = self.classifier(states[:, 0])  # type: ignore[operator]  # (R, C)
@@ -355,7 +356,7 @@ class AlproQA(Alpro, Classifier):
             return {"predictions": logits, "targets": labels}
         return OutputWithLogits(
             intermediate_output=IntermediateOutput(
-                text_embeds=text_embeds, encoder_output=states, video_embeds=video_embeds
+                text_embeds=text_embeds, encoder_output=EncoderOutput(states), video_embeds=video_embeds
             ),
             loss=F.cross_entropy(logits.float(), labels),
             logits=logits,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lavis.models.base import inference
-from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
+from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import SMOOTHING
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ def write_answers(
     start = torch.full((len(states), 1), bos_id, dtype=torch.long, device=states.device)
     decoded = generation.generate(decoding, start, rules)
     ids, logprobs, scores = decoded.read(len(states))
-    return Texts([tokenizer.decode(row) for row in ids], logprobs, scores)
+    return Texts([tokenizer.decode(row, skip_special_tokens=True) for row in ids], logprobs, scores)
 
 
 class Answering(VisionTextModel):
@@ -91,7 +91,9 @@ class Answering(VisionTextModel):
         """
         image_embeds = self.part("visual_encoder", twin)(self._image(samples))
         questions = self._texts(samples, image_embeds.shape[0])
-        tokens = self.tokenizer(questions, max_length=self.config.max_txt_len, device=image_embeds.device)
+        tokens = self.tokenizer.batch(
+            questions, max_length=self.config.max_txt_len, device=image_embeds.device
+        )
         tokens.ids[:, 0] = self.enc_id
         encoder = self.part("text_encoder", twin)
         states = encoder(tokens.ids, mask=tokens.mask, memory=encoder.project_memory(image_embeds))
@@ -99,7 +101,7 @@ class Answering(VisionTextModel):
 
     def _answers(self, answers: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids (A, T) with their start token, and their mask; answers are never cut."""
-        tokens = self.tokenizer(list(answers), device=device)
+        tokens = self.tokenizer.batch(list(answers), device=device)
         tokens.ids[:, 0] = self.bos_id
         return tokens.ids, tokens.mask
 
@@ -140,10 +142,11 @@ class Answering(VisionTextModel):
         memory = self._question_memory(states, mask, counts)
         logits = self.text_decoder(ids, mask=answer_mask, memory=memory)
         each = language_modelling_loss(logits, labels, smoothing=SMOOTHING, per_text=True)  # (A,)
+        image_embeds_m = states_m = None
         if self.distilled:
             with torch.no_grad():
                 self.update_twins()
-                states_m, _, _ = self.forward_encoder(samples, twin=True)
+                states_m, _, image_embeds_m = self.forward_encoder(samples, twin=True)
                 memory_m = self._question_memory(states_m, mask, counts, twin=True)
                 logits_m = self.part("text_decoder", twin=True)(ids, mask=answer_mask, memory=memory_m)
             each = (1 - alpha) * each + alpha * distilled_language_modelling_loss(logits, logits_m, labels)
@@ -152,7 +155,9 @@ class Answering(VisionTextModel):
             loss=loss,
             intermediate_output=IntermediateOutput(
                 image_embeds=image_embeds,
-                encoder_output=states,
+                image_embeds_m=image_embeds_m,
+                encoder_output=EncoderOutput(states),
+                encoder_output_m=None if states_m is None else EncoderOutput(states_m),
                 decoder_output=DecoderOutput(loss=each, logits=logits),
                 decoder_labels=labels,
             ),

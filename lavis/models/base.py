@@ -15,22 +15,23 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
-from torch.utils import _pytree
 
+from lavis.common.files import write_text
 from lavis.common.registry import suggest
 from lavis.models import checkpoints, vocabulary
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn.finite import NonFiniteError, check_finite, explained
 from lavis.nn.linear import Packing
+from lavis.nn.outputs import Output as Output
 
 log = logging.getLogger("lavis")
 
 CONFIG_NAME = "config.json"
 VOCABULARY_NAME = "vocab.txt"
-ORIGINS = PACKAGED, PUBLISHED, RANDOM = "packaged", "published", "random"  # of weights
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _LARGEST = 1 << 24  # number of anything in a config
 _MEDIA_KEYS = ("image", "video", "image0", "video_fts")  # of samples
+ORIGINS = PACKAGED, PUBLISHED, RANDOM = "packaged", "published", "random"  # of weights
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,42 +83,6 @@ def finite_results(model: nn.Module, samples: Any) -> Iterator[Callable[[T], T]]
                 e.places = sorted({place // (e.total // total) for place in e.places})
                 e.total, e.kind = total, kind
             raise
-
-
-# ------------------------------------------------------------------------------------------ outputs
-
-
-class Output:
-    """Base of frozen output dataclasses: attributes, `out["loss"]`, `.keys()` of the fields that are set."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        _pytree.register_pytree_node(
-            cls,
-            lambda out: ([getattr(out, n) for n in out.__dataclass_fields__], type(out)),
-            lambda values, kind: kind(*values),
-            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
-        )
-
-    def keys(self) -> list[str]:
-        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.keys():
-            raise KeyError(f"{type(self).__name__} has no {key!r}; it has {', '.join(self.keys())}")
-        return getattr(self, key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def items(self) -> list[tuple[str, Any]]:
-        return [(k, getattr(self, k)) for k in self.keys()]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return getattr(self, key) if key in self.keys() else default
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.keys()
 
 
 # ------------------------------------------------------------------------------------------ presets
@@ -199,6 +164,8 @@ class BaseModel(nn.Module):
     """A model with presets. Subclasses set `PRESETS`, `RULES`, and build themselves from a config."""
 
     PRESETS: ClassVar[Mapping[str, Preset]] = {}
+    # of classes in the original's form: {model type: YAML file with the sections model and preprocess}
+    PRETRAINED_MODEL_CONFIG_DICT: ClassVar[Mapping[str, str]] = {}
     # for files that hold this class's own weights, and for those it is fine-tuned from
     RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
     PRETRAINED_RULES: ClassVar[checkpoints.Rules] = checkpoints.Rules()
@@ -207,12 +174,17 @@ class BaseModel(nn.Module):
     UNTUNED_RULES: ClassVar[checkpoints.Rules | None] = None
 
     registered_name: ClassVar[str]
-    config: Any
+    config: Any = None  # a frozen dataclass; None in classes of the original's form
     tokenizer: Tokenizer | None = None  # of models that read text
     model_type: str | None = None
     origin: str = RANDOM  # of the weights: PACKAGED, PUBLISHED or RANDOM; training does not change it
 
     # ------------------------------------------------------------------------------ construction
+    @classmethod
+    def types(cls) -> list[str]:
+        """Its model types."""
+        return [*cls.PRESETS, *cls.PRETRAINED_MODEL_CONFIG_DICT]
+
     @classmethod
     def preset(cls, model_type: str) -> Preset:
         """The preset of a name; an unknown one is an error that lists those there are."""
@@ -320,6 +292,12 @@ class BaseModel(nn.Module):
 
         Without `for_training`, state that only training uses (momentum twins, queues) is left out.
         """
+        if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT:
+            from omegaconf import OmegaConf
+
+            model: BaseModel = cls.from_config(OmegaConf.load(cls.default_config_path(model_type)).model)
+            model.model_type = model_type
+            return model
         cfg: dict[str, Any] = {"model_type": model_type}
         if not for_training and hasattr(cls.preset(model_type).config, "for_training"):
             cfg["for_training"] = False
@@ -327,7 +305,7 @@ class BaseModel(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
-        """A model from a recipe's `model` section.
+        """A model from a recipe's `model` section, or from that of one of the original's model files.
 
         Args:
             cfg: `model_type` names the preset; `weights` says what to load: "finetuned" (the preset's
@@ -342,11 +320,15 @@ class BaseModel(nn.Module):
             ValueError: an unknown key, weights that do not fit, or keys that do not go together.
             FileNotFoundError, OSError: weights that are not there or cannot be downloaded.
         """
-        cfg = dict(cfg)
+        from lavis.common.config import translate_model
+
+        cfg = translate_model({"arch": cls.registered_name, **_plain(cfg)})
         kind, source = cls.source_of(cfg)
         cfg.pop("arch", None)
         model_type = cfg.pop("model_type")
         preset = cls.preset(model_type)
+        if cfg.get("weights") == preset.weights and preset.weights:
+            cfg["weights"] = "finetuned"  # whose checksum may be known
         init, pretrained = cfg.pop("init", None), cfg.pop("pretrained", None)
         weights, temperature = cfg.pop("weights", "finetuned"), cfg.pop("temperature", None)
         if pretrained and kind != "pretrained":
@@ -432,16 +414,41 @@ class BaseModel(nn.Module):
         checkpoints.load_into(self, state, self._rules(state, rules), name or str(path))
         self.config = config
 
-    def load_checkpoint(self, source: str | Path) -> None:
+    def load_checkpoint(self, url_or_filename: str | Path) -> None:
         """Replace the weights by those of a folder, file, URL or Hugging Face id, strictly."""
         device = self.device
-        self.load_file(locate(str(source)))
+        self.load_file(locate(str(url_or_filename)))
         self.to(device)
 
+    def load_from_pretrained(self, url_or_filename: str | Path, **unused: Any) -> None:
+        """Take pre-trained weights to fine-tune from; what the file lacks, such as new heads, stays as it is."""
+        device = self.device
+        preset = self.preset(self.model_type) if self.model_type else None
+        rules = (preset and preset.pretrained_rules) or self.PRETRAINED_RULES
+        self.load_file(locate(str(url_or_filename)), rules)
+        self.to(device)
+
+    def load_checkpoint_from_config(self, cfg: Mapping[str, Any], **unused: Any) -> None:
+        """Load what a section `model` of the original names: `finetuned`, or `pretrained` without `load_finetuned`."""
+        if cfg.get("load_finetuned", True):
+            if not cfg.get("finetuned"):
+                raise ValueError("model.load_finetuned is true, but model.finetuned names no weights")
+            self.load_checkpoint(cfg["finetuned"])
+        elif cfg.get("load_pretrained", True):
+            if not cfg.get("pretrained"):
+                raise ValueError("model.load_pretrained is true, but model.pretrained names no weights")
+            self.load_from_pretrained(cfg["pretrained"])
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model."""
+        """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model.
+
+        Of a class in the original's form only the weights, for `load_checkpoint`.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if self.config is None:
+            checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
+            return
         config = dataclasses.asdict(self.config)
         if "vocabulary" in config:
             config["vocabulary"] = VOCABULARY_NAME
@@ -505,10 +512,19 @@ class BaseModel(nn.Module):
 
     def preprocess_config(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The processors of this model's preset, for its own image size."""
+        if self.model_type in self.PRETRAINED_MODEL_CONFIG_DICT:
+            from omegaconf import OmegaConf
+
+            found = OmegaConf.load(self.default_config_path(str(self.model_type))).get("preprocess")
+            return _plain(found or {})
         preset = self.preset(self.model_type) if self.model_type else None
         if preset is None:
             return {"vis_processor": {}, "text_processor": {}}
-        size = getattr(self.config, "image_size", None)
+        return self._preprocessing(preset, self.config)
+
+    @classmethod
+    def _preprocessing(cls, preset: Preset, config: Any) -> dict[str, dict[str, dict[str, Any]]]:
+        size = getattr(config, "image_size", None)
         vis = {
             phase: {**({"image_size": size} if size else {}), **cfg}
             for phase, cfg in preset.vis_processor.items()
@@ -517,6 +533,47 @@ class BaseModel(nn.Module):
             "vis_processor": vis,
             "text_processor": {k: dict(v) for k, v in preset.text_processor.items()},
         }
+
+    @classmethod
+    def default_config_path(cls, model_type: str) -> str:
+        """A YAML file with the sections `model` and `preprocess` of a model type, written to the cache.
+
+        `from_config` and `load_preprocess` build from its sections what `load_model_and_preprocess` gives.
+
+        Raises:
+            ValueError: an unknown model type.
+        """
+        from omegaconf import OmegaConf
+
+        from lavis.common import hub
+
+        if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT:
+            given = Path(cls.PRETRAINED_MODEL_CONFIG_DICT[model_type]).expanduser()
+            packaged = Path(__file__).parent.parent / given
+            return str(given if given.exists() or not packaged.exists() else packaged)
+        preset = cls.preset(model_type)
+        values = {f.name: getattr(preset.config, f.name) for f in dataclasses.fields(preset.config)}
+        model = {
+            "arch": cls.registered_name,
+            "model_type": model_type,
+            "load_finetuned": preset.weights is not None,
+            "load_pretrained": preset.pretrained is not None,
+            "finetuned": preset.weights,
+            "pretrained": preset.pretrained,
+            **{k: v for k, v in values.items() if isinstance(v, (bool, int, float, str))},
+        }
+        content = {"model": model, "preprocess": cls._preprocessing(preset, preset.config)}
+        path = Path(hub.cache_root()) / "configs" / f"{cls.registered_name}_{model_type}.yaml"
+        text = OmegaConf.to_yaml(OmegaConf.create(content))
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+        return str(path)
+
+    def before_training(self, **unused: Any) -> None:
+        """Called with `dataset` and `task_type` before training; for classes that prepare something."""
+
+    def before_evaluation(self, **unused: Any) -> None:
+        """Called with `dataset` and `task_type` before a data set is evaluated; for classes that prepare something."""
 
     def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
         """Two parameter groups: no decay for tensors of one dimension and names with bias, ln or bn."""
@@ -540,31 +597,6 @@ class BaseModel(nn.Module):
         return f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total / 1e3:.1f}K"
 
 
-def origin_of(source: str | Path | None) -> str:
-    """What weights are at bottom: PACKAGED, PUBLISHED or RANDOM (trained from random ones too).
-
-    Args:
-        source: a path, URL or Hugging Face id; None: starting weights. A folder of this library is what the weights
-            were that its training began with.
-    """
-    if source is None:
-        return RANDOM
-    folder = Path(source).expanduser()
-    if folder.is_relative_to(ASSETS):
-        return PACKAGED
-    if not (folder / CONFIG_NAME).is_file() or is_of_transformers(folder):
-        return PUBLISHED
-    description = read_description(folder)
-    if description.get("origin") in ORIGINS:
-        return str(description["origin"])
-    # written before folders said so: as the model type starts
-    from lavis.common.registry import registry
-
-    model_class = registry.get_model_class(description["arch"])
-    preset = model_class.PRESETS.get(str(description.get("model_type")))
-    return origin_of(preset.weights or preset.pretrained) if preset is not None else PUBLISHED
-
-
 def _check_sizes(config: Mapping[str, Any], entries: int, path: Path) -> None:
     """Refuse a config that no file of so many entries can be of, before a model of its sizes is built.
 
@@ -579,6 +611,39 @@ def _check_sizes(config: Mapping[str, Any], entries: int, path: Path) -> None:
         for number in value if isinstance(value, (tuple, list)) else [value]:
             if isinstance(number, int) and number > most:
                 raise ValueError(f"{path}: {key} is {number}, but the file has {entries} entries")
+
+
+def origin_of(source: str | Path | None) -> str:
+    """What weights are at bottom: PACKAGED, PUBLISHED or RANDOM (trained from random ones too).
+
+    Args:
+        source: a path, URL or Hugging Face id; None: starting weights. A folder of this library is what the weights
+            were that its training began with.
+    """
+    if source is None:
+        return RANDOM
+    folder = Path(source).expanduser()
+    if folder.is_relative_to(ASSETS):
+        return PACKAGED
+    if not (folder / CONFIG_NAME).is_file() or is_foreign(folder):
+        return PUBLISHED
+    description = read_description(folder)
+    if description.get("origin") in ORIGINS:
+        return str(description["origin"])
+    # written before folders said so: as the model type starts
+    from lavis.common.registry import registry
+
+    model_class = registry.get_model_class(description["arch"])
+    preset = model_class.PRESETS.get(str(description.get("model_type")))
+    return origin_of(preset.weights or preset.pretrained) if preset is not None else PUBLISHED
+
+
+def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A section as plain values, of OmegaConf too."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else dict(cfg)
+    return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -628,7 +693,7 @@ def check_heads(folder: Path, heads: Mapping[str, tuple[int, int]]) -> dict[str,
     """
     if folder.name in checkpoints.WEIGHTS_NAMES:
         folder = folder.parent  # a file of such a folder
-    if not folder.is_dir() or not is_of_transformers(folder):
+    if not folder.is_dir() or not is_foreign(folder):
         return {}
     path = folder / CONFIG_NAME
     theirs: dict[str, Any] = checkpoints.read_json(path)

@@ -143,7 +143,7 @@ class BlipCaption(Blip):
     ) -> tuple[DecoderOutput, torch.Tensor]:
         """Loss and logits of the captions given the pictures' states; and the labels."""
         texts = self._texts(samples, image_embeds.shape[0])
-        tokens = self.tokenizer(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
+        tokens = self.tokenizer.batch(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
         ids = tokens.ids
         ids[:, 0] = self.bos_id
         labels = ids.masked_fill(~tokens.mask, IGNORE)
@@ -209,7 +209,7 @@ class BlipCaption(Blip):
                 generator did without saying).
             repetition_penalty: above 1 makes tokens that have occurred less likely.
             length_penalty: exponent of the length that beam scores are divided by.
-            num_captions: texts per picture; with beams, the best ones found.
+            num_captions: texts per picture; with beams, the best ones found, and at least as many beams.
             return_scores: give `Texts` (with log-probabilities) instead of strings.
 
         Returns:
@@ -239,5 +239,5 @@ class BlipCaption(Blip):
         # Cut by characters, as the original does: a caption that begins with a "##" piece is glued
         # to the prompt and loses its first character.
         ids, logprobs, scores = decoded.read(items)
-        texts = [self.tokenizer.decode(row)[len(self.prompt) :] for row in ids]
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True)[len(self.prompt) :] for row in ids]
         return Texts(texts, logprobs, scores) if return_scores else texts

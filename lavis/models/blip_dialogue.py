@@ -20,7 +20,7 @@ from lavis.models.answers import write_answers
 from lavis.models.base import Preset, inference
 from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
-from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
+from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import (
     GS,
     IMAGES,
@@ -227,7 +227,9 @@ class BlipDialogue(Blip):
             raise ValueError(
                 f"there are {len(captions)} captions for {len(image_embeds)} pictures; give one for each"
             )
-        tokens = self.tokenizer(captions, max_length=self.config.max_caption_len, device=image_embeds.device)
+        tokens = self.tokenizer.batch(
+            captions, max_length=self.config.max_caption_len, device=image_embeds.device
+        )
         tokens.ids[:, 0] = self.enc_id
         memory = self.text_encoder.project_memory(image_embeds)
         caption_embeds = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)
@@ -291,7 +293,7 @@ class BlipDialogue(Blip):
             intermediate_output=IntermediateOutput(
                 image_embeds=seen.image_embeds,
                 text_embeds=seen.caption_embeds,
-                encoder_output=states,
+                encoder_output=EncoderOutput(states),
                 itm_logits=logits,
                 itm_labels=labels,
             ),
@@ -324,7 +326,7 @@ class BlipDialogue(Blip):
             intermediate_output=IntermediateOutput(
                 image_embeds=seen.image_embeds,
                 text_embeds=seen.caption_embeds,
-                encoder_output=states,
+                encoder_output=EncoderOutput(states),
                 decoder_output=DecoderOutput(loss=loss, logits=logits),
                 decoder_labels=labels,
             ),
@@ -332,7 +334,7 @@ class BlipDialogue(Blip):
 
     def _answers(self, answers: Sequence[str]) -> Tokens:
         """Answers begun with [DEC], not cut."""
-        tokens = self.tokenizer(list(answers), device=self.device)
+        tokens = self.tokenizer.batch(list(answers), device=self.device)
         tokens.ids[:, 0] = self.bos_id
         return tokens
 

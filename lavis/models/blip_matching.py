@@ -21,7 +21,7 @@ from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, TWIN_COPIES, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
-from lavis.models.tokenizer import Tokens
+from lavis.models.tokenizer import Encoding, Tokens
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss, similarities
 from lavis.nn.text import Memory, TextConfig, TextTransformer
@@ -43,8 +43,6 @@ class BlipMatchingConfig(BlipConfig):
     negative_all_rank: bool = False
 
 
-# an entry of BLIP's pre-trained files that no matcher has: those files serve as matchers as they are
-PRETRAINING_MARKER = "text_decoder.cls.predictions.bias"
 _LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
 _TINY_PRESET = untrained(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512), IMAGES, CAPTION)
 _SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, max_txt_len=48)}
@@ -142,7 +140,6 @@ class BlipITM(BlipMatching):
     registered_name = "blip_image_text_matching"
     RULES = Rules(drop=TRAINING_STATE)
     PRETRAINED_RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*"), resize=RESIZE)
-    UNTUNED_RULES = replace(PRETRAINED_RULES, marker=PRETRAINING_MARKER)
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=BlipMatchingConfig(text=text, vit=vit),
@@ -200,20 +197,21 @@ def compute_gradcam(
     model: BlipITM,
     visual_input: torch.Tensor,
     text_input: list[str],
-    tokenized_text: Tokens,
+    tokenized_text: Encoding | Tokens,
     block_num: int = 6,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Where each word finds its evidence that the text fits (Grad-CAM on a cross-attention layer).
 
     Args:
         model: any model with a matching head. visual_input: (B, 3, h, w). text_input: B texts.
-        tokenized_text: `model.tokenizer(text_input)`. block_num: the layer.
+        tokenized_text: `model.tokenizer(text_input, padding=True, return_tensors="pt")`. block_num: the layer.
 
     Returns:
         a picture's maps (1 + T, g, g) each: the first token's, the mean over the words', then each further
         token's, of a grid of g x g patches; and the matching logits (B, 2).
     """
-    tokens = Tokens(tokenized_text.ids.to(model.device), tokenized_text.mask.to(model.device))
+    ids, mask = torch.as_tensor(tokenized_text.input_ids), torch.as_tensor(tokenized_text.attention_mask)
+    tokens = Tokens(ids.to(model.device), mask.to(model.device).bool())
     layer = model.text_encoder.encoder.layer[block_num]
 
     def fits() -> torch.Tensor:
@@ -246,7 +244,6 @@ class BlipRetrieval(BlipMatching):
     PRETRAINED_RULES = Rules(
         drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
     )
-    UNTUNED_RULES = replace(PRETRAINED_RULES, marker=PRETRAINING_MARKER)
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
             config=BlipMatchingConfig(grad_checkpointing=4),
@@ -364,14 +361,13 @@ class BlipPretrain(BlipMatching):
 
         Args:
             samples: `image` (B, 3, h, w); `text_input`, B texts without the prompt's cut; `epoch`, `iters`,
-                `num_iters_per_epoch`.
+                `num_iters_per_epoch`; optionally `statements` and `fits`, see `judged`.
 
         Returns:
             loss = loss_itc + loss_itm + loss_lm (nats), sims, intermediate_output.
         """
         step = self.contrastive_step(samples)
-        batch = step.image_embeds.shape[0]
-        same = torch.eye(batch, dtype=torch.bool, device=self.device)
+        same = self.together(samples, step.image_embeds.shape[0])
         contrast = step.contrast
         matching = self.match(
             TextStates(step.tokens), step.image_embeds, contrast.negatives_i2t, contrast.negatives_t2i, same
@@ -382,15 +378,17 @@ class BlipPretrain(BlipMatching):
         # shared cross-attention: what the matching encoder projected of the pictures serves here too
         logits = self.text_decoder(ids, mask=step.tokens.mask, memory=matching.memory)
         loss_lm = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
+        judged_itc, judged_itm = self.judged(samples, step, matching.memory)
+        loss_itc, loss_itm = contrast.loss + judged_itc, matching.loss + judged_itm
         states = step.states(matching)
         return LossOutput(
             sims=contrast.sims,
             intermediate_output=replace(
                 states, decoder_output=DecoderOutput(loss=loss_lm, logits=logits), decoder_labels=labels
             ),
-            loss=contrast.loss + matching.loss + loss_lm,
-            loss_itc=contrast.loss,
-            loss_itm=matching.loss,
+            loss=loss_itc + loss_itm + loss_lm,
+            loss_itc=loss_itc,
+            loss_itm=loss_itm,
             loss_lm=loss_lm,
         )
 

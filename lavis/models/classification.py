@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lavis.models.base import CONFIG_NAME, BaseModel, inference, read_description
 from lavis.models.checkpoints import Rules, StateDict
-from lavis.models.outputs import IntermediateOutput, OutputWithLogits
+from lavis.models.outputs import EncoderOutput, IntermediateOutput, OutputWithLogits
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
@@ -175,7 +175,7 @@ class Classifier(VisionTextModel):
 
     def _tokens(self, samples: Mapping[str, Any], pictures: int, max_length: int | None = None) -> Tokens:
         texts = self._texts(samples, pictures)
-        return self.tokenizer(texts, max_length=max_length, device=self.device)
+        return self.tokenizer.batch(texts, max_length=max_length, device=self.device)
 
     def _left_and_right(
         self, samples: Mapping[str, Any], twin: bool = False
@@ -225,8 +225,8 @@ class Classifier(VisionTextModel):
             intermediate_output=IntermediateOutput(
                 image_embeds=image_embeds,
                 image_embeds_m=image_embeds_m,
-                encoder_output=states,
-                encoder_output_m=states_m,
+                encoder_output=EncoderOutput(states),
+                encoder_output_m=None if states_m is None else EncoderOutput(states_m),
             ),
             loss=loss,
             logits=logits,

@@ -111,9 +111,9 @@ class ClipOutput(Output):
     """What `forward` returns: the loss (nats), the features, and what cosines were multiplied with."""
 
     intermediate_output: Features | None = None
+    logit_scale_exp: torch.Tensor | None = None
     loss: torch.Tensor | None = None
     loss_itc: torch.Tensor | None = None
-    logit_scale_exp: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Clip(BaseModel):
         self.config = config
         text = config.text
         merges = CLIP_MERGES if config.vocabulary == "clip" else config.vocabulary
-        self.tokenizer = ClipTokenizer(merges, size=text.vocab_size)
+        self.tokenizer = ClipTokenizer(merges, text.vocab_size, text.context_length)
         self.positional_embedding = nn.Parameter(torch.zeros(text.context_length, text.width))
         self.text_projection = nn.Parameter(torch.zeros(text.width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
@@ -261,7 +261,9 @@ class Clip(BaseModel):
             ids = text.to(self.device)
         else:
             texts = [text] if isinstance(text, str) else list(text)
-            ids = self.tokenizer(texts, max_length=self.config.text.context_length, device=self.device).ids
+            ids = self.tokenizer.batch(
+                texts, max_length=self.config.text.context_length, device=self.device
+            ).ids
         if ids.ndim != 2 or ids.shape[1] > self.config.text.context_length:
             raise ValueError(
                 f"ids have shape {tuple(ids.shape)}; (texts, tokens) with at most "

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
@@ -56,9 +57,12 @@ class ClipTokenizer(Tokenizer):
     Args:
         vocabulary: a file with one merge per line after a line of heading, the earliest first.
         size: number of ids; the first `size` - 514 merges are used. CLIP's is 49408.
+        context_length: ids that a call makes of a text.
     """
 
-    def __init__(self, vocabulary: Path | str = CLIP_MERGES, size: int = 49408) -> None:
+    def __init__(
+        self, vocabulary: Path | str = CLIP_MERGES, size: int = 49408, context_length: int = 77
+    ) -> None:
         self.vocabulary = Path(vocabulary)
         count = size - 2 * _ALPHABET - 2
         merges = read_merges(self.vocabulary, size, count)
@@ -79,15 +83,31 @@ class ClipTokenizer(Tokenizer):
         self._pieces = pieces
         self._bytes = {symbol: byte for byte, symbol in symbols.items()}
         self.pad_id, self.cls_id, self.sep_id = 0, vocab[START], vocab[END]
+        self.context_length = context_length
+        self._name_specials(vocab, bos=START, eos=END)
 
-    def encode(self, text: str, max_length: int | None = None) -> list[int]:
+    def __call__(  # type: ignore[override]  # the original's tokenizer of CLIP is a function of this form
+        self, texts: str | Sequence[str], context_length: int | None = None
+    ) -> torch.Tensor:
+        """Ids (B, context_length) of texts, cut to that length or filled up with 0."""
+        length = context_length or self.context_length
+        return self.batch(texts, max_length=length, pad_to=length).ids
+
+    def encode(
+        self, text: str, max_length: int | None = None, add_special_tokens: bool = True, **options: Any
+    ) -> Any:
         """[start] pieces [end]; cut to `max_length` ids, the end kept."""
-        return super().encode(clean(text), max_length)
+        return super().encode(clean(text), max_length, add_special_tokens)
 
-    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
+    def decode(
+        self,
+        token_ids: int | Iterable[int] | torch.Tensor,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
         """Text of ids up to the first end token, a space after every word, as the original writes it."""
         text = ""
-        for i in map(int, ids):
+        for i in map(int, torch.as_tensor(token_ids).flatten()):
             if i == self.sep_id:
                 break
             if i != self.cls_id:

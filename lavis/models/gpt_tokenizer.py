@@ -5,8 +5,9 @@ Built on the `tokenizers` package, from the list of merges; nothing is downloade
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -52,11 +53,25 @@ class GPTTokenizer(Tokenizer):
         self._inner = inner
         self.pad_id, self.bos_id, self.eos_id = vocab[PAD], vocab[BOS], vocab[EOS]
 
-    def encode(self, text: str, max_length: int | None = None) -> list[int]:
-        """The pieces' ids, at most `max_length` of them."""
+        self._name_specials(
+            vocab, unk=END_OF_TEXT, eos=EOS, bos=BOS, pad=PAD, more=(ASKING, ANSWERING, VIDEO, CAPTION)
+        )
+
+    def encode(
+        self, text: str, max_length: int | None = None, add_special_tokens: bool = True, **options: Any
+    ) -> Any:
+        """The pieces' ids, at most `max_length` of them. With more options as a call's `input_ids`."""
+        if options:
+            return self(text, max_length=max_length, **options).input_ids
         return self._inner.encode(text, add_special_tokens=False).ids[:max_length]
 
-    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """Text of ids without special tokens."""
-        text: str = self._inner.decode([int(i) for i in ids], skip_special_tokens=True)
+    def decode(
+        self,
+        token_ids: int | Iterable[int] | torch.Tensor,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
+        """Text of ids, with or without special tokens; spaces stay as they were."""
+        ids = [int(i) for i in torch.as_tensor(token_ids).flatten()]
+        text: str = self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
         return text

@@ -10,15 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lavis.models.base import Output
-
-
-@dataclass(frozen=True)
-class DecoderOutput(Output):
-    """loss: scalar, or (texts,) before weighting; logits: (texts, T, V)."""
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+from lavis.nn.outputs import DecoderOutput as DecoderOutput
+from lavis.nn.outputs import EncoderOutput as EncoderOutput
+from lavis.nn.outputs import Output
 
 
 @dataclass(frozen=True)
@@ -41,26 +35,26 @@ class Similarity(Output):
 class IntermediateOutput(Output):
     """States on the way.
 
-    image_embeds (B, N, D), or two pictures' (2, B, N, D), or a clip's video_embeds; text_embeds (R, T, D); `*_m` the
-    momentum twins'; encoder_output and encoder_output_neg: fused states of right and of wrong pairs; itm_logits
-    (3B, 2) and itm_labels (3B,), of clips vtm_logits and vtm_labels: right pairs, texts with a wrong picture,
-    pictures with a wrong text; decoder_output, decoder_labels (texts, T).
+    video_embeds of a clip, or image_embeds (B, N, D), or two pictures' (2, B, N, D); text_embeds (R, T, D);
+    encoder_output and encoder_output_neg: fused states of right and of wrong pairs; `*_m` the momentum twins';
+    itm_logits (3B, 2) and itm_labels (3B,), of clips vtm_logits and vtm_labels: right pairs, texts with a wrong
+    picture, pictures with a wrong text; decoder_output, decoder_labels (texts, T).
     """
 
+    video_embeds: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     image_embeds_m: torch.Tensor | None = None
     text_embeds_m: torch.Tensor | None = None
-    encoder_output: torch.Tensor | None = None
-    encoder_output_m: torch.Tensor | None = None
-    encoder_output_neg: torch.Tensor | None = None
+    encoder_output: EncoderOutput | None = None
+    encoder_output_m: EncoderOutput | None = None
+    encoder_output_neg: EncoderOutput | None = None
     itm_logits: torch.Tensor | None = None
     itm_labels: torch.Tensor | None = None
-    decoder_output: DecoderOutput | None = None
-    decoder_labels: torch.Tensor | None = None
-    video_embeds: torch.Tensor | None = None
     vtm_logits: torch.Tensor | None = None
     vtm_labels: torch.Tensor | None = None
+    decoder_output: DecoderOutput | None = None
+    decoder_labels: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class LossOutput(Output):
 
 @dataclass(frozen=True)
 class OutputWithLogits(Output):
-    """What `forward` of a classifier returns: logits (R, C), the twins' logits, the loss."""
+    """What `forward` of a classifier returns: the loss, logits (R, C), the twins' logits."""
 
     intermediate_output: IntermediateOutput | None = None
     loss: torch.Tensor | None = None

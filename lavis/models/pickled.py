@@ -66,6 +66,8 @@ UNREADABLE = (
 def reason_of(error: BaseException) -> str:
     """An error's first line, for a message."""
     lines = str(error).splitlines()
+    if isinstance(error, LookupError):  # says what was not found, and nothing else
+        return f"{shown(lines[0])} is not there" if lines else "a part of it is not there"
     return shown(lines[0]) if lines else type(error).__name__
 
 

@@ -28,7 +28,9 @@ class _Module(Inert):
     """Stands in for a module of the archive: attributes without behaviour."""
 
     qualified_name = ""
-    attributes: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.attributes: dict[str, Any] = {}
 
     def take_state(self, state: Any) -> None:
         self.attributes = dict(state)

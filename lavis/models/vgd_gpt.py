@@ -361,7 +361,7 @@ class GPTDialogue(BaseModel):
         prompt = torch.full((len(mask), 1), self.tokenizer.eos_id, device=mask.device)
         decoded = generation.generate(decoding, prompt, rules)
         ids, logprobs, scores = decoded.read(len(mask))
-        texts = [self.tokenizer.decode(row) for row in ids]
+        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
         return Texts(texts, logprobs, scores) if return_scores else texts
 
 

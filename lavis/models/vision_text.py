@@ -94,6 +94,11 @@ class VisionTextModel(BaseModel):
             )
         self.visual_encoder = self._vision()
 
+    @classmethod
+    def init_tokenizer(cls) -> Tokenizer:
+        """The family's tokenizer with BERT's vocabulary."""
+        return Tokenizer(extra=cls.EXTRA_TOKENS)
+
     def _vision(self) -> nn.Module:
         return VisionTransformer(self.config.vit, self.config.image_size, self.config.grad_checkpointing)
 
@@ -189,7 +194,7 @@ class VisionTextModel(BaseModel):
         if not self.has_twins:
             raise ValueError(
                 f"this {self.registered_name} was loaded for prediction, without its momentum twins, so its "
-                "training loss can't be computed; load it with is_eval=False"
+                "training loss can't be computed; load it with for_training=True"
             )
         momentum.update_twins(self.twin_pairs(), self.config.momentum)
 

@@ -12,10 +12,12 @@ Those rules choose; the log-probabilities that are reported are the model's own.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Protocol
 
@@ -25,6 +27,8 @@ from lavis.nn.finite import check_logprobs
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import Memory
+
+log = logging.getLogger("lavis")
 
 
 class Decoder(Protocol):
@@ -62,11 +66,6 @@ class Rules:
 
         need(self.num_beams >= 1, f"num_beams is {self.num_beams}; it must be at least 1")
         need(self.num_return >= 1, f"num_captions is {self.num_return}; it must be at least 1")
-        need(
-            self.sample or self.num_return <= max(self.num_beams, 1),
-            f"{self.num_return} texts per picture were asked for, but beam search with {self.num_beams} beams "
-            "has only that many; raise num_beams or use nucleus sampling",
-        )
         need(
             self.min_length <= self.max_length,
             f"the least length ({self.min_length}) is above the greatest ({self.max_length}), in tokens with prompt",
@@ -141,9 +140,21 @@ def generate(decoder: Decoder, prompt: torch.Tensor, rules: Rules) -> Decoded:
             f"max_length is {rules.max_length} tokens and counts the prompt, which has {prompt.shape[1]} already; "
             "raise it, or give max_new_tokens"
         )
+    if not rules.sample and rules.num_return > rules.num_beams:
+        _say_beams(rules.num_return, rules.num_beams)
+        rules = replace(rules, num_beams=rules.num_return)
     if rules.num_beams > 1 and not rules.sample:
         return _beam_search(decoder, prompt, rules)
     return _one_by_one(decoder, prompt, rules)
+
+
+@functools.cache
+def _say_beams(texts: int, beams: int) -> None:
+    """Said once of each pair of numbers."""
+    log.warning(
+        "%d texts per image were asked for, and a search with %d beams finds only that many; it takes %d beams",
+        texts, beams, texts,
+    )  # fmt: skip
 
 
 def _penalise(scores: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:

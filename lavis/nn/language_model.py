@@ -5,9 +5,12 @@ R rows of text, T tokens, D width, V vocabulary. Parameter names are those of th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from lavis.nn import bert_calls
 from lavis.nn.cache import Cache
 from lavis.nn.linear import Linear, gelu
 from lavis.nn.text import Memory, TextConfig, TextTransformer
@@ -77,10 +80,23 @@ class TextDecoder(LanguageModel):
         return self.bert.project_memory(states, mask)
 
     def forward(
-        self, ids: torch.Tensor, *, mask: torch.Tensor | None = None, memory: Memory | None = None
+        self,
+        ids: torch.Tensor | None = None,
+        *,
+        mask: torch.Tensor | None = None,
+        memory: Memory | None = None,
+        **as_bert: Any,
     ) -> torch.Tensor:
-        """Logits (R, T, V) of the token after each place."""
+        """Logits (R, T, V) of the token after each place; with arguments of transformers' BERT `bert_calls.decode`."""
+        if as_bert or ids is None:
+            return bert_calls.decode(self, as_bert.pop("input_ids", ids), **as_bert)  # type: ignore[return-value]
         return self.cls(self.bert(ids, mask=mask, memory=memory, causal=True))
+
+    def generate_from_encoder(
+        self, tokenized_prompt: Any, visual_embeds: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        """Ids of texts written about images; see `bert_calls.write`."""
+        return bert_calls.write(self, tokenized_prompt, visual_embeds, **options)
 
     def begin(self, memory: Memory | None, rows: int, max_length: int) -> Decoding:
         """Start decoding `rows` texts of at most `max_length` tokens, prompt included."""

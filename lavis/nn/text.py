@@ -10,13 +10,16 @@ V vocabulary, L layers. Parameter names are those of the official checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from lavis.nn import bert_calls
 from lavis.nn.attention import Reader, split_heads
 from lavis.nn.cache import Cache
 from lavis.nn.linear import Linear, Packing, gelu, is_bare, onednn, plain
+from lavis.nn.outputs import EncoderOutput
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,19 @@ class TextConfig:
     cross_from: int = 0
     memories: str = "one"
     token_types: int = 0
+
+    # the names of transformers
+    @property
+    def hidden_size(self) -> int:
+        return self.width
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.depth
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.heads
 
     def __post_init__(self) -> None:
         if self.memories not in ("one", "twin", "alternate"):
@@ -102,7 +118,8 @@ class Embeddings(nn.Module):
         # persistent because official checkpoints hold it
         self.register_buffer("position_ids", torch.arange(config.max_positions).unsqueeze(0))
 
-    def forward(self, ids: torch.Tensor, start: int = 0) -> torch.Tensor:  # (R, T) -> (R, T, D)
+    def forward(self, input_ids: torch.Tensor, start: int = 0) -> torch.Tensor:  # (R, T) -> (R, T, D)
+        ids = input_ids
         end = start + ids.shape[1]
         if end > self.position_ids.shape[1]:
             raise ValueError(
@@ -125,6 +142,18 @@ class Projections(nn.Module):
         self.query = Linear(config.width, config.width)
         self.key = Linear(memory_width, config.width)
         self.value = Linear(memory_width, config.width)
+
+    # the original's way to attention maps; ours is lavis.common.gradcam
+    save_attention = False  # whether cross-attention keeps the weights of its last call, and their gradients
+    attention_map: torch.Tensor | None = None
+
+    def get_attention_map(self) -> torch.Tensor | None:
+        """(R, H, T, N)"""
+        return self.attention_map
+
+    def get_attn_gradients(self) -> torch.Tensor | None:
+        """(R, H, T, N), after `backward`."""
+        return None if self.attention_map is None else self.attention_map.grad
 
     def keys_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, N, memory width) -> two of (B, H, N, Dh)."""
@@ -240,7 +269,18 @@ class CrossAttention(Attention):
         self, x: torch.Tensor, memory: tuple[KeysValues, ...], mask: torch.Tensor | None
     ) -> torch.Tensor:
         ((k, v),) = memory
-        return self.output(self.read(self.self.query(x), k, v, mask), x)
+        q = self.self.query(x)
+        if not self.self.save_attention or self.kept is not None:
+            return self.output(self.read(q, k, v, mask), x)
+        self.kept = []
+        try:
+            found = self.read(q, k, v, mask)
+            self.self.attention_map = self.kept[-1]
+        finally:
+            self.kept = None
+        if self.self.attention_map.requires_grad:
+            self.self.attention_map.retain_grad()
+        return self.output(found, x)
 
 
 class TwinResidual(nn.Module):
@@ -364,11 +404,16 @@ class Encoder(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Token ids in, states out."""
+    """Token ids in, states out.
+
+    Attributes:
+        fusion_layer: the first layer that fuses text and image, where those before it read the text alone; else 0.
+    """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
+        self.fusion_layer = config.cross_from % config.depth
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
 
@@ -407,7 +452,7 @@ class TextTransformer(nn.Module):
 
     def forward(
         self,
-        ids: torch.Tensor,
+        ids: torch.Tensor | None = None,
         *,
         mask: torch.Tensor | None = None,
         memory: Memory | None = None,
@@ -415,6 +460,7 @@ class TextTransformer(nn.Module):
         cache: Cache | None = None,
         last: int | None = None,
         only_first: bool = False,
+        **as_bert: Any,
     ) -> torch.Tensor:
         """Embed tokens and run the layers.
 
@@ -426,14 +472,34 @@ class TextTransformer(nn.Module):
             cache: keys and values so far; advanced by T.
             last: run layers 0 … last - 1 only (ALBEF's text layers).
             only_first: the last layer computes the state of the first token alone, for heads that read no other.
+            as_bert: arguments of transformers' BERT; then the call is `bert_calls.encode`.
 
         Returns:
             (R, T, D) states of the last layer that was run; (R, 1, D) with `only_first`.
         """
+        if as_bert or ids is None:
+            return bert_calls.encode(self, as_bert.pop("input_ids", ids), **as_bert)  # type: ignore[return-value]
         x = self.embeddings(ids, 0 if cache is None else cache.length)
         return self.run(
             x, mask=mask, memory=memory, causal=causal, cache=cache, last=last, only_first=only_first
         )
+
+    def forward_text(self, tokenized_text: Any, **options: Any) -> EncoderOutput:
+        """States of texts alone, of what a tokenizer gave; see `bert_calls`."""
+        text = tokenized_text
+        return bert_calls.encode(self, text.input_ids, text.attention_mask, mode="text", **options)
+
+    def forward_automask(self, tokenized_text: Any, visual_embeds: Any, **options: Any) -> EncoderOutput:
+        """States of texts over images' states (B, N, D), all of which are read; see `bert_calls`."""
+        text = tokenized_text
+        return bert_calls.encode(
+            self, text.input_ids, text.attention_mask, encoder_hidden_states=visual_embeds, **options
+        )
+
+    @property
+    def base_model(self) -> TextTransformer:
+        """Itself, under transformers' name."""
+        return self
 
     def begin(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """What a text is before it has read a memory, where every layer does: the first layer's self-attention,

@@ -87,6 +87,15 @@ class TimeSformer(nn.Module):
     def reset_parameters(self) -> None:
         self.model.reset_parameters()
 
+    def forward_features(self, video: torch.Tensor) -> torch.Tensor:
+        """The same as a call, under the original's name."""
+        return self(video)
+
+    @property
+    def vision_width(self) -> int:
+        """Width of the states."""
+        return self.model.vision_width
+
     def forward(self, video: torch.Tensor) -> torch.Tensor:  # (B, 3, T, h, w) -> (B, 1 + P, D)
         x = self.model(video)
         return torch.cat([x[:, :1], x[:, 1:].unflatten(1, (-1, video.shape[2])).mean(dim=2)], dim=1)

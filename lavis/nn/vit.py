@@ -177,6 +177,15 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=self.init_std)
                 nn.init.zeros_(module.bias)
 
+    def forward_features(self, image: torch.Tensor) -> torch.Tensor:
+        """The same as a call, under the original's name."""
+        return self(image)
+
+    @property
+    def vision_width(self) -> int:
+        """Width of the states."""
+        return self.norm.normalized_shape[0]
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, N, D)
         if image.ndim != 4 or image.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.processors.base import BaseProcessor
 from lavis.processors.dialogue import (
@@ -25,6 +26,8 @@ from lavis.processors.image import (
 )
 from lavis.processors.text import BlipCaptionProcessor, BlipQuestionProcessor
 from lavis.processors.video import AlproVideoEvalProcessor, AlproVideoTrainProcessor
+
+__getattr__ = moved.names_of(__name__)
 
 __all__ = [
     "AlproVideoEvalProcessor",

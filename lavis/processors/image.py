@@ -8,7 +8,8 @@ with the same ranges and probabilities, but draw from an explicit stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -103,7 +104,7 @@ def random_crop_box(
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-class _ImageProcessor(BaseProcessor):
+class ImageProcessor(BaseProcessor):
     """What all share: size, statistics, conversion to a tensor.
 
     Args:
@@ -140,18 +141,66 @@ class _ImageProcessor(BaseProcessor):
         Returns:
             A float tensor (3, image_size, image_size).
         """
-        picture = self.transform(to_picture(item), np.random.default_rng() if rng is None else rng)
+        picture = self.reshape(to_picture(item), np.random.default_rng() if rng is None else rng)
         return self.to_tensor(picture)
 
-    def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def reshape(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         """RGB picture in, RGB picture of the final size out."""
         raise NotImplementedError
 
     def to_tensor(self, picture: Image.Image) -> torch.Tensor:
         """Pixels from 0 … 255 to 0 … 1, then normalised per channel. (3, h, w)"""
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std))
-        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return self.normalize(pixels(picture))
+
+    @property
+    def normalize(self) -> Normalize:
+        """The last of the steps."""
+        return Normalize(self.mean, self.std)
+
+    @property
+    def transform(self) -> Transform:
+        """The steps as one callable, `.transforms` a list of them, as in the original: the image's final size (and its
+        random changes, drawn afresh), pixels of 0 … 1, normalisation."""
+        return Transform([_Reshape(self), pixels, self.normalize])
+
+
+def pixels(picture: Image.Image) -> torch.Tensor:
+    """An RGB image's pixels (3, h, w), 0 … 1."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """(3, h, w) minus the mean of each channel, divided by its standard deviation."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        mean, std = (image.new_tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        return image.sub(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class _Reshape:
+    """A processor's first step as a callable of its own."""
+
+    processor: ImageProcessor
+
+    def __call__(self, item: Any) -> Image.Image:
+        return self.processor.reshape(to_picture(item), np.random.default_rng())
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Steps one after another."""
+
+    transforms: list[Callable[[Any], Any]]
+
+    def __call__(self, item: Any) -> Any:
+        for step in self.transforms:
+            item = step(item)
+        return item
 
 
 def _statistics(name: str, values: Sequence[float] | None, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -162,7 +211,7 @@ def _statistics(name: str, values: Sequence[float] | None, default: tuple[float,
     return tuple(float(v) for v in values)
 
 
-class _CropProcessor(_ImageProcessor):
+class _CropProcessor(ImageProcessor):
     """Random resized crop, the first step of every training processor.
 
     Args:
@@ -229,7 +278,7 @@ class BlipImageTrainProcessor(_CropProcessor):
         self.flip, self.augment = flip, augment
         self._augmentation = RandAugment(2, 5)
 
-    def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def reshape(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         picture = self.crop(picture, rng)
         if self.flip:
             picture = _maybe_flip(picture, rng)
@@ -242,7 +291,7 @@ class Blip2ImageTrainProcessor(_CropProcessor):
 
     default_size = 364
 
-    def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def reshape(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         return _maybe_flip(self.crop(picture, rng), rng)
 
 
@@ -252,27 +301,27 @@ class ClipImageTrainProcessor(_CropProcessor):
 
     default_size, default_min_scale = 224, 0.9
 
-    def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def reshape(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         return self.crop(picture, rng)
 
 
 @registry.register_processor("blip_image_eval")
-class BlipImageEvalProcessor(_ImageProcessor):
-    """Resize to a square; the aspect ratio is not kept. Arguments as in `_ImageProcessor`."""
+class BlipImageEvalProcessor(ImageProcessor):
+    """Resize to a square; the aspect ratio is not kept. Arguments as in `ImageProcessor`."""
 
     default_size = 384
 
-    def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def reshape(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         return resize(picture, self.image_size, self.image_size, self.fast_resize)
 
 
 @registry.register_processor("clip_image_eval")
-class ClipImageEvalProcessor(_ImageProcessor):
-    """Resize the short side, cut the central square; arguments as in `_ImageProcessor`."""
+class ClipImageEvalProcessor(ImageProcessor):
+    """Resize the short side, cut the central square; arguments as in `ImageProcessor`."""
 
     default_size = 224
 
-    def transform(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def reshape(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         size, (w, h) = self.image_size, picture.size
         # The long side is cut to whole pixels, not rounded: checkpoints saw it so.
         new_w, new_h = (size, int(size * h / w)) if w <= h else (int(size * w / h), size)

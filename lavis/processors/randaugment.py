@@ -17,7 +17,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from lavis.common import moved
 from lavis.common.registry import suggest
+
+__getattr__ = moved.names_of(__name__)
 
 MAX_LEVEL = 10
 TRANSLATE_PIXELS = 10  # at the highest level

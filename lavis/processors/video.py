@@ -17,7 +17,7 @@ from PIL import Image
 
 from lavis.common.registry import registry, suggest
 from lavis.datasets.clips import Clip
-from lavis.processors.image import _CropProcessor, _ImageProcessor, random_crop_box, resize, to_picture
+from lavis.processors.image import ImageProcessor, _CropProcessor, random_crop_box, resize, to_picture
 from lavis.processors.randaugment import OPERATIONS, RandAugment
 
 METHODS = ("uniform", "random", "headtail")
@@ -114,7 +114,7 @@ def _stretch(start: int, length: int, factor: float, full: int) -> tuple[int, in
     return first, max(first + 1, round((start + length) * factor))
 
 
-class _VideoProcessor(_ImageProcessor):
+class _VideoProcessor(ImageProcessor):
     """What both share: choosing frames, padding.
 
     `n_frms`: frames of the result; None: all there are. A clip that has fewer is filled up with its last frame.
@@ -204,7 +204,7 @@ class AlproVideoEvalProcessor(_VideoProcessor):
     """Evenly spread frames, resized to squares; the aspect ratio is not kept.
 
     Args:
-        image_size, mean, std, fast_resize: as in `_ImageProcessor`.
+        image_size, mean, std, fast_resize: as in `ImageProcessor`.
         n_frms: frames of the result; None: all there are. A clip that has fewer is filled up with its last frame.
     """
 

@@ -8,12 +8,13 @@ result = train(model=model, datasets={"train": a, "val": b}, task="captioning", 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lavis.common import moved
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,10 +29,13 @@ _NAMES = ("Result", "RunConfig", "Runner", "RunnerBase", "RunnerIter", "RunnerIt
 __all__ = [*_NAMES, "build", "build_datasets", "evaluate", "train"]
 
 
-def __getattr__(name: str) -> Any:
+def _own(name: str) -> Any:
     if name in _NAMES:
         return getattr(import_module("lavis.runners.runner"), name)
     raise AttributeError(f"module 'lavis.runners' has no attribute {name!r}")
+
+
+__getattr__ = moved.names_of(__name__, _own)
 
 
 Options = Sequence[str] | Mapping[str, Any] | None
@@ -51,6 +55,7 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
         FileNotFoundError: annotations or the folder of pictures are missing.
     """
     from lavis.common.registry import registry
+    from lavis.datasets.builder_classes import BaseDatasetBuilder
     from lavis.datasets.builders import build_datasets as build_one
     from lavis.datasets.builders import make_plan
 
@@ -68,6 +73,11 @@ def build_datasets(config: Config) -> dict[str, dict[str, Any]]:
             if isinstance(given, Mapping):  # else the data set says what is wrong with it
                 section[key] = {**sides, **{side: _over(sides.get(side), v) for side, v in given.items()}}
         dataset_class = registry.get_dataset_class(name)
+        if issubclass(dataset_class, BaseDatasetBuilder):
+            there = build_one(name, section)
+            found.update(there)
+            built[name] = {split: there[split] for split in wanted if split in there}
+            continue
         known = dataset_class.split_names(make_plan(dataset_class, name, section))
         found.update(known)
         built[name] = build_one(name, section, [split for split in wanted if split in known])
@@ -86,29 +96,6 @@ def _over(preset: Mapping[str, Any] | None, given: Any) -> Any:
     return {**preset, **given} if preset and isinstance(given, Mapping) and "name" not in given else given
 
 
-def _with_splits_of(config: Config, datasets: Mapping[str, Mapping[str, Any]]) -> Config:
-    """The configuration without evaluation splits that no data set has."""
-    there = {split for splits in datasets.values() for split in splits}
-    changed: dict[str, Any] = {}
-    for key in ("valid_splits", "test_splits"):
-        named = getattr(config.run, key)
-        kept = [split for split in named if split in there or split not in ("val", "test")]
-        if kept != named:
-            changed[key] = kept
-            if key == "valid_splits" and config.run.evaluate:
-                continue  # not asked for
-            logger.warning(
-                "run.%s names %s, which no data set has; it is left out",
-                key,
-                ", ".join(s for s in named if s not in there),
-            )
-    if not changed or not any(s in there for s in config.run.evaluation_splits):
-        return config  # as it was named, so that the error can say so
-    out = copy.copy(config)
-    out.run = dataclasses.replace(config.run, **changed)
-    return out
-
-
 def preset_processors(config: Config) -> dict[str, dict[str, Any]]:
     """`vis_processor` and `text_processor` of the model's preset, at the configured image size."""
     from lavis.common.registry import registry
@@ -116,8 +103,8 @@ def preset_processors(config: Config) -> dict[str, dict[str, Any]]:
     if "arch" not in config.model:
         return {}
     model_class = registry.get_model_class(config.model["arch"])
-    if not hasattr(model_class, "preset") or "model_type" not in config.model:
-        return {}
+    if not hasattr(model_class, "preset") or config.model.get("model_type") not in model_class.PRESETS:
+        return {}  # that a type is not known is said when the model is built
     preset = model_class.preset(config.model["model_type"])
     size = config.model.get("image_size", getattr(preset.config, "image_size", None))
     sized = {"image_size": size} if size else {}
@@ -162,7 +149,6 @@ def build(
     if model is None and "arch" not in config.model:
         raise ValueError(f"model.arch is missing; known: {', '.join(registry.list_models())}")
     built = task.build_datasets(config) if datasets is None else by_name(datasets)
-    config = _with_splits_of(config, built)
     if model is None:
         torch.manual_seed(run.seed)  # starting weights are part of what the seed decides
         model = task.build_model(_without_weights(config, built, job_id))

@@ -92,7 +92,9 @@ class Evaluator:
         metrics: dict[str, float] = {}
         if dist.is_main():
             self.task.save(records, predictions)
-            metrics = {k: float(v) for k, v in self.task.score(records, dataset).items()}
+            self.task.evaluated = dataset
+            scores = self.task.after_evaluation(val_result=records, split_name=split, epoch=epoch) or {}
+            metrics = {k: float(v) for k, v in scores.items()}
             if not metrics:
                 logger.info("%s: nothing to score; the predictions are in %s", split, predictions)
             if report is not None:

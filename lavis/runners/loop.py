@@ -353,9 +353,10 @@ class Training:
             splits, epoch, progress.iteration, self.out, self.stopping.raise_if_interrupted
         )
         split = "val" if "val" in splits else splits[0]
-        if self.task.primary is None or not metrics[split]:
+        primary = self.task.primary or (("agg_metrics", "max") if "agg_metrics" in metrics[split] else None)
+        if primary is None or not metrics[split]:
             return  # nothing to compare with: the last weights are used
-        name, direction = self.task.primary
+        name, direction = primary
         if name not in metrics[split]:
             raise ValueError(
                 f"{type(self.task).__name__}.primary is {name!r}, which is not among the metrics of {split}: "

@@ -22,6 +22,8 @@ Who owns what:
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import logging
 import shlex
 import signal
@@ -46,6 +48,8 @@ from lavis.runners.provenance import Recipe
 from lavis.runners.settings import RunConfig, check_job_id, check_training
 from lavis.runners.state import Progress
 from lavis.runners.stopping import Interrupted, Terminated
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +80,29 @@ class Result:
     checkpoint_best: Path | None
 
 
+def _with_splits_of(config: Any, datasets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The configuration without evaluation splits that no data set has."""
+    there = {split for splits in datasets.values() for split in splits}
+    changed: dict[str, Any] = {}
+    for key in ("valid_splits", "test_splits"):
+        named = getattr(config.run, key)
+        kept = [split for split in named if split in there or split not in ("val", "test")]
+        if kept != named:
+            changed[key] = kept
+            if key == "valid_splits" and config.run.evaluate:
+                continue  # not asked for
+            logger.warning(
+                "run.%s names %s, which no data set has; it is left out",
+                key,
+                ", ".join(s for s in named if s not in there),
+            )
+    if not changed or not any(s in there for s in config.run.evaluation_splits):
+        return config  # as it was named, so that the error can say so
+    out = copy.copy(config)
+    out.run = dataclasses.replace(config.run, **changed)
+    return out
+
+
 @registry.register_runner("runner_base")
 @registry.register_runner("runner_iter")
 class Runner:
@@ -98,6 +125,7 @@ class Runner:
         datasets: Mapping[str, Mapping[str, Any]],
         job_id: str | None = None,
     ) -> None:
+        cfg = _with_splits_of(cfg, datasets)
         self.config, self.task, self.datasets = cfg, task, datasets
         self.run: RunConfig = cfg.run
         self.device = devices.pick_device(self.run.device)
@@ -215,13 +243,13 @@ class Runner:
     def _train(self, held: contextlib.ExitStack) -> Result:
         """Train, holding the run's folder from the moment when there is one."""
         names, sets = self._training_sets()
+        self.task.before_training(self.model, self.datasets)
         check_training(self.run)
         recipe, source = self._recipe(), self._resume_from
         changes: provenance.Changes = {}
         if source is not None:
             checkpoint.state_file(source)
             changes = provenance.check(provenance.read(source), recipe, self.config, source)
-        self.task.before_training(self.model, sets)
         training = Training(
             self.run, self.task, self.model, names, sets, self.device, self.precision, self._evaluator, recipe, source,
         )  # fmt: skip
@@ -301,13 +329,19 @@ class Runner:
 
     # ------------------------------------------------------------------ evaluation
     def evaluate(
-        self, splits: Sequence[str] | None = None, epoch: int | str = "best"
+        self,
+        splits: Sequence[str] | None = None,
+        epoch: int | str = "best",
+        *,
+        cur_epoch: int | str | None = None,
+        skip_reload: bool = False,
     ) -> dict[str, dict[str, float]]:
         """Predict and score splits; records go to result/, metrics to evaluate.txt.
 
         Args:
             splits: names; None takes `run.test_splits`, or `run.valid_splits` if there are none.
-            epoch: label of the results.
+            epoch: label of the results; `cur_epoch` is the original's name for it.
+            skip_reload: keep the weights that the model has where `run.resume_ckpt_path` names others.
 
         Returns:
             {split: metrics}, the same on every rank.
@@ -320,7 +354,8 @@ class Runner:
         splits = list(splits or self.run.test_splits or self.run.valid_splits)
         if not splits:
             raise ValueError("there is nothing to evaluate on: run.test_splits is empty, for example [test]")
-        if self._progress is None and self._resume_from is not None:  # without training first
+        epoch = epoch if cur_epoch is None else cur_epoch
+        if self._progress is None and self._resume_from is not None and not skip_reload:  # no training first
             checkpoint.load_weights(self.model, self._resume_from)
         iteration = 0 if self._progress is None else self._progress.iteration
         out = self._folder

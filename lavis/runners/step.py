@@ -60,6 +60,9 @@ class Step:
         with ddp.no_sync() if ddp is not None and not update else contextlib.nullcontext():
             with devices.autocast(self.device, self.precision):
                 output = self.task.train_step(self.wrapped, batch)
+            if isinstance(output, tuple):  # the loss and a dict of its parts, as tasks of the original give
+                loss, parts = output
+                output = {**parts, "loss": loss}
             loss = output["loss"]
             self.finite.note(loss, self.state.progress.iteration)
             self.state.scaler.scale(loss / window).backward()

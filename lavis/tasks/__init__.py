@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lavis.common import moved
+
 if TYPE_CHECKING:
     from lavis.common.config import Config
     from lavis.tasks.base import Task
@@ -36,11 +38,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def _own(name: str) -> Any:
     name = _PAPER_NAMES.get(name, name)
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'lavis.tasks' has no attribute {name!r}")
+
+
+__getattr__ = moved.names_of(__name__, _own)
 
 
 def setup_task(cfg: Config) -> Task:
@@ -53,5 +58,9 @@ def setup_task(cfg: Config) -> Task:
 
     if cfg.run.task is None:
         raise ValueError(f"run.task is missing; known tasks: {', '.join(registry.list_tasks())}")
-    task: Task = registry.get_task_class(cfg.run.task).setup(cfg)
+    task_class = registry.get_task_class(cfg.run.task)
+    if task_class.setup_task.__func__ is not task_class.setup.__func__:  # of the original's form
+        found: Task = task_class.setup_task(cfg=cfg)
+        return found
+    task: Task = task_class.setup(cfg)
     return task

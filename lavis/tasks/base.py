@@ -76,11 +76,13 @@ class Task:
         primary: (metric, "max" or "min") that chooses the best checkpoint, None to keep the last one.
         id_key: the key of a record that names its sample.
         settings: an instance of `Config`.
+        evaluated: the data set of the last evaluation.
     """
 
     Config: ClassVar[type] = NoSettings
     primary: tuple[str, str] | None = None
     id_key: ClassVar[str] = ""
+    evaluated: Any = None
 
     def __init__(self, settings: Any = None, **keys: Any) -> None:
         self.settings = configs.typed(self.Config, keys, prefix="run.") if settings is None else settings
@@ -114,12 +116,13 @@ class Task:
         return build_datasets(cfg)
 
     # ------------------------------------------------------------------ training
-    def before_training(self, model: nn.Module, datasets: Sequence[Any]) -> None:
+    def before_training(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
         """Called once before training, and before a run that goes on is restored.
 
         Args:
-            model: as built, not wrapped. datasets: the training sets.
+            model: as built, not wrapped; it may prepare, too. dataset: {name: {split: data set}}.
         """
+        _prepare(model, "before_training", dataset, type(self))
 
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Any:
         """Run the model on a batch.
@@ -134,8 +137,13 @@ class Task:
         return model(samples)
 
     # ------------------------------------------------------------------ evaluation
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
-        """Called once before the batches of a data set are predicted."""
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        """Called once before the batches of a data set are predicted; lets the model prepare for it."""
+        _prepare(model, "before_evaluation", dataset, type(self))
+
+    def valid_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        """`predict`, under the original's name; a task may have either."""
+        return self.predict(model, samples)
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
         """Predictions for a batch.
@@ -160,7 +168,7 @@ class Task:
         self.before_evaluation(model, data.dataset)
         mine: list[tuple[int, list[Record]]] = []
         for indices, batch in data:
-            records = self.predict(model, batch)
+            records = self.valid_step(model=model, samples=batch)
             each, rest = divmod(len(records), len(indices))
             if rest:
                 raise ValueError(
@@ -173,6 +181,12 @@ class Task:
         gathered = [item for part in dist.all_gather_objects(mine) for item in part]
         gathered.sort(key=lambda item: item[0])
         return [record for _, records in gathered for record in records]
+
+    def after_evaluation(
+        self, val_result: Sequence[Record], split_name: str, epoch: int | str, **unused: Any
+    ) -> dict[str, float]:
+        """Metrics of a split's records: `score`, under the original's name; a task may have either."""
+        return self.score(val_result, self.evaluated)
 
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
         """Metrics of the records; an empty dict where the data set has no ground truth."""
@@ -220,11 +234,38 @@ class Task:
             write_json(saved.with_name(f"{saved.stem}_leaderboard.json"), submission, indent=None)
         return saved
 
+    @staticmethod
+    def save_result(
+        result: Sequence[Record], result_dir: str | Path, filename: str, remove_duplicate: str = ""
+    ) -> str:
+        """Write records as `<result_dir>/<filename>.json`, by rank 0; for tasks in the original's form.
+
+        Args:
+            remove_duplicate: a key; of records with an equal value the first is written.
+
+        Returns:
+            the file.
+        """
+        path = Path(result_dir) / f"{filename}.json"
+        if _dist.is_main():
+            rows = [jsonable(r) for r in result]
+            if remove_duplicate:
+                rows = list({row[remove_duplicate]: row for row in reversed(rows)}.values())[::-1]
+            write_json(path, rows, indent=None)
+        return str(path)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({json.dumps(dataclasses.asdict(self.settings))})"
 
 
 # ---------------------------------------------------------------------------------------- helpers
+def _prepare(model: nn.Module, hook: str, dataset: Any, task_type: type) -> None:
+    """Call a hook of a model that has it; models need not be of this library."""
+    prepare = getattr(model, hook, None)
+    if prepare is not None:
+        prepare(dataset=dataset, task_type=task_type)
+
+
 def jsonable(value: Any) -> Any:
     """Tensors and arrays in a record as plain numbers and lists."""
     if isinstance(value, Mapping):

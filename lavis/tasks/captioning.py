@@ -9,9 +9,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, added, means_of
 from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, say_left_out
+
+__getattr__ = moved.names_of(__name__)
 
 
 @dataclass(frozen=True)

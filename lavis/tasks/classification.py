@@ -54,13 +54,17 @@ class ClassificationTask(Task):
         self._names: list[str] = []  # of the model's classes
 
     # ------------------------------------------------------------------ whose classes
-    def before_training(self, model: nn.Module, datasets: Sequence[Any]) -> None:
+    def before_training(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
         """Let the model know the names of the classes, or find the data's among those that it has learnt.
 
         Raises:
             ValueError: it doesn't know one of them, or training sets have different ones.
         """
-        lists = [class_names(dataset) for dataset in datasets]
+        super().before_training(model, dataset)
+        datasets = [
+            d for splits in dataset.values() for d in splits.values() if getattr(d, "training", False)
+        ]
+        lists = [class_names(d) for d in datasets]
         if not hasattr(model, "name_classes") or not lists or not lists[0]:
             return
         if any(names != lists[0] for names in lists):
@@ -75,7 +79,7 @@ class ClassificationTask(Task):
             samples = {**samples, key: _moved(samples[key], self._training_places)}
         return super().train_step(model, samples)
 
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
         """Find the data set's classes among the model's, or let a zero-shot model read their names.
 
         Raises:
@@ -84,9 +88,7 @@ class ClassificationTask(Task):
         """
         self._places = self._compared(model, dataset)
         self._names = list(getattr(model, "classnames", None) or class_names(dataset))
-        prepare = getattr(model, "before_evaluation", None)
-        if prepare is not None:
-            prepare(dataset=dataset, task_type=type(self))
+        super().before_evaluation(model, dataset)
 
     def _compared(self, model: Any, dataset: Any) -> list[int] | None:
         """The place of each of a data set's classes among the model's, and last that of what is none of either; None

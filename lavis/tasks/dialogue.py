@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, means_of
 from lavis.metrics.finite import refuse_not_finite
 from lavis.tasks.base import Case, Record, Task, as_list, places_of, say_left_out, units_of
+
+__getattr__ = moved.names_of(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class DialogueTask(Task):
         chosen = "mrr_percent" if ranks else "CIDEr"
         self.primary = (chosen, "max") if self.settings.report_metric else None
 
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
+        super().before_evaluation(model, dataset)
         if self.settings.inference_method == "auto":
             self._choose(getattr(dataset, "has_candidates", True))
 

@@ -9,9 +9,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
+from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, means_of
 from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, say_left_out, units_of
+
+__getattr__ = moved.names_of(__name__)
 
 PADDING_ID = -1  # question_id of entries that only pad a batch of pictures with several questions
 
@@ -53,12 +56,13 @@ class VQATask(Task):
         self.answer_list: list[str] | None = None
         self.primary = ("agg_metrics", "max") if self.settings.report_metric else None
 
-    def before_evaluation(self, model: nn.Module, dataset: Any) -> None:
+    def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
         """Take the data set's answer list.
 
         Raises:
             ValueError: answers are to be ranked and there is no list.
         """
+        super().before_evaluation(model, dataset)
         self.answer_list = list(getattr(dataset, "answer_list", None) or []) or None
         if self.settings.inference_method == "rank" and self.answer_list is None:
             raise ValueError(

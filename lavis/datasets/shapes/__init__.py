@@ -47,6 +47,7 @@ from lavis.datasets.shapes.judging import Judgement, caption_truth_percent, judg
 from lavis.datasets.shapes.language import make_captions
 from lavis.datasets.shapes.layouts import export_coco, export_pictures
 from lavis.datasets.shapes.made import Drawn, DrawnWithCaptions, DrawnWithQuestions, Made, MadeOptions
+from lavis.datasets.shapes.matching import ShapesMatching
 from lavis.datasets.shapes.pairs import ShapesNLVR
 from lavis.datasets.shapes.questions import ANSWERS, make_questions
 from lavis.datasets.shapes.render import render
@@ -63,7 +64,7 @@ from lavis.datasets.vqa import VQADataset, VQAOptions, yes_no_number_other
 
 __all__ = [
     "ANSWERS", "CLIP_ANSWERS", "HELD_OUT", "SPLITS", "Judgement", "ShapesCaption", "ShapesDialogue",
-    "ShapesEntailment", "ShapesNLVR", "ShapesRetrieval", "ShapesVQA", "ShapesVideoCaption",
+    "ShapesEntailment", "ShapesMatching", "ShapesNLVR", "ShapesRetrieval", "ShapesVQA", "ShapesVideoCaption",
     "ShapesVideoDialogue", "ShapesVideoQA", "ShapesVideoRetrieval", "caption_truth_percent",
     "ceiling_percent", "clip_ceiling_percent", "clip_truth_percent", "export_clips", "export_coco", "export_pictures",
     "history_percent", "judge_caption", "judge_clip_caption", "make_captions", "make_clip", "make_questions",

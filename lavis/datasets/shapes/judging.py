@@ -47,8 +47,8 @@ class _UnreadableError(ValueError):
 _LEADS = [
     lead.split()
     for lead in (
-        "a picture of", "a photo of", "an image of", "the picture shows", "the image shows", "it shows",
-        "this is", "there is", "there are", "we see", "you can see",
+        "a picture of", "a photo of", "an image of", "a drawing of", "the picture shows", "the image shows",
+        "the drawing shows", "it shows", "this is", "there is", "there are", "we see", "you can see",
     )
 ]  # fmt: skip
 _RELATIONS = [
@@ -70,7 +70,7 @@ class _Reader:
     tail := ["that"] ["is"|"are"] (relation phrase | place) | ["that"] ("is"|"are") adjective ("and" adjective)*
             | "with" phrase [relation "it"]
     place := ("at"|"in"|"on") "the" (side+ ["corner"|"half"|"part"|"side"] | "middle"|"center"|"centre")
-             ["of" "the" ("picture"|"image"|"photo")]
+             ["of" "the" ("picture"|"image"|"photo"|"drawing")]
     """
 
     def __init__(self, words: list[str]) -> None:
@@ -125,7 +125,7 @@ class _Reader:
             if sides and self.peek() in ("corner", "half", "part", "side"):
                 self.at += 1
             whole = self.peek() != "of" or any(
-                self.take("of", "the", w) for w in ("picture", "image", "photo")
+                self.take("of", "the", w) for w in ("picture", "image", "photo", "drawing")
             )
             if whole and (middle or sides):
                 return tuple(sides)

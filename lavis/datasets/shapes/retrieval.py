@@ -126,11 +126,17 @@ def ceiling_percent(pairs: Sequence[tuple[Sequence[str], Scene]]) -> float:
 
 
 # ---------------------------------------------------------------------- the data set
-def _record(options: Any, split: str, picture: int) -> list[Record]:
-    rng = stream(options.seed, split, picture, Purpose.RETRIEVAL_SCENE)
+def make_rich_scene(seed: int, split: str, picture: int) -> Scene:
+    """The scene of one picture: three to five objects, three kinds of them or more to tell it apart by."""
+    rng = stream(seed, split, picture, Purpose.RETRIEVAL_SCENE)
     scene: Scene = {"objects": []}
-    while len({(o["color"], o["shape"]) for o in scene["objects"]}) < 3:  # enough to tell it apart by
+    while len({(o["color"], o["shape"]) for o in scene["objects"]}) < 3:
         scene = draw_scene(rng, split, int(rng.integers(3, 6)))
+    return scene
+
+
+def _record(options: Any, split: str, picture: int) -> list[Record]:
+    scene = make_rich_scene(options.seed, split, picture)
     captions = describe_all(scene, stream(options.seed, split, picture, Purpose.RETRIEVAL_CAPTIONS))
     image = f"retrieval/{split}/{picture:06d}.png"
     return [{"image": image, "image_id": picture, "caption": captions, "scene": scene}]

@@ -78,6 +78,7 @@ class Purpose(IntEnum):
     OPTIONS = 13
     CLIP_OPTIONS = 14
     CLIP_RETRIEVAL = 15
+    MATCHING = 16
 
 
 def stream(seed: int, split: str, index: int, purpose: int = Purpose.SCENE) -> np.random.Generator:

@@ -1,1 +1,0 @@
-"""The original's import path, for its notebooks; see the modules beside this package."""
