@@ -253,7 +253,7 @@ def test_references_to_keys_still_work() -> None:
 
 
 def test_the_home_folder_is_found_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/users/somebody")
     config = Config.from_dict(
         {
             "model": {"weights": "~/w.pth", "prompt": "about ~5 words", "other": "~ a text"},
@@ -262,15 +262,15 @@ def test_the_home_folder_is_found_in_every_path(monkeypatch: pytest.MonkeyPatch)
         {"run.output_dir": "~/runs", "run.resume_ckpt_path": "~/runs/a", "model.init": "~no_such_user_/x"},
     )
     assert (
-        config.run.output_dir == "/home/somebody/runs"
-        and config.run.resume_ckpt_path == "/home/somebody/runs/a"
+        config.run.output_dir == "/users/somebody/runs"
+        and config.run.resume_ckpt_path == "/users/somebody/runs/a"
     )
     assert config.model == {
-        "weights": "/home/somebody/w.pth", "prompt": "about ~5 words", "other": "~ a text", "init": "~no_such_user_/x",
+        "weights": "/users/somebody/w.pth", "prompt": "about ~5 words", "other": "~ a text", "init": "~no_such_user_/x",
     }  # fmt: skip
     own = config.datasets["own"]
-    assert own["train"] == "/home/somebody/t.jsonl"
-    assert own["build_info"]["images"]["storage"] == ["/home/somebody/i", "/home/somebody"]
+    assert own["train"] == "/users/somebody/t.jsonl"
+    assert own["build_info"]["images"]["storage"] == ["/users/somebody/i", "/users/somebody"]
 
 
 @pytest.mark.parametrize(

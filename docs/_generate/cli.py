@@ -18,8 +18,9 @@ Everything is one command, `lavis`. `lavis --help` and `lavis COMMAND --help` pr
 
 Results go to standard output, everything else to standard error, so `lavis caption photos/ > captions.jsonl` writes
 results only. Exit codes: 0 done; 1 done, but some inputs could not be used; 2 bad input, nothing done; 130
-interrupted. An error is one line; `--debug` anywhere on the line adds the traceback, `--import MODULE` imports a
-module of yours first, so that what it registers is known.
+interrupted by Ctrl-C. A training that was ended by SIGTERM or SIGUSR1, and saved, exits with 143 or 138. An error
+is one line; `--debug` anywhere on the line adds the traceback, `--import MODULE` imports a module of yours first,
+so that what it registers is known.
 
 """
 

@@ -29,7 +29,8 @@ run:
 `lavis train my.yaml` trains, `lavis evaluate my.yaml` evaluates on `run.test_splits`. Several files may be
 given, later ones over earlier ones, and `--options run.max_epoch=5 model.image_size=96` over all. The resolved
 recipe, with every default, is written to the run's folder as `config.yaml`; training from that file repeats the
-run.
+run. A value may name another key (`${run.seed}`) and nothing else: `${oc.env:HOME}` is refused, since what it
+gives would be written there. `~/` at the beginning of a path is the home folder.
 
 - **`model`**: `arch` and `model_type` (see the [model zoo](models.md)), `weights` (`finetuned`, `pretrained`,
   `none`, or a path, URL or Hugging Face id), `pretrained` (with `weights: pretrained`: a file in place of the

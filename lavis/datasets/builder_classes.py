@@ -62,6 +62,16 @@ class BaseDatasetBuilder:
         packaged = Path(__file__).parent.parent / path
         return str(path if path.exists() or not packaged.exists() else packaged)
 
+    @classmethod
+    def types(cls) -> tuple[str, ...]:
+        """Its choices of configuration."""
+        return tuple(cls.DATASET_CONFIG_DICT) or ("default",)
+
+    @classmethod
+    def card(cls) -> str:
+        """What people should know of the data set."""
+        return (cls.__doc__ or "").strip()
+
     def build_datasets(self) -> dict[str, Any]:
         """{split: data set}; annotations are fetched first, once for all ranks."""
         if dist.is_main():
@@ -88,8 +98,13 @@ class BaseDatasetBuilder:
 
     def _download_ann(self) -> None:
         for info in self.config.build_info.annotations.values():
-            urls, places = _as_list(info.get("url")), self._paths(info.storage)
-            for url, place in zip(urls, places, strict=False):
+            places = self._paths(info.storage)
+            urls = _as_list(info.get("url")) or [None] * len(places)
+            if len(urls) != len(places):
+                raise ValueError(
+                    f"{type(self).__name__}: {len(urls)} urls for {len(places)} files of annotations"
+                )
+            for url, place in zip(urls, places, strict=True):
                 if url and not place.is_file():
                     source = Path(url).expanduser()
                     hub.fetch(url, to=place) if "://" in url else _copy(source, place)

@@ -55,8 +55,8 @@ def load_model(
     is_eval: bool = False,
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
-    activation: str | None = None,
     for_training: bool = True,
+    activation: str | None = None,
 ) -> BaseModel:
     """Load a model.
 
@@ -133,7 +133,7 @@ def load_model_and_preprocess(
     for_training: bool = True,
 ) -> tuple[BaseModel, Processors, Processors]:
     """`load_model`, and the processors of its pictures and texts: (model, vis_processors, txt_processors)."""
-    model = load_model(name, model_type, is_eval, device, checkpoint, for_training)
+    model = load_model(name, model_type, is_eval, device, checkpoint, for_training=for_training)
     vis, txt = load_preprocess(model.preprocess_config())
     return model, vis, txt
 

@@ -327,8 +327,8 @@ class BaseModel(nn.Module):
         cfg.pop("arch", None)
         model_type = cfg.pop("model_type")
         preset = cls.preset(model_type)
-        if cfg.get("weights") == preset.weights and preset.weights:
-            cfg["weights"] = "finetuned"  # whose checksum may be known
+        if kind == "file" and source == preset.weights:
+            kind = "finetuned"  # whose checksum may be known
         init, pretrained = cfg.pop("init", None), cfg.pop("pretrained", None)
         weights, temperature = cfg.pop("weights", "finetuned"), cfg.pop("temperature", None)
         if pretrained and kind != "pretrained":

@@ -5,6 +5,8 @@ and the checkpoints. Which folder a run gets, what describes it, and what a resu
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import json
 import logging
 import platform
@@ -18,10 +20,10 @@ import torch
 
 import lavis
 from lavis.common import dist
-from lavis.common.files import append_jsonl, locked, write_json
+from lavis.common.files import append_jsonl, locked, write_json, write_text
 from lavis.common.logger import RunLog, plain, short
 from lavis.runners import checkpoint, provenance
-from lavis.runners.provenance import Recipe
+from lavis.runners.provenance import Recipe, data_hash
 
 if TYPE_CHECKING:
     from lavis.runners.settings import RunConfig
@@ -232,20 +234,28 @@ def truncate(path: Path, length: int) -> None:
 
 
 def write_description(
-    folder: Path, config: Any, recipe: Recipe, device: torch.device, precision: str, changed: bool = True
+    folder: Path,
+    config: Any,
+    datasets: Mapping[str, Mapping[str, Any]],
+    device: torch.device,
+    precision: str,
+    changed: bool = True,
 ) -> None:
     """Write config.yaml, from which the run can be repeated, and versions.json.
 
     Args:
-        folder: of the run. config: of the run. recipe: its hashes of the data. device, precision: of the run.
+        folder: of the run. config, datasets, device, precision: of the run.
         changed: whether a run that is continued here differs from what is described; then, or with other versions,
             the earlier files are moved to history/<number>. Otherwise they stay as they are.
     """
-    data = {k.removeprefix("data."): v for k, v in recipe.items() if _is_hash_of_data(k)}
-    now = {**versions(device, precision), "data_sha256": data}
-    files = [folder / "config.yaml", folder / "versions.json"]
+    hashes = {n: {s: data_hash(d) for s, d in splits.items()} for n, splits in datasets.items()}
+    now = {**versions(device, precision), "data_sha256": hashes}
+    described = copy.copy(config)
+    described.run = dataclasses.replace(config.run, allow_changed=[])  # for this time only
+    files, text = [folder / "config.yaml", folder / "versions.json"], described.to_yaml()
     if all(f.is_file() for f in files):
-        if not changed and now == _read(files[1]):
+        same = _read(files[1]) == now
+        if same and (not changed or files[0].read_text(encoding="utf-8") == text):
             return
         number = 1
         while (kept := folder / "history" / str(number)).exists():
@@ -253,7 +263,7 @@ def write_description(
         kept.mkdir(parents=True)
         for file in files:
             shutil.copyfile(file, kept / file.name)
-    config.save(files[0])
+    write_text(files[0], text)
     write_json(files[1], now)
 
 
@@ -263,10 +273,6 @@ def note_changes(folder: Path, source: Path, step: int, found: provenance.Change
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     record = {"time": now, "from": str(source), "step": step, "changed": changed}
     append_jsonl(folder / "history" / "resumed.jsonl", record)
-
-
-def _is_hash_of_data(key: str) -> bool:
-    return key.startswith("data.") and not key.endswith("_processor")
 
 
 def _read(path: Path) -> Any:

@@ -86,9 +86,9 @@ def recipe_of(
         **_flat(config.model, "model"),
         **_flat(config.datasets, "datasets"),
     }
-    recipe |= hashes_of(datasets)
     for name, splits in datasets.items():
         for split, dataset in splits.items():
+            recipe[f"data.{name}.{split}"] = data_hash(dataset)
             for kind in ("vis_processor", "text_processor"):
                 recipe[f"data.{name}.{split}.{kind}"] = _described(getattr(dataset, kind, None))
     if model is not None:
@@ -101,11 +101,6 @@ def recipe_of(
             recipe |= _flat(values, "architecture")
     plain: Recipe = json.loads(json.dumps(recipe, default=str))  # as it comes back from a file
     return plain
-
-
-def hashes_of(datasets: Mapping[str, Mapping[str, Any]]) -> Recipe:
-    """What the data were read from: see `data_hash`."""
-    return {f"data.{n}.{s}": data_hash(d) for n, splits in datasets.items() for s, d in splits.items()}
 
 
 def _flat(value: Any, key: str) -> Recipe:

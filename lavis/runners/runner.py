@@ -161,20 +161,19 @@ class Runner:
             self._out = RunFolder(path)
         return self._out
 
-    def _describe(self, recipe: Recipe | None = None, changed: bool = True) -> None:
+    def _describe(self, changed: bool = True, missing_only: bool = False) -> None:
         """Write what describes the run, once nothing is found wrong.
 
         Args:
-            recipe: of the training; None in an evaluation, which leaves what describes a training.
-            changed: see `folder.write_description`.
+            changed: see `folder.write_description`. missing_only: leave a description that is there.
         """
-        path = self.output_dir
-        if recipe is None and (self._progress is not None or (path / "config.yaml").exists()):
-            return
-        if recipe is None:
-            recipe = provenance.hashes_of(self.datasets)
-        config, device, precision = self.config, self.device, self.precision
-        dist.from_main(lambda: folder.write_description(path, config, recipe, device, precision, changed))
+        path, parts = self.output_dir, (self.config, self.datasets, self.device, self.precision)
+
+        def write() -> None:
+            if not (missing_only and (path / "config.yaml").exists()):
+                folder.write_description(path, *parts, changed)
+
+        dist.from_main(write)
 
     @contextlib.contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
@@ -243,20 +242,20 @@ class Runner:
     def _train(self, held: contextlib.ExitStack) -> Result:
         """Train, holding the run's folder from the moment when there is one."""
         names, sets = self._training_sets()
-        self.task.before_training(self.model, self.datasets)
         check_training(self.run)
         recipe, source = self._recipe(), self._resume_from
         changes: provenance.Changes = {}
         if source is not None:
             checkpoint.state_file(source)
             changes = provenance.check(provenance.read(source), recipe, self.config, source)
+        self.task.before_training(self.model, self.datasets)
         training = Training(
             self.run, self.task, self.model, names, sets, self.device, self.precision, self._evaluator, recipe, source,
         )  # fmt: skip
         self._progress = training.state.progress
         out = self._folder
         held.enter_context(self._alone(out.path))
-        self._describe(recipe, changed=source is None or bool(changes))
+        self._describe(changed=source is None or bool(changes))
         if source is not None:
             dist.from_main(lambda: folder.adopt(source.parent, out.path))
             if changes:
@@ -360,7 +359,10 @@ class Runner:
         iteration = 0 if self._progress is None else self._progress.iteration
         out = self._folder
         with self._alone(out.path):
-            self._describe()
+            if (
+                self._progress is None
+            ):  # evaluating a run in its own folder leaves what describes its training
+                self._describe(missing_only=True)
             return self._evaluator(splits, epoch, iteration, out, report=self._reporter(epoch))
 
     def _reporter(self, epoch: int | str) -> Any:
