@@ -179,3 +179,24 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(
         assert (whole / name).read_bytes() == (part / name).read_bytes()
     described = json.loads((part / "config.json").read_text())
     assert described["origin"] == "packaged" and described["config"]["text"]["vocab_size"] > 30_000
+
+
+def test_a_length_in_iterations_takes_the_place_of_epochs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(6):
+        Image.new("RGB", (20, 20), (40 * i, 90, 200 - 30 * i)).save(tmp_path / f"{i}.png")
+    call = [
+        "train",
+        "--task",
+        "captioning",
+        "--data",
+        table(tmp_path, "captioning"),
+        "--images",
+        str(tmp_path),
+    ]
+    keys = ["run.max_iters=3", "run.valid_splits=[]", "run.save_last=false"]
+    assert main([*call, "--out", str(tmp_path / "out"), "--batch-size", "2", "--options", *keys]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["iterations"] == 3
+    assert "starting from the small packaged model" in captured.err
