@@ -129,7 +129,9 @@ def false_statement(
         new = " ".join(changed)
         told = read_caption(new)
         phrases = [p for s in told or () for p in (s.subject, s.other) if p is not None]
-        allowed = all((p.color, p.shape) in world.ALLOWED_PAIRS[split] for p in phrases if p.color and p.shape)
+        allowed = all(
+            (p.color, p.shape) in world.ALLOWED_PAIRS[split] for p in phrases if p.color and p.shape
+        )
         if told is not None and allowed and not judge_caption(new, scene).true:
             return new
     return None
