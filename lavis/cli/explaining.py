@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lavis.cli import common, options
-from lavis.cli.options import CAPTIONER, MATCHER
+from lavis.cli.options import CAPTIONER, POINTER
 from lavis.cli.pictures import save_png
 from lavis.common.files import is_clip, is_file, to_line
 
@@ -49,7 +49,7 @@ def explain(
         typer.Option(
             "--model",
             help="A model with a matching head, a captioner, one that answers questions, or a classifier of texts "
-            f"(default: {MATCHER}, without a text {CAPTIONER}).",
+            f"(default: {POINTER}, without a text {CAPTIONER}).",
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
@@ -73,7 +73,7 @@ def explain(
     """
     if out is None and not as_json:
         raise ValueError("where should the maps go? Name a file, --out maps.png, or print them with --json")
-    default = CAPTIONER if text is None else MATCHER
+    default = CAPTIONER if text is None else POINTER
     spec = model or default
     from lavis.common.images import open_image
 

@@ -29,7 +29,9 @@ from lavis.models.vision_text import VisionTextModel
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextTransformer
 
+LEAST_POINTING = 60.0  # percent; maps of packaged models that point more rarely are refused
 _OVERLAY_SIDE = 768  # pixels; a finer overlay of 24 x 24 patches shows nothing more
+_FEW_LAYERS = 6  # that read the picture; fewer are looked at together: no single one finds what all find
 _COLUMNS = 6  # of a sheet of pairs; a clip's frames are one row, however many
 _SIDE = 224  # pixels of a picture on a sheet; half of it for those of a clip
 
@@ -56,7 +58,9 @@ class Explanation:
     score: float
 
 
-def explain(loaded: Loaded, picture: Any, text: str | None = None, layer: int | None = None) -> Explanation:
+def explain(
+    loaded: Loaded, picture: Any, text: str | None = None, layer: int | None = None, check: bool = True
+) -> Explanation:
     """Heat maps of a text's words over a picture, a pair of them, or a clip.
 
     Args:
@@ -65,12 +69,14 @@ def explain(loaded: Loaded, picture: Any, text: str | None = None, layer: int | 
         picture: what `Loaded.prepare` takes, a Pillow picture or a clip; for a model of pairs the left and the right
             picture.
         text: the text, the caption (None: the model's own), or the question.
-        layer: whose cross-attention is looked at, from 0; None: one that is known to show places well. Where layers
-            read left and right pictures in turn (ALBEF), it stands for itself and its neighbour.
+        layer: whose cross-attention is looked at, from 0; None: one that is known to show places well, of small models
+            all together. Where layers read left and right pictures in turn (ALBEF), it stands for itself and its
+            neighbour.
+        check: refuse a packaged model whose maps are known to point elsewhere; only where no layer is chosen.
 
     Raises:
-        ValueError: a model without cross-attention from words to a picture; no text where one is needed; no such layer;
-            one picture where two are needed.
+        ValueError: a model without cross-attention from words to a picture, or whose maps point elsewhere; no text
+            where one is needed; no such layer; one picture where two are needed.
     """
     model = loaded.model
     method = next((how for kind, how in _KINDS.items() if isinstance(model, kind)), None)
@@ -81,11 +87,27 @@ def explain(loaded: Loaded, picture: Any, text: str | None = None, layer: int | 
             "(blip_image_text_matching/base, albef_retrieval/coco), a captioner (blip_caption/base_coco), one that "
             "answers questions (blip_vqa/vqav2) or a classifier (albef_classification/ve)"
         )
+    if check and layer is None and loaded.pointing is not None and loaded.pointing < LEAST_POINTING:
+        raise ValueError(
+            f"the maps of {loaded.spec} are misleading: a word's map peaks inside the object that it names in only "
+            f"{loaded.pointing:.0f} of 100 drawings; choose {' or '.join(_pointing_models())}, or a layer to look at"
+        )
     if method is not _caption and not (text or "").strip():
         raise ValueError(f"{loaded.spec} needs a text to explain")
     samples = _samples(loaded, picture)
     with loaded.autocast(), finite_results(model, samples):
         return method(model, samples, None if text is None else loaded.txt(text), layer)
+
+
+def _pointing_models() -> list[str]:
+    """Packaged models whose maps were measured and point well, the best first."""
+    from lavis.models import model_zoo
+
+    figures = {
+        f"{name}/{kind}": model_zoo.preset(name, kind).pointing for name, kinds in model_zoo for kind in kinds
+    }
+    good = {spec: share for spec, share in figures.items() if share is not None and share >= LEAST_POINTING}
+    return sorted(good, key=lambda spec: -good[spec])
 
 
 def reads_pairs(model: Any) -> bool:
@@ -285,21 +307,27 @@ def _gradcam(
     transformer = _words_encoder(model)
     crossing = _crossing(transformer)
     together = 2 if transformer.config.memories == "alternate" else 1  # layers
-    if layer is None:
-        layer = _best_layer(crossing)
     useful = crossing if last else crossing[:-together]
-    if layer not in useful:
-        raise ValueError(f"layer {layer} can't be explained by; choose one from {useful[0]} to {useful[-1]}")
-    first = layer - (layer - crossing[0]) % together
-    modules = [transformer.encoder.layer[i].crossattention for i in range(first, first + together)]
+    if layer is None and len(crossing) < _FEW_LAYERS:
+        chosen = useful
+    else:
+        layer = _best_layer(crossing) if layer is None else layer
+        if layer not in useful:
+            raise ValueError(
+                f"layer {layer} can't be explained by; choose one from {useful[0]} to {useful[-1]}"
+            )
+        first = layer - (layer - crossing[0]) % together
+        chosen = list(range(first, first + together))
+    modules = [transformer.encoder.layer[i].crossattention for i in chosen]
     maps, value = gradcam(modules, score)  # type: ignore[arg-type]
-    keys = torch.cat(maps, dim=-1).float()  # (R, T, P·N)
+    # layers that look at the same picture add up, those of a pair's two lie side by side
+    keys = torch.cat([sum(maps[i::together]) for i in range(together)], dim=-1).float()  # (R, T, P·N)
     pictures = keys.shape[-1] // model.visual_encoder.pos_embed.shape[1]
     return patch_grid(keys.unflatten(-1, (pictures, -1))), float(value.sum())
 
 
 def _best_layer(crossing: Sequence[int]) -> int:
-    """The layer whose maps show places best.
+    """The layer of a large model whose maps show places best.
 
     BLIP's notebooks take 7 of its 12 layers, ALBEF's authors 8, the third of six that read the picture.
     """

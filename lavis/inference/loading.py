@@ -36,6 +36,7 @@ class Loaded:
         txt: clean-up of a text, as the model's training texts were cleaned.
         precision: "fp32", "bf16" or "fp16", of the arithmetic.
         checkpoint: the weights that were asked for in place of the model's own.
+        pointing: how often its heat maps find what a word names, in percent; None: not measured. See `Preset`.
     """
 
     spec: str
@@ -44,6 +45,7 @@ class Loaded:
     txt: Callable[[str], str]
     precision: str = "fp32"
     checkpoint: str | None = None
+    pointing: float | None = None
 
     def prepare(self, item: Any) -> torch.Tensor:
         """What the model takes of a picture or clip, or a tensor that is that already.
@@ -189,4 +191,6 @@ def load(spec: str, checkpoint: str | None = None, device: str = "auto", precisi
     )
     if where.type == "cpu" and chosen == "fp32":
         model.pack_weights()
-    return Loaded(spec, model, pictures["eval"], texts["eval"], chosen, checkpoint)
+    preset = None if checkpoint else getattr(type(model), "PRESETS", {}).get(model_type)
+    pointing = None if preset is None else preset.pointing
+    return Loaded(spec, model, pictures["eval"], texts["eval"], chosen, checkpoint, pointing)

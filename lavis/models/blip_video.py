@@ -57,6 +57,7 @@ def _on_videos(preset: Preset, frames: int) -> Preset:
         preset,
         vis_processor={p: {"name": f"alpro_video_{p}", "n_frms": frames} for p in ("train", "eval")},
         note=f"{preset.note}; on {frames} frames of a video",
+        pointing=None,  # measured on pictures
     )
 
 

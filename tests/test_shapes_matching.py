@@ -1,0 +1,141 @@
+"""Statements of every style: true or false by the scene graph, and what pre-training makes of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.matching import area
+from benchmarks.pointing import inside
+from lavis.datasets.builders import load_dataset
+from lavis.datasets.shapes import HELD_OUT, judge_caption
+from lavis.datasets.shapes.judging import read_caption
+from lavis.datasets.shapes.matching import STYLES, false_statement, true_statement
+from lavis.datasets.shapes.scene import make_scene
+from lavis.inference import explain, load
+from lavis.models import load_model, model_zoo
+from tests.pages import ROOT
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_statements_are_what_they_are_said_to_be(style):
+    rng = np.random.default_rng(0)
+    for i in range(150):
+        scene = make_scene(0, "train", i)
+        true = true_statement(style, scene, rng)
+        assert judge_caption(true, scene).true, true
+        false = false_statement(true, scene, rng, "train")
+        if false is None:
+            continue
+        judged = judge_caption(false, scene)
+        assert judged.parsed and not judged.true, false
+        differing = [(a, b) for a, b in zip(true.split(), false.split(), strict=True) if a != b]
+        assert len([pair for pair in differing if set(pair) != {"a", "an"}]) == 1, (true, false)
+        told = read_caption(false)
+        assert told is not None
+        named = {(p.color, p.shape) for s in told for p in (s.subject, s.other) if p is not None}
+        assert not named & HELD_OUT, false
+
+
+def test_short_statements_are_as_one_types_them():
+    rng = np.random.default_rng(1)
+    texts = {true_statement("short", make_scene(0, "train", i % 200), rng) for i in range(1500)}
+    assert {"a green square", "two circles", "a drawing of a star"} <= texts
+    for wanted in (r"green \w+", r"\w+ \w+ at the top left", "a .* and a .*", "the \\w+", "there are two .*"):
+        assert any(re.fullmatch(wanted, text) for text in texts), wanted
+
+
+def test_a_batch_says_what_is_true_of_which_picture():
+    data = load_dataset("shapes_matching", n_train=6, statements=4)["train"]
+    rng = np.random.default_rng(2)
+    samples = [data.sample(i, rng) for i in range(6)]
+    batch = data.collater(samples)
+    assert "scene" not in batch and batch["fits"].shape == (6, 24)
+    assert batch["statements"][::4] == batch["text_input"]
+    for picture, sample in enumerate(samples):
+        for place, text in enumerate(batch["statements"]):
+            assert bool(batch["fits"][picture, place]) == judge_caption(text, sample["scene"]).true
+        assert batch["fits"][picture, 4 * picture : 4 * picture + 4].tolist() == [True, False] * 2
+    test = load_dataset("shapes_matching", n_test=2)["test"]
+    assert "statements" not in test[0] and len(test.records[0]["caption"]) == len(STYLES)
+
+
+def test_options_that_make_no_sense_are_refused():
+    for wrong, said in (({"statements": 3}, "even"), ({"captions_per_image": 2}, "use `statements`")):
+        with pytest.raises(ValueError, match=said):
+            load_dataset("shapes_matching", **wrong)
+
+
+@pytest.mark.parametrize("family", ["blip", "albef"])
+def test_pretraining_reads_judged_statements(family):
+    torch.manual_seed(0)
+    model = load_model(f"{family}_pretrain", "tiny", is_eval=False)
+    samples = {
+        "image": torch.randn(3, 3, 64, 64), "text_input": ["a red star", "a blue ring", "a star"],
+        "epoch": 0, "iters": 0, "num_iters_per_epoch": 2,
+    }  # fmt: skip
+    # the first and the third picture show a red star
+    fits = torch.tensor([[1, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 1, 0]]).bool()
+    told = {
+        "statements": ["a red star", "a red ring", "a blue ring", "a blue star", "a star", "a heart"],
+        "fits": fits,
+    }
+    plain = model.together(samples, 3)
+    assert torch.equal(plain, torch.eye(3).bool())
+    assert model.together(samples | told, 3).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+
+    class Step:
+        image_feat = model.image_feature(model.encode_image(samples["image"]))
+
+    memory = model.memorize(model.encode_image(samples["image"]))
+    assert model.judged(samples, Step, memory) == (0.0, 0.0)
+    losses = model.judged(samples | told, Step, memory)
+    assert all(torch.isfinite(loss) and loss > 0 for loss in losses)
+    # what is true has a part in it
+    other = model.judged(samples | told | {"fits": fits.flip(0)}, Step, memory)
+    assert not torch.isclose(losses[1], other[1])
+    with pytest.raises(ValueError, match="fits: whether each statement"):
+        model.judged(samples | {"statements": told["statements"]}, Step, memory)
+    out = model(samples | told)
+    out["loss"].backward()
+    assert model.itm_head.weight.grad.abs().sum() > 0
+
+
+# ------------------------------------------------------------------------------------------ measures
+def test_area_under_the_curve():
+    assert area([0.9, 0.8], [0.1, 0.2]) == 1.0
+    assert area([0.5, 0.5], [0.5, 0.5]) == 0.5
+    assert area([0.9, 0.1], [0.5, 0.2]) == 0.5
+    assert area([0.1], [0.2, 0.3]) == 0.0
+
+
+def test_patches_inside_an_object():
+    found = inside(8, {"x": 0.25, "y": 0.75, "r": 0.125})
+    assert found.sum() == 4 and found[5:7, 1:3].all()
+
+
+def test_figures_of_the_packaged_models_are_those_that_were_measured():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "pointing.json").read_text())
+    known = {
+        f"{name}/{kind}": model_zoo.preset(name, kind).pointing for name, kinds in model_zoo for kind in kinds
+    }
+    for spec, share in known.items():
+        if share is not None:
+            assert share == round(measured[spec]["word of the shape"], 1), spec
+    assert known["blip_retrieval/coco"] is None
+
+
+def test_a_model_whose_maps_point_elsewhere_is_refused():
+    loaded = load("blip_vqa/tiny_easy_vqa", device="cpu")
+    picture = load_dataset("shapes_caption", n_test=1)["test"][0]["image"]
+    poor = replace(loaded, pointing=42.0)
+    with pytest.raises(ValueError, match=r"only 42 of 100 drawings; choose .*albef_retrieval/tiny_shapes"):
+        explain(poor, picture, "what shape is it?")
+    for layer, check, share in ((1, True, 42.0), (None, False, 42.0), (None, True, 60.0), (None, True, None)):
+        found = explain(replace(loaded, pointing=share), picture, "what shape is it?", layer, check)
+        assert found.maps.shape == (4, 8, 8)
