@@ -543,7 +543,7 @@ def test_saved_and_loaded_again_it_is_the_same(name, tmp_path):
     for key, p in again.named_parameters(remove_duplicate=False):
         twins = [other for other, q in again.named_parameters(remove_duplicate=False) if q is p]
         assert twins == [other for other in tied if tied[other] is tied[key]]
-    predicting = load_model(str(tmp_path), is_eval=True)
+    predicting = load_model(str(tmp_path), is_eval=True, for_training=False)
     assert not any("_m." in k or "queue" in k for k in predicting.state_dict())
     if not model.TWINS:
         return

@@ -423,7 +423,13 @@ def test_a_recipe_that_only_evaluates(recipe: Path, capsys: pytest.CaptureFixtur
     assert summary["stopped"] == "evaluated" and summary["iterations"] == 0
     assert "truth_percent" in summary["metrics"]["test"] and set(summary["metrics"]) == {"test"}
     (job,) = out.iterdir()
-    assert {p.name for p in job.iterdir()} == {"config.yaml", "versions.json", "evaluate.txt", "result"}
+    assert {p.name for p in job.iterdir()} == {
+        ".lock",
+        "config.yaml",
+        "versions.json",
+        "evaluate.txt",
+        "result",
+    }
 
 
 def test_ctrl_c_saves_and_prints_the_command_that_goes_on(

@@ -762,7 +762,7 @@ def test_a_folder_of_transformers_brings_its_activation(act, tmp_path):
     settings = json.loads((tmp_path / "config.json").read_text())
     settings["text_config"]["hidden_act"] = "relu"
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=f"hidden_act is {act} and relu"):
+    with pytest.raises(ValueError, match=f"hidden_act of its config.json is {act} and relu"):
         Clip.from_file(PEER, tmp_path)
 
 

@@ -393,7 +393,6 @@ def test_repetition_penalty_makes_repeats_rarer():
     ("bad", "message"),
     [
         ({"num_beams": 0}, "num_beams is 0"),
-        ({"num_return": 3, "num_beams": 2}, "raise num_beams or use nucleus"),
         ({"min_length": 9}, "least length"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"temperature": 0.0}, "temperature is 0"),

@@ -80,7 +80,7 @@ def explain(
     # what can't be read is said before a large model is loaded
     for path in (picture, right):
         if path is not None and not is_file(path):
-            raise FileNotFoundError(f"there is no picture {common.shortened(str(path))}")
+            raise FileNotFoundError(f"there is no image {common.shortened(str(path))}")
     if text is not None:
         common.checked_text(text, "the text")
     files = [path.expanduser() for path in (picture, right) if path is not None]

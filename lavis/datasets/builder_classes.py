@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.utils.data
-from omegaconf import OmegaConf
 
 from lavis.common import dist, hub
 from lavis.common.registry import registry
@@ -47,6 +46,8 @@ class BaseDatasetBuilder:
             from lavis.datasets.builders import load_dataset_config
 
             cfg = load_dataset_config(cfg)
+        from omegaconf import OmegaConf  # importing the room stays quick
+
         self.config = cfg if OmegaConf.is_config(cfg) else OmegaConf.create(dict(cfg))
         self.data_type = self.config.get("data_type", "images")
         self.vis_processors: dict[str, Any] = {"train": BaseProcessor(), "eval": BaseProcessor()}
@@ -172,10 +173,14 @@ class PublishedBuilder(BaseDatasetBuilder):
             build_info[dataset_class.data_type] = {"storage": str(plan.vis_root)}
         section: dict[str, Any] = {"data_type": dataset_class.data_type, "build_info": build_info}
         path = Path(hub.cache_root()) / "configs" / "datasets" / f"{cls.name}_{type}.yaml"
+        from omegaconf import OmegaConf  # importing the room stays quick
+
         write_text(path, OmegaConf.to_yaml(OmegaConf.create({"datasets": {cls.name: section}})))
         return str(path)
 
     def build_datasets(self) -> dict[str, Any]:
+        from omegaconf import OmegaConf  # importing the room stays quick
+
         from lavis.datasets.builders import build_datasets
 
         section: Any = OmegaConf.to_container(self.config, resolve=True)
