@@ -405,7 +405,7 @@ def test_answers_of_a_batch_are_those_of_single_dialogues(model, how):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_lengths_of_answers(model, monkeypatch, beams):
     """Bounds count the answer's tokens, whatever the length of the question."""
-    monkeypatch.setattr(model.tokenizer, "decode", lambda ids: ids)
+    monkeypatch.setattr(model.tokenizer, "decode", lambda ids, skip_special_tokens: ids)
     end, pad = model.tokenizer.eos_id, model.tokenizer.pad_id
     bias = torch.zeros(CONFIG.len_tokenizer)
     bias[end] = 1e3  # ends as soon as it may

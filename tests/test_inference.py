@@ -562,8 +562,9 @@ def test_conversion_gives_back_what_was_read(arch: str, half: bool, tmp_path: Pa
     model = build_model({"arch": arch, "model_type": "tiny", "weights": "none"})
     torch.save({"model": model.state_dict()}, tmp_path / "official.pth")
     done = convert(str(tmp_path / "official.pth"), tmp_path / "new", arch, "tiny", half=half)
-    again = load_model(str(tmp_path / "new"), is_eval=True)
-    wanted = load_model(arch, "tiny", is_eval=True, checkpoint=tmp_path / "official.pth").state_dict()
+    again = load_model(str(tmp_path / "new"), is_eval=True, for_training=False)
+    official = tmp_path / "official.pth"
+    wanted = load_model(arch, "tiny", checkpoint=official, for_training=False).state_dict()
     assert done.tensors == len(wanted) and done.arch == arch
     for name, tensor in again.state_dict().items():
         if half:
@@ -622,7 +623,7 @@ def test_checkpoints_of_others_are_converted(kind: str, tmp_path: Path, drawings
         source = _transformers_folder(tmp_path / "theirs")
     convert(str(source), tmp_path / "new", "clip", "tiny")
     first = load_model("clip", "tiny", is_eval=True, checkpoint=source)
-    again = load_model(str(tmp_path / "new"), is_eval=True)
+    again = load_model(str(tmp_path / "new"), is_eval=True, for_training=False)
     assert (
         again.config.quick_gelu == first.config.quick_gelu == (kind != "transformers")
     )  # what shapes don't tell

@@ -63,8 +63,6 @@ LEGACY_MODEL_KEYS = {
     "vit_drop_path_rate": "vit.drop_path",
     "vit_layer_norm_epsilon": "vit.layer_norm_eps",
     "temp": "ignored: every temperature starts at 0.07 and is learned",
-    "len_tokenizer": "ignored: a model's config is a dataclass beside its class",
-    "len_video_ft": "ignored: a model's config is a dataclass beside its class",
     "med_config_path": "text: the sizes in that file, where it is one of your own",
 }
 # of these the types tell what they are; the others are of any section

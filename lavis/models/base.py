@@ -696,7 +696,7 @@ def check_heads(folder: Path, heads: Mapping[str, tuple[int, int]]) -> dict[str,
     """
     if folder.name in checkpoints.WEIGHTS_NAMES:
         folder = folder.parent  # a file of such a folder
-    if not folder.is_dir() or not is_foreign(folder):
+    if not folder.is_dir() or not is_of_transformers(folder):
         return {}
     path = folder / CONFIG_NAME
     theirs: dict[str, Any] = checkpoints.read_json(path)
