@@ -87,13 +87,13 @@ def explain(
             "(blip_image_text_matching/base, albef_retrieval/coco), a captioner (blip_caption/base_coco), one that "
             "answers questions (blip_vqa/vqav2) or a classifier (albef_classification/ve)"
         )
+    if method is not _caption and not (text or "").strip():
+        raise ValueError(f"{loaded.spec} needs a text to explain")
     if check and layer is None and loaded.pointing is not None and loaded.pointing < LEAST_POINTING:
         raise ValueError(
             f"the maps of {loaded.spec} are misleading: a word's map peaks inside the object that it names in only "
             f"{loaded.pointing:.0f} of 100 drawings; choose {' or '.join(POINTING)}, or a layer to look at"
         )
-    if method is not _caption and not (text or "").strip():
-        raise ValueError(f"{loaded.spec} needs a text to explain")
     samples = _samples(loaded, picture)
     with loaded.autocast():
         return method(model, samples, None if text is None else loaded.txt(text), layer)
