@@ -29,7 +29,7 @@ from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextTransformer
 
 LEAST_POINTING = 60.0  # percent; maps of packaged models that point more rarely are refused
-POINTING = ("albef_retrieval/tiny_shapes", "blip_caption/tiny_shapes")  # small models whose maps are better
+POINTING = ("blip_caption/tiny_shapes", "albef_retrieval/tiny_shapes")  # small models whose maps are better
 _OVERLAY_SIDE = 768  # pixels; a finer overlay of 24 x 24 patches shows nothing more
 _FEW_LAYERS = 6  # that read the picture; fewer are looked at together: no single one finds what all find
 _COLUMNS = 6  # of a sheet of pairs; a clip's frames are one row, however many
