@@ -2,9 +2,9 @@
 
     python benchmarks/matching.py [MODEL ...]
 
-For each of 1,000 test drawings (or clips) a true text and the same with one thing changed, false by the scene graph. Texts
-come in three styles: the captions of `shapes_caption`, those of `shapes_retrieval`, and short phrases ("a green square").
-Writes benchmarks/results/matching.json; models that aren't measured keep their rows.
+For each of 1,000 test drawings (or clips) a true text and the same with one thing changed, false by the scene
+graph. Texts come in three styles: the captions of `shapes_caption`, those of `shapes_retrieval`, and short phrases
+("a green square"). Writes benchmarks/results/matching.json; models that aren't measured keep their rows.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python benchmarks/pointing.py [MODEL ...]
 
-A drawing of `shapes_caption` is explained by "a COLOUR SHAPE" (a model that answers is asked "is there a COLOUR SHAPE?"), of
-the first of its objects that is alone in having both. Counted is in how many drawings the centre of the patch at the map's
-peak lies inside the object's box: of the map of the shape's word, of the colour's, of all words together. Chance: the share
-of patches whose centre does. Writes benchmarks/results/pointing.json; models that aren't measured keep their rows.
+A drawing of `shapes_caption` is explained by "a COLOUR SHAPE" (a model that answers is asked "is there a COLOUR
+SHAPE?"), of the first of its objects that is alone in having both. Counted is in how many drawings the centre of
+the patch at the map's peak lies inside the object's box: of the map of the shape's word, of the colour's, of all
+words together. Chance: the share of patches whose centre does. Writes benchmarks/results/pointing.json; models
+that aren't measured keep their rows.
 """
 
 from __future__ import annotations
@@ -20,13 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-MODELS = (
-    "albef_retrieval/tiny_shapes",
-    "blip_caption/tiny_shapes",
-    "blip_image_text_matching/tiny_shapes",
-    "blip_retrieval/tiny_shapes",
-    "blip_vqa/tiny_shapes",
-)
+MODELS = ("albef_retrieval/tiny_shapes", "blip_caption/tiny_shapes", "blip_retrieval/tiny_shapes")
 DRAWINGS = 1_000
 
 

@@ -165,7 +165,7 @@ def search() -> None:
 def gradcam() -> None:
     data = drawings()
     picture = data[9]["image"]
-    found = explain(load("albef_retrieval/tiny_shapes"), picture, data[9]["text_input"])
+    found = explain(load("blip_caption/tiny_shapes"), picture, data[9]["text_input"])
     small = ("a", "an", "the", "of", "is", "are", "and", "to", "in", "on", "at", "there", "with")
     shown = [i for i, word in enumerate(found.words) if word not in small][:4]
     sheet = Sheet()

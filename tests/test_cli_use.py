@@ -659,7 +659,7 @@ def test_explain(run: Callable[..., Ran], drawings: Path, tmp_path: Path) -> Non
     assert code == 0 and rows[0]["right"] == str(pair[-1]) and rows[0]["text"] in ("true", "false")
     assert np.array(rows[0]["maps"]).shape == (4, 2, 8, 8) and rows[0]["given"] == pair[1]
     code, _, said = run("explain", *pair, "--json")
-    assert code == 2 and "blip_retrieval/tiny_shapes takes no second picture, --right" in said
+    assert code == 2 and "blip_caption/tiny_shapes takes no second picture, --right" in said
     code, _, said = run("explain", *pair[:2], "--json", "--model", "albef_nlvr/tiny_shapes")
     assert code == 2 and "judges two pictures; give the second, --right PICTURE" in said
 
@@ -676,7 +676,7 @@ def test_explain_a_clip(run: Callable[..., Ran], clips: Path, tmp_path: Path) ->
     with Image.open(out) as picture:  # a clip in which nothing moves is shown once
         assert code == 0 and picture.width < 900
     code, _, said = run("explain", clips / "clip_0.webm", "a heart", "--out", out)
-    assert code == 2 and "clip_0.webm is a clip, and blip_retrieval/tiny_shapes is for pictures" in said
+    assert code == 2 and "clip_0.webm is a clip, and blip_caption/tiny_shapes is for pictures" in said
     code, _, said = run("explain", clips / "clip_0.webm", "a", "--out", out, "--model", ALPRO)
     assert code == 2 and "can't be explained word by word" in said
 

@@ -30,6 +30,7 @@ from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextTransformer
 
 LEAST_POINTING = 60.0  # percent; maps of packaged models that point more rarely are refused
+POINTING = ("blip_caption/tiny_shapes", "albef_retrieval/tiny_shapes")  # small models whose maps are better
 _OVERLAY_SIDE = 768  # pixels; a finer overlay of 24 x 24 patches shows nothing more
 _FEW_LAYERS = 6  # that read the picture; fewer are looked at together: no single one finds what all find
 _COLUMNS = 6  # of a sheet of pairs; a clip's frames are one row, however many
@@ -87,27 +88,16 @@ def explain(
             "(blip_image_text_matching/base, albef_retrieval/coco), a captioner (blip_caption/base_coco), one that "
             "answers questions (blip_vqa/vqav2) or a classifier (albef_classification/ve)"
         )
+    if method is not _caption and not (text or "").strip():
+        raise ValueError(f"{loaded.spec} needs a text to explain")
     if check and layer is None and loaded.pointing is not None and loaded.pointing < LEAST_POINTING:
         raise ValueError(
             f"the maps of {loaded.spec} are misleading: a word's map peaks inside the object that it names in only "
-            f"{loaded.pointing:.0f} of 100 drawings; choose {' or '.join(_pointing_models())}, or a layer to look at"
+            f"{loaded.pointing:.0f} of 100 drawings; choose {' or '.join(POINTING)}, or a layer to look at"
         )
-    if method is not _caption and not (text or "").strip():
-        raise ValueError(f"{loaded.spec} needs a text to explain")
     samples = _samples(loaded, picture)
     with loaded.autocast(), finite_results(model, samples):
         return method(model, samples, None if text is None else loaded.txt(text), layer)
-
-
-def _pointing_models() -> list[str]:
-    """Packaged models whose maps were measured and point well, the best first."""
-    from lavis.models import model_zoo
-
-    figures = {
-        f"{name}/{kind}": model_zoo.preset(name, kind).pointing for name, kinds in model_zoo for kind in kinds
-    }
-    good = {spec: share for spec, share in figures.items() if share is not None and share >= LEAST_POINTING}
-    return sorted(good, key=lambda spec: -good[spec])
 
 
 def reads_pairs(model: Any) -> bool:

@@ -74,7 +74,7 @@ PRETRAINING_ONLY = (*TRAINING_STATE, TOKEN_TYPES, "text_encoder.cls.*")
 TINY_ALBEF = {**TINY, "text": TINY_ALBEF_TEXT}
 _TINY = untrained(AlbefMatchingConfig(**TINY_ALBEF, embed_dim=64, queue_size=512), IMAGES, CAPTION)
 SHAPES = "albef_shapes"  # the packaged weights of `albef_pretrain` tiny_shapes
-_SMALL = {"tiny": _TINY, "tiny_shapes": for_shapes(_TINY, SHAPES)}
+_SMALL = {"tiny": _TINY, "tiny_shapes": for_shapes(_TINY, SHAPES, pointing=82.0)}
 
 
 # ------------------------------------------------------------------------------------------ base

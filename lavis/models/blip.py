@@ -122,6 +122,7 @@ class BlipCaption(Blip):
             licence="BSD-3-Clause",
             commercial=True,
             note="in the package; knows drawings of coloured shapes and nothing else",
+            pointing=83.1,
         ),
     }
 

@@ -45,7 +45,10 @@ class BlipMatchingConfig(BlipConfig):
 
 _LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
 _TINY_PRESET = untrained(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512), IMAGES, CAPTION)
-_SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, max_txt_len=48)}
+_SMALL = {
+    "tiny": _TINY_PRESET,
+    "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, pointing=42.7, max_txt_len=48),
+}
 
 
 class BlipMatching(Blip, Alignment):

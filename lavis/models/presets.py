@@ -69,11 +69,12 @@ def untrained(
     )
 
 
-def for_shapes(tiny: Preset, file: str, **config: Any) -> Preset:
+def for_shapes(tiny: Preset, file: str, pointing: float | None = None, **config: Any) -> Preset:
     """A small model that starts from weights in the package, pre-trained on the embedded data.
 
     Args:
         tiny: its preset with random weights. file: the folder of the pre-trained weights among the assets.
+        pointing: see `Preset`, where these weights make the finished model.
         config: fields that differ.
     """
     return replace(
@@ -82,4 +83,5 @@ def for_shapes(tiny: Preset, file: str, **config: Any) -> Preset:
         pretrained=str(ASSETS / file),
         licence="BSD-3-Clause",
         note="64 px; starts from packaged weights, pre-trained on drawn shapes",
+        pointing=pointing,
     )

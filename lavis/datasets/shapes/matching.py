@@ -1,19 +1,21 @@
 """Matching with shapes: pictures with statements of every style, each known to be true or false.
 
-**Description.** The pictures of `shapes_caption` and `shapes_retrieval` in turn. A picture has statements in pairs, a true
-one and the same with a word or two changed so that it is false: a colour, shape, size, texture, number, relation or side.
-They come in three styles: as in `shapes_caption`, as in `shapes_retrieval` (every object is named), and as one types
-them: "a green square", "two circles", "a drawing of a star", "red heart at the top left". Nothing is downloaded.
+**Description.** The pictures of `shapes_caption` and `shapes_retrieval` in turn. A picture has statements in
+pairs, a true one and the same with a word or two changed so that it is false: a colour, shape, size, texture,
+number, relation or side. They come in three styles: as in `shapes_caption`, as in `shapes_retrieval` (every object
+is named), and as one types them: "a green square", "two circles", "a drawing of a star", "red heart at the top
+left". Nothing is downloaded.
 
 **Names.** `shapes_matching`.
 
-**Splits.** train, val, test: 40,000, 2,000 and 2,000 pictures. Statements of a training split are drawn anew each time.
+**Splits.** train, val, test: 40,000, 2,000 and 2,000 pictures. Statements of a training split are drawn anew each
+time.
 
 **Task.** Training of models with a matching head; measured by benchmarks/matching.py.
 
-**Samples.** Those of retrieval, `text_input` naming every object; in training also `statements`, an even number of them,
-`text_input` first. A batch of B pictures has them flat, with `fits` (B, statements): whether each is true of each picture,
-by the scene graph, so that no true statement is ever taken for a false one.
+**Samples.** Those of retrieval, `text_input` naming every object; in training also `statements`, an even number of
+them, `text_input` first. A batch of B pictures has them flat, with `fits` (B, statements): whether each is true of
+each picture, by the scene graph, so that no true statement is ever taken for a false one.
 
 **License.** The same as this library's; there is no third-party material in it.
 """
@@ -140,7 +142,11 @@ def false_statement(
 # ---------------------------------------------------------------------- the data set
 @dataclass(frozen=True)
 class ShapesMatchingOptions(ShapesRetrievalOptions):
-    """See `MadeOptions` and `CaptionOptions`; statements: how many a picture has in a training sample, half of them true."""
+    """See `MadeOptions` and `CaptionOptions`.
+
+    Args:
+        statements: how many a picture has in a training sample, half of them true.
+    """
 
     n_train: int = 40_000
     n_val: int = 2_000
