@@ -239,7 +239,7 @@ def test_commands_report_what_could_not_be_computed(command, tmp_path, folder, c
         model.visual_encoder.norm.weight.fill_(NAN)
     model.save_pretrained(tmp_path / "damaged")
     arguments[3] = str(tmp_path / "damaged")
-    assert main(arguments) == 2
+    assert main([*arguments, "--overwrite"]) == 2
     assert "visual_encoder.norm.weight holds NaN" in capsys.readouterr().err
 
 
