@@ -78,11 +78,14 @@ def same_gradients(model, theirs):
             key = re.sub(old, new, key)
         renamed[key] = parameter.grad
     checked = 0
+    # a key's bias has a gradient of 0 in exact arithmetic: what is left is the rounding of the others'
+    largest = max(float(gradient.abs().max()) for gradient in renamed.values() if gradient is not None)
+    rounding = torch.finfo(torch.float32).eps * max(largest, 1.0)
     for key, parameter in model.named_parameters():
         if renamed.get(key) is None:
             continue
         peak = renamed[key].abs().max()
-        assert (parameter.grad - renamed[key]).abs().max() <= 2e-4 * peak + 1e-7, key
+        assert (parameter.grad - renamed[key]).abs().max() <= 2e-4 * peak + rounding, key
         checked += 1
     assert checked > 0.9 * len(renamed)
 
