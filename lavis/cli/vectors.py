@@ -83,9 +83,7 @@ def features(
     for name, value, choices in (("--mode", mode, _MODES), ("--format", format, _FORMATS)):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; it must be {', '.join(choices)}")
-    items, pictures = common.known_to_all(
-        lambda: _inputs(list(paths or []), mode, texts, null, common.sees(model, EXTRACTOR))
-    )
+    items, pictures = _inputs(list(paths or []), mode, texts, null, common.sees(model, EXTRACTOR))
     common.note_default(model, checkpoint, EXTRACTOR, options.SHAPES, "blip_feature_extractor/base")
     from lavis.common import dist
     from lavis.inference import Encoder
