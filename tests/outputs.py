@@ -4,7 +4,8 @@
 - Words and signs are equal; how they are spaced, and blank lines, don't matter.
 - Whole numbers are equal (they are counts and shapes); others agree to two significant digits, `3.1e-05` too. A zero
   (`0.000`) stands for what is smaller than its last digit, and never for 0.001 or more.
-- Times of day, dates, durations, absolute folders and the names of run folders (a time) are equal to any other.
+- Times of day, dates, durations and the names of run folders (a time) are equal to any other. Of absolute paths a page
+  shows the end: `…/drawings/0.png`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ _MASKS = (
     (re.compile(r"\b\d\d:\d\d(:\d\d)?\b(\.\d+)?"), "TIME"),
     (re.compile(r"(?<![\w.])20\d{9,12}\b"), "RUN"),
     (re.compile(r"(?<![\w.])\d+(\.\d+)?\s?(ms|s|min|h|seconds?|minutes?|hours?)\b"), "DURATION"),
-    (re.compile(r"(?<![\w.…/])/([\w.+~-]+/)+(?=[\w.])"), "FOLDER/"),
 )
 _NUMBER = r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:[eE][-+]?\d+)?(?!\.?\w)"
 _TOKEN = re.compile(rf"{_NUMBER}|\w+|\S")

@@ -108,6 +108,7 @@ def run(page: Path, folder: Path) -> int:
         "LAVIS_OFFLINE": "1",
         "LAVIS_CACHE": str(folder / ".cache"),
         "COLUMNS": "80",
+        "CUDA_VISIBLE_DEVICES": "",  # what the pages print is a CPU's: precision and draws differ on a GPU
     }
     steps = [block for block in blocks(page) if block.runs]
     for block in blocks(page):
