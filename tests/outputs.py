@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def difference(expected: str, got: str) -> str:
-    """ "" where the output is as expected; otherwise both, for people."""
+    """What to tell people where the output is not as expected: both. Empty where it is."""
     if _fits(_lines(expected), _lines(got), [REST], _same_line):
         return ""
     return f"expected:\n{_indented(expected)}\ngot:\n{_indented(got)}"
