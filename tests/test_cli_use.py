@@ -202,7 +202,7 @@ def test_match(run: Callable[..., Ran], drawings: Path, captions: list[str], tmp
     code, rows, said = run("match", drawings / "p00.png", drawings / "turned.jpg", captions[0])
     assert code == 0 and "using the small packaged model blip_retrieval/tiny_shapes" in said
     assert [Path(r["image"]).name for r in rows] == ["p00.png", "turned.jpg"]
-    assert all(r["text"] == captions[0] and r["match"] > 0.9 and r["cosine"] > 0.7 for r in rows)
+    assert all(r["text"] == captions[0] and r["match"] > 0.9 and r["cosine"] > 0.4 for r in rows)
     texts = [part for text in captions[:3] for part in ("-t", text)]
     out = tmp_path / "new" / "rows.jsonl"
     code, rows, said = run("match", drawings, *texts, "--out", out, "--batch-size", "5")

@@ -652,17 +652,15 @@ def test_helpers(tmp_path: Path) -> None:
         open_picture(text)
 
 
-def test_the_room_imports_quickly() -> None:
+def test_the_room_imports_nothing_that_it_does_not_need() -> None:
     code = (
-        "import torch, time, sys; t = time.perf_counter();"
-        "from lavis.datasets.builders import dataset_zoo; dataset_zoo.get_names();"
-        "print(time.perf_counter() - t, 'easy_vqa' in sys.modules, 'omegaconf' in sys.modules)"
+        "import sys; from lavis.datasets.builders import dataset_zoo; dataset_zoo.get_names();"
+        "print('easy_vqa' in sys.modules, 'omegaconf' in sys.modules)"
     )
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert out[1:] == ["False", "False"]
-    assert float(out[0]) < 2.0  # about 0.1 s on an idle machine
+    assert out == ["False", "False"]
 
 
 def test_workers_started_by_spawn_get_a_copy(photos: Path) -> None:
