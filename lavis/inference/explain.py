@@ -311,7 +311,8 @@ def _gradcam(
     modules = [transformer.encoder.layer[i].crossattention for i in chosen]
     maps, value = gradcam(modules, score)  # type: ignore[arg-type]
     # layers that look at the same picture add up, those of a pair's two lie side by side
-    keys = torch.cat([sum(maps[i::together]) for i in range(together)], dim=-1).float()  # (R, T, P·N)
+    added = [torch.stack(list(maps[i::together])).sum(0) for i in range(together)]
+    keys = torch.cat(added, dim=-1).float()  # (R, T, P·N)
     pictures = keys.shape[-1] // model.visual_encoder.pos_embed.shape[1]
     return patch_grid(keys.unflatten(-1, (pictures, -1))), float(value.sum())
 
