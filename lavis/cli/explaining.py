@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lavis.cli import common, options
-from lavis.cli.options import CAPTIONER, POINTER
+from lavis.cli.options import CAPTIONER
 from lavis.cli.pictures import save_png
 from lavis.common.files import is_clip, is_file, to_line
 
@@ -49,7 +49,7 @@ def explain(
         typer.Option(
             "--model",
             help="A model with a matching head, a captioner, one that answers questions, or a classifier of texts "
-            f"(default: {POINTER}, without a text {CAPTIONER}).",
+            f"(default: {CAPTIONER}).",
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
@@ -73,8 +73,8 @@ def explain(
     """
     if out is None and not as_json:
         raise ValueError("where should the maps go? Name a file, --out maps.png, or print them with --json")
-    default = CAPTIONER if text is None else POINTER
-    spec = model or default
+    # in a sentence about two objects a matcher mixes them up
+    spec = model or CAPTIONER
     from lavis.common.images import open_image
 
     # what can't be read is said before a large model is loaded
@@ -84,10 +84,9 @@ def explain(
     if text is not None:
         common.checked_text(text, "the text")
     files = [path.expanduser() for path in (picture, right) if path is not None]
-    clip = is_clip(files[0], common.sees(spec, default))
+    clip = is_clip(files[0], common.sees(spec, CAPTIONER))
     shown = [] if clip else [open_image(file) for file in files]
-    better = "blip_caption/base_coco" if text is None else "blip_retrieval/coco"
-    common.note_default(spec, checkpoint, default, options.SHAPES, better)
+    common.note_default(spec, checkpoint, CAPTIONER, options.SHAPES, "blip_caption/base_coco")
     from lavis import inference
     from lavis.inference.explain import explanation_sheet, reads_pairs
 

@@ -14,7 +14,6 @@ CAPTIONER = "blip_caption/tiny_shapes"
 ANSWERER = "blip_vqa/tiny_shapes"
 MATCHER = "blip_retrieval/tiny_shapes"
 CLASSIFIER = "albef_retrieval/tiny_shapes"  # surer than MATCHER about texts that name one thing
-POINTER = CAPTIONER  # in a sentence about two objects a matcher mixes them up
 EXTRACTOR = "blip_feature_extractor/tiny_shapes"
 SHAPES = "drawings of coloured shapes"  # what they know
 
