@@ -25,8 +25,8 @@ class RunConfig:
         evaluate: only evaluate, on test_splits.
         resume_ckpt_path: a run's folder or checkpoint to continue; "auto" continues the last checkpoint in
             output_dir/job_id (without a job_id: of the latest run of the same recipe in output_dir), or starts if
-            there is none. allow_changed: keys that may differ from those of the run that is continued, see
-            `lavis.runners.provenance`; length, logging, saving, evaluation, workers and device always may.
+            there is none. allow_changed: keys, such as run.init_lr, that may differ from those of the run that is
+            continued; length, logging, saving, evaluation, workers and device always may.
         max_epoch: epochs to train. max_iters: iterations to train, in place of epochs.
         iters_per_inner_epoch: with max_iters, iterations between validations (null: one pass over the data).
         init_lr, min_lr, warmup_lr, warmup_steps, lr_sched, lr_decay_rate: see `lavis.common.optims`;
@@ -34,8 +34,8 @@ class RunConfig:
         optimizer: "adamw", or "muon", which learns in fewer steps from random weights (`optims.Muon`).
         weight_decay, beta2: of AdamW (Muon takes the weight decay too). accum_grad_iters: iterations per update.
         max_grad_norm: gradients are scaled down to this norm; null does not.
-        batch_size_train, batch_size_eval: samples per process. num_workers: processes that prepare them; null
-            takes what `lavis.runners.data.workers` finds fit.
+        batch_size_train, batch_size_eval: samples per process. num_workers: processes that prepare them; null:
+            min(8, cores / ranks) from the command line, from Python 0 where processes can't be forked.
         log_freq: iterations between log lines. val_freq: epochs between validations (the last one always).
         save_freq: epochs between writes of checkpoint_last (0: only the end). save_last: write it at the end.
         save_every_iters: iterations between writes within an epoch. save_every_minutes: minutes after which
@@ -47,7 +47,7 @@ class RunConfig:
         tensorboard: also write events. report: also write report_<split>.html about each test split.
         max_minutes: time of the whole run, validations and test included (the test not where nothing is validated,
             from which its time could be told). The first steps and a validation are timed, and the number of steps
-            fixed (`lavis.runners.budget`); not more than max_epoch or max_iters say.
+            fixed; not more than max_epoch or max_iters say.
         stuck_after: steps after which a loss that has not moved is warned of; null: never.
         patience: validations without a new best after which training ends.
     """
