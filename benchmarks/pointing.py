@@ -5,8 +5,12 @@
 A drawing of `shapes_caption` is explained by "a COLOUR SHAPE" (a model that answers is asked "is there a COLOUR
 SHAPE?"), of the first of its objects that is alone in having both. Counted is in how many drawings the centre of
 the patch at the map's peak lies inside the object's box: of the map of the shape's word, of the colour's, of all
-words together. Chance: the share of patches whose centre does. Writes benchmarks/results/pointing.json; models
-that aren't measured keep their rows.
+words together. Chance: the share of patches whose centre does.
+
+Then two such objects are named, "a COLOUR SHAPE and a COLOUR SHAPE" ("is there … and …?"), and the colour's and the
+shape's map of each are added: in how many the peak lies inside the object that they name, and inside the other one.
+
+Writes benchmarks/results/pointing.json; models that aren't measured keep their rows.
 """
 
 from __future__ import annotations
@@ -21,20 +25,22 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-MODELS = ("albef_retrieval/tiny_shapes", "blip_caption/tiny_shapes", "blip_retrieval/tiny_shapes")
+MODELS = (
+    "albef_retrieval/tiny_shapes", "blip_caption/tiny_shapes", "blip_retrieval/tiny_shapes", "blip_vqa/tiny_shapes",
+)  # fmt: skip
 DRAWINGS = 1_000
 
 
-def drawings(count: int = DRAWINGS) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Drawings in which an object's colour and shape are its alone, and that object."""
+def drawings(count: int = DRAWINGS, objects: int = 1) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+    """Drawings in which so many objects' colour and shape are theirs alone, and those objects."""
     from lavis.datasets.builders import load_dataset
 
-    data = load_dataset("shapes_caption", n_test=2 * DRAWINGS)["test"]
+    data = load_dataset("shapes_caption", n_test=4 * DRAWINGS)["test"]
     for record in data.records:
         kinds = [(o["color"], o["shape"]) for o in record["scene"]["objects"]]
         alone = [o for o, kind in zip(record["scene"]["objects"], kinds) if kinds.count(kind) == 1]
-        if alone:
-            yield data.picture(record), alone[0]
+        if len(alone) >= objects:
+            yield data.picture(record), alone[:objects]
             count -= 1
             if not count:
                 return
@@ -52,22 +58,38 @@ def measured(spec: str, count: int = DRAWINGS) -> dict[str, float]:
     from lavis.inference import explain, load
 
     loaded = load(spec, device="cpu")
+    asks = hasattr(loaded.model, "predict_answers")
+
+    def maps(image: Any, objects: Sequence[dict[str, Any]]) -> tuple[list[str], Any]:
+        text = " and ".join(f"a {o['color']} {o['shape']}" for o in objects)
+        found = explain(loaded, image, f"is there {text}?" if asks else text, check=False)
+        return [word.strip("?") for word in found.words], found
+
     hits, chances = [], []
-    for picture, obj in drawings(count):
-        text = f"a {obj['color']} {obj['shape']}"
-        asks = hasattr(loaded.model, "predict_answers")
-        found = explain(loaded, picture, f"is there {text}?" if asks else text, check=False)
+    for image, (obj,) in drawings(count):
+        words, found = maps(image, [obj])
         where = inside(found.whole.shape[-1], obj)
-        hits.append(
-            [where.flat[int(heat.argmax())] for heat in (found.maps[-1], found.maps[-2], found.whole)]
-        )
+        heats = (found.maps[words.index(obj["shape"])], found.maps[words.index(obj["color"])], found.whole)
+        hits.append([where.flat[int(heat.argmax())] for heat in heats])
         chances.append(where.mean())
     shape, color, whole = (100 * np.mean(hits, axis=0)).tolist()
+
+    own, others = [], []
+    for image, pair in drawings(count, objects=2):
+        words, found = maps(image, pair)
+        middle = words.index("and")
+        for (first, last), obj, other in (((0, middle), *pair), ((middle, None), *pair[::-1])):
+            at = [i for i in range(len(words))[first:last] if words[i] in (obj["color"], obj["shape"])]
+            peak = int(found.maps[at].sum(axis=0).argmax())
+            own.append(inside(found.whole.shape[-1], obj).flat[peak])
+            others.append(inside(found.whole.shape[-1], other).flat[peak])
     return {
         "word of the shape": shape,
         "word of the colour": color,
         "all words": whole,
         "chance": 100 * float(np.mean(chances)),
+        "of two, the one that is named": 100 * float(np.mean(own)),
+        "of two, the other one": 100 * float(np.mean(others)),
     }
 
 

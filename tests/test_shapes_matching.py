@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from benchmarks.matching import area
 from benchmarks.pointing import inside
 from lavis.datasets.builders import load_dataset
 from lavis.datasets.shapes import HELD_OUT, judge_caption
 from lavis.datasets.shapes.judging import read_caption
-from lavis.datasets.shapes.matching import STYLES, false_statement, true_statement
+from lavis.datasets.shapes.matching import CHANGES, STYLES, false_statement, true_statement, words_of
 from lavis.datasets.shapes.scene import make_scene
 from lavis.inference import explain, load
 from lavis.inference.explain import LEAST_POINTING, POINTING
 from lavis.models import load_model, model_zoo
+from lavis.models.alignment import TextStates
 from tests.pages import ROOT
 
 
@@ -108,6 +111,49 @@ def test_pretraining_reads_judged_statements(family):
     out = model(samples | told)
     out["loss"].backward()
     assert model.itm_head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", ["blip", "albef"])
+def test_statements_are_judged_together_as_one_by_one(family):
+    torch.manual_seed(1)
+    model = load_model(f"{family}_pretrain", "tiny", is_eval=False).eval()
+    data = load_dataset("shapes_matching", n_train=3, statements=6)["train"]
+    batch = data.collater([data.sample(i, np.random.default_rng(i)) for i in range(3)])
+    image_embeds = model.encode_image(torch.randn(3, 3, 64, 64))
+
+    class Step:
+        image_feat = model.image_feature(image_embeds)
+
+    with torch.no_grad():
+        itc, itm = model.judged(batch, Step, model.memorize(image_embeds))
+        logits, feats = [], []
+        for i, text in enumerate(batch["statements"]):
+            tokens = model.tokens([text])
+            states = model.encode_text(tokens)
+            fused = TextStates(tokens, states if model.FUSES_STATES else None)
+            logits.append(model.match_logits(fused, model.memorize(image_embeds[i // 6, None])))
+            feats.append(model.text_feature(states))
+        own = torch.stack([batch["fits"][i // 6, i] for i in range(18)]).long()
+        sims = Step.image_feat @ torch.cat(feats).T / 0.07  # (3, 18)
+        true = batch["fits"].float()
+        i2t = -(sims.log_softmax(1) * true / true.sum(1, keepdim=True)).sum(1).mean()
+        some = true.sum(0) > 0
+        t2i = -(sims.T.log_softmax(1) * true.T / true.sum(0)[:, None])[some].sum(1).mean()
+    torch.testing.assert_close(itm, F.cross_entropy(torch.cat(logits), own), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(itc, (i2t + t2i) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_and_numbers_are_asked_for_as_often_as_the_rest():
+    data = load_dataset("shapes_matching", n_train=100, statements=12)["train"]
+    kinds: Counter[str] = Counter()
+    for i in range(100):
+        statements = data.sample(i, np.random.default_rng(i))["statements"]
+        for true, false in zip(statements[::2], statements[1::2], strict=True):
+            changed = [a for a, b in zip(true.split(), false.split(), strict=True) if a != b]
+            kinds.update(kind for kind in CHANGES for word in changed if word in words_of(kind))
+    assert set(kinds) == set(CHANGES)
+    assert kinds["position"] > 0.2 * kinds.total(), kinds
+    assert kinds["number"] > 0.1 * kinds.total(), kinds
 
 
 # ------------------------------------------------------------------------------------------ measures

@@ -36,6 +36,7 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
 RERANKING_ROWS = 64  # texts that are matched with one picture at once
 BEGUN_BYTES = 2**29  # of texts' states that are kept where they could be computed anew for every picture
+_TOGETHER = 4  # statements of a picture that are matched at once
 NOT_SCORED = -100.0  # of pairs that were not matched, as in the original
 
 
@@ -383,17 +384,25 @@ class Alignment(VisionTextModel):
         require(samples, ("fits",), "whether each statement is true of each picture")
         each = len(texts) // pictures
         fits = samples["fits"].to(self.device).bool().unflatten(1, (pictures, each))  # (B, B, K)
+        tokens = self.tokens(texts, max_length=self.config.max_txt_len)
+        lengths = tokens.mask.sum(dim=1).unflatten(0, (pictures, each))
+        order = lengths.argsort(dim=1, stable=True)  # (B, K), each picture's own from short to long
+        fits = fits.gather(2, order.expand(pictures, -1, -1))
+        rows = order + each * torch.arange(pictures, device=order.device)[:, None]
         logits, feats = [], []
-        for place in range(each):  # one statement a picture, padded to the longest of these
-            tokens = self.tokens(texts[place::each], max_length=self.config.max_txt_len)
-            states = self.encode_text(tokens)
-            text = TextStates(tokens, states if self.FUSES_STATES else None)
-            logits.append(self.match_logits(text, memory, only_first=True))
-            feats.append(self.text_feature(states))
-        own = fits.diagonal().flatten().long()  # (K·B,)
-        loss_itm = F.cross_entropy(torch.cat(logits).float(), own)
-        true = fits.transpose(1, 2).flatten(1)  # (B, K·B)
-        sims = step.image_feat @ torch.cat(feats).T / TEMPERATURE
+        for part in rows.split(_TOGETHER, dim=1):  # G of a picture together, padded to the longest of these
+            longest = int(lengths.flatten()[part].max())
+            some = part.flatten()
+            short = Tokens(tokens.ids[some, :longest], tokens.mask[some, :longest])
+            states = self.encode_text(short)
+            text = TextStates(short, states if self.FUSES_STATES else None)
+            logits.append(self.match_logits(text, memory, only_first=True).unflatten(0, part.shape))
+            feats.append(self.text_feature(states).unflatten(0, part.shape))
+        matched, feat = torch.cat(logits, dim=1), torch.cat(feats, dim=1)  # (B, K, 2), (B, K, E)
+        own = fits.diagonal().T.long()  # (B, K)
+        loss_itm = F.cross_entropy(matched.flatten(0, 1).float(), own.flatten())
+        true = fits.flatten(1)  # (B, B·K)
+        sims = step.image_feat @ feat.flatten(0, 1).T / TEMPERATURE
         some = true.any(dim=0)  # pictures all have their own text
         loss_i2t = soft_cross_entropy(sims, contrastive_targets(true, None, 0.0))
         loss_t2i = soft_cross_entropy(sims.T[some], contrastive_targets(true.T[some], None, 0.0))

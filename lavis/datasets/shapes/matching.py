@@ -43,12 +43,20 @@ from lavis.datasets.shapes.scene import Purpose, Scene, make_scene, pick, shuffl
 STYLES = ("retrieval", "caption", "short")
 _TRIES = 20
 
-# Words that stand for one another where something is changed.
-_GROUPS: tuple[tuple[str, ...], ...] = (
-    world.COLORS, world.SHAPES, tuple(PLURALS[s] for s in world.SHAPES), world.SIZES, ("big", "little"), world.TEXTURES,
-    NUMBERS[2:], ("left", "right"), ("top", "bottom"), ("above", "below"), ("larger", "smaller"),
-)  # fmt: skip
-_GROUP_OF = {word: group for group in _GROUPS for word in group}
+# Words that stand for one another where something is changed, by kind of change.
+_GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "color": (world.COLORS,),
+    "shape": (world.SHAPES, tuple(PLURALS[s] for s in world.SHAPES)),
+    "size": (world.SIZES, ("big", "little"), ("larger", "smaller")),
+    "texture": (world.TEXTURES,),
+    "number": (NUMBERS[2:],),
+    "position": (("left", "right"), ("top", "bottom"), ("above", "below")),
+}
+CHANGES = tuple(_GROUPS)
+_GROUP_OF = {word: group for groups in _GROUPS.values() for group in groups for word in group}
+# Of which kind the statements of a training sample are. As they come, a tenth of the changes would be of a position and
+# fewer of a number, and a matcher trained on those stays blind to both.
+_ASKED = (*CHANGES, "position", "position", "number", "number")
 
 # What a short statement names, the likelier the more often it stands here.
 _NAMED = (
@@ -57,6 +65,11 @@ _NAMED = (
     ("size", "texture", "color", "shape"),
 )  # fmt: skip
 _LEADS = ("a drawing of", "a picture of", "a photo of", "an image of", "the picture shows", "there is")
+
+
+def words_of(kind: str) -> frozenset[str]:
+    """The words that a change of a kind, one of `CHANGES`, is made of."""
+    return frozenset(word for group in _GROUPS[kind] for word in group)
 
 
 # ---------------------------------------------------------------------- writing
@@ -103,14 +116,25 @@ def true_statement(style: str, scene: Scene, rng: np.random.Generator) -> str:
     return short_statement(scene, rng)
 
 
+def _about(kind: str, style: str, scene: Scene, rng: np.random.Generator) -> str:
+    """A true statement with a word that a change of this kind could change, if a few tries find one."""
+    words = words_of(kind)
+    for _ in range(6):
+        text = true_statement(style, scene, rng)
+        if not words.isdisjoint(text.split()):
+            break
+    return text
+
+
 def false_statement(
-    text: str, scene: Scene, rng: np.random.Generator, split: str, changes: int = 1
+    text: str, scene: Scene, rng: np.random.Generator, split: str, changes: int = 1, kind: str | None = None
 ) -> str | None:
     """A statement with some words changed so that it is false of the scene.
 
     Args:
         text: a statement. scene: of which it is true. changes: how many words are changed; fewer where there are
             not so many.
+        kind: one of `CHANGES`, of which the first change is where the statement has such a word; None: of any kind.
         split: no pair of a colour and a shape is named that its pictures don't have, or models would learn that
             such are never there.
 
@@ -121,7 +145,10 @@ def false_statement(
     there = {value for o in scene["objects"] for value in (o["color"], o["shape"], PLURALS[o["shape"]])}
     for _ in range(_TRIES):
         changed = list(words)
-        for place in shuffled(rng, [i for i, word in enumerate(words) if word in _GROUP_OF])[:changes]:
+        places = shuffled(rng, [i for i, word in enumerate(words) if word in _GROUP_OF])
+        if kind is not None:
+            places.sort(key=lambda i: words[i] not in words_of(kind))  # stable: otherwise as shuffled
+        for place in places[:changes]:
             others = [word for word in _GROUP_OF[words[place]] if word != words[place]]
             seen = [word for word in others if word in there]
             changed[place] = pick(rng, seen if seen and rng.random() < 0.5 else others)
@@ -191,8 +218,10 @@ class ShapesMatching(DrawnWithCaptions, RetrievalDataset):
         statements: list[str] = []
         while len(statements) < self.options.statements:
             style = STYLES[len(statements) // 2 % len(STYLES)]
-            true = true_statement(style, scene, rng)
-            false = false_statement(true, scene, rng, self.split, changes=1 if rng.random() < 0.75 else 2)
+            kind = pick(rng, _ASKED)
+            true = _about(kind, style, scene, rng)
+            changes = 1 if rng.random() < 0.75 else 2
+            false = false_statement(true, scene, rng, self.split, changes, kind)
             if false is not None:
                 statements += [true, false]
         return {
