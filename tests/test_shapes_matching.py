@@ -73,7 +73,11 @@ def test_a_batch_says_what_is_true_of_which_picture():
 
 
 def test_options_that_make_no_sense_are_refused():
-    for wrong, said in (({"statements": 3}, "even"), ({"captions_per_image": 2}, "use `statements`")):
+    for wrong, said in (
+        ({"statements": 3}, "even"),
+        ({"most_objects": 6}, "2 to 5"),
+        ({"captions_per_image": 2}, "use `statements`"),
+    ):
         with pytest.raises(ValueError, match=said):
             load_dataset("shapes_matching", **wrong)
 
@@ -111,6 +115,36 @@ def test_pretraining_reads_judged_statements(family):
     out = model(samples | told)
     out["loss"].backward()
     assert model.itm_head.weight.grad.abs().sum() > 0
+
+
+def test_images_of_few_objects():
+    data = load_dataset("shapes_matching", n_train=300, most_objects=2)["train"]
+    assert {len(record["scene"]["objects"]) for record in data.records} == {1, 2}
+    usual = load_dataset("shapes_matching", n_train=300)["train"]
+    assert {len(record["scene"]["objects"]) for record in usual.records} == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(("family", "third"), [("blip", "lm"), ("albef", "mlm")])
+def test_pretraining_on_some_losses(family, third):
+    torch.manual_seed(0)
+    samples = {
+        "image": torch.randn(2, 3, 64, 64), "text_input": ["a red star", "a blue ring"],
+        "epoch": 0, "iters": 0, "num_iters_per_epoch": 2,
+        "statements": ["a red star", "a red ring", "a blue ring", "a star"], "fits": torch.eye(2, 4).bool(),
+    }  # fmt: skip
+    every = load_model(f"{family}_pretrain", "tiny", is_eval=False)
+    cfg = {"arch": f"{family}_pretrain", "model_type": "tiny", "losses": ["itm"]}
+    some = type(every).from_config(cfg)
+    some.load_state_dict(every.state_dict())
+    torch.manual_seed(3)
+    out = some(samples)
+    assert out["loss"] == out["loss_itm"] and f"loss_{third}" not in out
+    torch.manual_seed(3)
+    assert torch.isclose(every(samples)["loss_itm"], out["loss_itm"])
+    out["loss"].backward()
+    assert some.vision_proj.weight.grad is None and some.itm_head.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="name some of itc, itm"):
+        type(every).from_config({**cfg, "losses": ["matching"]})
 
 
 @pytest.mark.parametrize("family", ["blip", "albef"])

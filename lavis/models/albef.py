@@ -54,12 +54,14 @@ class AlbefMatchingConfig(AlbefConfig):
         embed_dim: width of the projected features.
         queue_size: twins' features that are kept as negatives; 0: none.
         mlm_mask_prob: share of a text's tokens to be guessed in pre-training.
+        losses: what pre-training trains on: contrast ("itc"), matching ("itm"), masked words ("mlm").
     """
 
     max_txt_len: int = 30
     embed_dim: int = 256
     queue_size: int = 65536
     mlm_mask_prob: float = 0.15
+    losses: tuple[str, ...] = ("itc", "itm", "mlm")
 
 
 PRETRAINED = "https://storage.googleapis.com/sfr-pcl-data-research/ALBEF/ALBEF.pth"
@@ -239,6 +241,10 @@ class AlbefPretrain(AlbefAlignment):
         **_SMALL,
     }
 
+    def __init__(self, config: AlbefMatchingConfig) -> None:
+        super().__init__(config)
+        self.check_losses("itc", "itm", "mlm")
+
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive, matching and masked-language-model loss.
 
@@ -247,7 +253,8 @@ class AlbefPretrain(AlbefAlignment):
                 `statements` and `fits`, see `judged`.
 
         Returns:
-            loss = loss_itc + loss_itm + loss_mlm (nats), sims, intermediate_output.
+            loss (nats): the sum of those that `config.losses` names, of loss_itc, loss_itm and loss_mlm; sims,
+            intermediate_output.
         """
         step = self.contrastive_step(samples, distill=self.config.use_distill)
         contrast = step.contrast
@@ -256,19 +263,13 @@ class AlbefPretrain(AlbefAlignment):
         # own pairs go before the softmax: beside a near-perfect one all others would round to 0
         i2t, t2i = (s.masked_fill(same, -torch.inf) for s in (contrast.negatives_i2t, contrast.negatives_t2i))
         matching = self.match(text, step.image_embeds, i2t, t2i, same)
-        alpha = self._alpha(samples) if self.config.use_distill else 0.0
-        # what the matching read of the pictures serves the guessing too
-        loss_mlm = self._guess(step, matching.memory, alpha)
         judged_itc, judged_itm = self.judged(samples, step, matching.memory)
-        loss_itc, loss_itm = contrast.loss + judged_itc, matching.loss + judged_itm
-        return LossOutput(
-            sims=contrast.sims,
-            intermediate_output=step.states(matching),
-            loss=loss_itc + loss_itm + loss_mlm,
-            loss_itc=loss_itc,
-            loss_itm=loss_itm,
-            loss_mlm=loss_mlm,
-        )
+        losses = {"itc": contrast.loss + judged_itc, "itm": matching.loss + judged_itm}
+        if "mlm" in self.config.losses:
+            alpha = self._alpha(samples) if self.config.use_distill else 0.0
+            # what the matching read of the pictures serves the guessing too
+            losses["mlm"] = self._guess(step, matching.memory, alpha)
+        return self.pretraining_output(losses, contrast.sims, step.states(matching))
 
     def _guess(self, step: ContrastiveStep, memory: Memory, alpha: float) -> torch.Tensor:
         """Loss of guessing masked tokens of the texts over their pictures; twins' guesses weigh `alpha`."""

@@ -23,7 +23,7 @@ from lavis.common import dist
 from lavis.models.base import inference
 from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
-from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, Similarity
+from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, LossOutput, Similarity
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
@@ -351,6 +351,23 @@ class Alignment(VisionTextModel):
             F.cross_entropy(logits.float(), labels), logits, labels, states[:batch], states[batch:], memory
         )
 
+    def check_losses(self, *known: str) -> None:
+        """Refuse `config.losses` that are none of these."""
+        wrong = [name for name in self.config.losses if name not in known]
+        if wrong or not self.config.losses:
+            raise ValueError(f"losses is {list(self.config.losses)}; name some of {', '.join(known)}")
+
+    def pretraining_output(
+        self, losses: Mapping[str, torch.Tensor], sims: Similarity, states: IntermediateOutput
+    ) -> LossOutput:
+        """With the sum of the losses that `config.losses` names; each is reported."""
+        return LossOutput(
+            sims=sims,
+            intermediate_output=states,
+            loss=sum((losses[name] for name in self.config.losses), torch.zeros((), device=self.device)),
+            **{f"loss_{name}": loss for name, loss in losses.items()},
+        )
+
     def together(self, samples: Mapping[str, Any], pictures: int) -> torch.Tensor:
         """(B, B) bool: which texts of a batch can't serve as wrong ones: a picture's own, and where `fits` says what is
         true (see `judged`), those that are true of another, or whose picture the other's text is true of."""
@@ -389,20 +406,23 @@ class Alignment(VisionTextModel):
         order = lengths.argsort(dim=1, stable=True)  # (B, K), each picture's own from short to long
         fits = fits.gather(2, order.expand(pictures, -1, -1))
         rows = order + each * torch.arange(pictures, device=order.device)[:, None]
+        contrasts = "itc" in self.config.losses
         logits, feats = [], []
         for part in rows.split(_TOGETHER, dim=1):  # G of a picture together, padded to the longest of these
             longest = int(lengths.flatten()[part].max())
             some = part.flatten()
             short = Tokens(tokens.ids[some, :longest], tokens.mask[some, :longest])
-            states = self.encode_text(short)
+            states = self.encode_text(short) if contrasts or self.FUSES_STATES else None
             text = TextStates(short, states if self.FUSES_STATES else None)
             logits.append(self.match_logits(text, memory, only_first=True).unflatten(0, part.shape))
-            feats.append(self.text_feature(states).unflatten(0, part.shape))
-        matched, feat = torch.cat(logits, dim=1), torch.cat(feats, dim=1)  # (B, K, 2), (B, K, E)
+            if contrasts and states is not None:
+                feats.append(self.text_feature(states).unflatten(0, part.shape))
         own = fits.diagonal().T.long()  # (B, K)
-        loss_itm = F.cross_entropy(matched.flatten(0, 1).float(), own.flatten())
+        loss_itm = F.cross_entropy(torch.cat(logits, dim=1).flatten(0, 1).float(), own.flatten())
+        if not contrasts:
+            return 0.0, loss_itm
         true = fits.flatten(1)  # (B, B·K)
-        sims = step.image_feat @ feat.flatten(0, 1).T / TEMPERATURE
+        sims = step.image_feat @ torch.cat(feats, dim=1).flatten(0, 1).T / TEMPERATURE
         some = true.any(dim=0)  # pictures all have their own text
         loss_i2t = soft_cross_entropy(sims, contrastive_targets(true, None, 0.0))
         loss_t2i = soft_cross_entropy(sims.T[some], contrastive_targets(true.T[some], None, 0.0))

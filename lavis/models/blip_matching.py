@@ -35,12 +35,14 @@ class BlipMatchingConfig(BlipConfig):
         embed_dim: width of the projected features.
         queue_size: twins' features that are kept as negatives; 0: none.
         negative_all_rank: draw hard negatives from all ranks' batches instead of the own one.
+        losses: what pre-training trains on: contrast ("itc"), matching ("itm"), language modelling ("lm").
     """
 
     max_txt_len: int = 35
     embed_dim: int = 256
     queue_size: int = 57600
     negative_all_rank: bool = False
+    losses: tuple[str, ...] = ("itc", "itm", "lm")
 
 
 _LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
@@ -342,6 +344,7 @@ class BlipPretrain(BlipMatching):
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
+        self.check_losses("itc", "itm", "lm")
         self.temp = nn.Parameter(torch.empty(()))
         self.text_decoder = TextDecoder(config.text)
         self.share_layers()
@@ -367,7 +370,8 @@ class BlipPretrain(BlipMatching):
                 `num_iters_per_epoch`; optionally `statements` and `fits`, see `judged`.
 
         Returns:
-            loss = loss_itc + loss_itm + loss_lm (nats), sims, intermediate_output.
+            loss (nats): the sum of those that `config.losses` names, of loss_itc, loss_itm and loss_lm; sims,
+            intermediate_output.
         """
         step = self.contrastive_step(samples)
         same = self.together(samples, step.image_embeds.shape[0])
@@ -375,25 +379,20 @@ class BlipPretrain(BlipMatching):
         matching = self.match(
             TextStates(step.tokens), step.image_embeds, contrast.negatives_i2t, contrast.negatives_t2i, same
         )
-        ids = step.tokens.ids.clone()
-        ids[:, 0] = self.bos_id
-        labels = ids.masked_fill(~step.tokens.mask, IGNORE)
-        # shared cross-attention: what the matching encoder projected of the pictures serves here too
-        logits = self.text_decoder(ids, mask=step.tokens.mask, memory=matching.memory)
-        loss_lm = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
         judged_itc, judged_itm = self.judged(samples, step, matching.memory)
-        loss_itc, loss_itm = contrast.loss + judged_itc, matching.loss + judged_itm
+        losses = {"itc": contrast.loss + judged_itc, "itm": matching.loss + judged_itm}
         states = step.states(matching)
-        return LossOutput(
-            sims=contrast.sims,
-            intermediate_output=replace(
-                states, decoder_output=DecoderOutput(loss=loss_lm, logits=logits), decoder_labels=labels
-            ),
-            loss=loss_itc + loss_itm + loss_lm,
-            loss_itc=loss_itc,
-            loss_itm=loss_itm,
-            loss_lm=loss_lm,
-        )
+        if "lm" in self.config.losses:
+            ids = step.tokens.ids.clone()
+            ids[:, 0] = self.bos_id
+            labels = ids.masked_fill(~step.tokens.mask, IGNORE)
+            # shared cross-attention: what the matching encoder projected of the pictures serves here too
+            logits = self.text_decoder(ids, mask=step.tokens.mask, memory=matching.memory)
+            losses["lm"] = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
+            states = replace(
+                states, decoder_output=DecoderOutput(loss=losses["lm"], logits=logits), decoder_labels=labels
+            )
+        return self.pretraining_output(losses, contrast.sims, states)
 
     def reset_queue_ptr(self) -> None:
         """Start writing the queue from its first place."""

@@ -42,6 +42,7 @@ from lavis.datasets.shapes.scene import Purpose, Scene, make_scene, pick, shuffl
 
 STYLES = ("retrieval", "caption", "short")
 _TRIES = 20
+_MOST_OBJECTS = 5
 
 # Words that stand for one another where something is changed, by kind of change.
 _GROUPS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -172,18 +173,22 @@ class ShapesMatchingOptions(ShapesRetrievalOptions):
     """See `MadeOptions` and `CaptionOptions`.
 
     Args:
-        statements: how many a picture has in a training sample, half of them true.
+        statements: how many an image has in a training sample, half of them true.
+        most_objects: that are in an image, 2 to 5. From images of two a model learns where things are far sooner.
     """
 
     n_train: int = 40_000
     n_val: int = 2_000
     n_test: int = 2_000
     statements: int = 6
+    most_objects: int = _MOST_OBJECTS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.statements < 2 or self.statements % 2:
             raise ValueError(f"statements is {self.statements}; it should be even, 2 or more")
+        if not 2 <= self.most_objects <= _MOST_OBJECTS:
+            raise ValueError(f"most_objects is {self.most_objects}; it should be 2 to {_MOST_OBJECTS}")
         if self.captions_per_image != 1:
             raise ValueError(
                 f"captions_per_image is {self.captions_per_image}; in shapes_matching it is 1: use `statements`"
@@ -191,8 +196,13 @@ class ShapesMatchingOptions(ShapesRetrievalOptions):
 
 
 def _record(options: Any, split: str, picture: int) -> list[Record]:
-    make = make_rich_scene if picture % 2 else make_scene
-    scene = make(options.seed, split, picture // 2)
+    rich = options.most_objects > 2  # scenes of shapes_retrieval have three objects or more
+    make = make_rich_scene if rich and picture % 2 else make_scene
+    index = picture // 2 if rich else picture
+    scene = make(options.seed, split, index)
+    while len(scene["objects"]) > options.most_objects:
+        index += options.count(split)  # beyond those of all other images
+        scene = make(options.seed, split, index)
     rng = stream(options.seed, split, picture, Purpose.MATCHING)
     captions = [true_statement(style, scene, rng) for style in STYLES]
     image = f"matching/{split}/{picture:06d}.png"
