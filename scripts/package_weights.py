@@ -29,7 +29,7 @@ def main() -> None:
     folder = existing_folder(run / "checkpoint_best") or existing_folder(run / "checkpoint_last")
     if folder is None:
         raise FileNotFoundError(f"{run} has no checkpoint")
-    model = load_model(str(folder), is_eval=True)
+    model = load_model(str(folder), is_eval=True, for_training=False)
     model.model_type = arguments.model_type or target.name
     model.half().save_pretrained(target)
     size = sum(p.stat().st_size for p in target.iterdir())
@@ -49,7 +49,9 @@ def main() -> None:
         "config.yaml": "".join(
             line
             for line in (run / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
-            if not line.strip().startswith(("output_dir:", "job_id:", "resume_ckpt_path:"))  # of that machine
+            if not line.strip().startswith(
+                ("output_dir:", "job_id:", "resume_ckpt_path:", "weights: /")
+            )  # of that machine
         ),
         "versions": json.loads((run / "versions.json").read_text(encoding="utf-8")),
     }
