@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lavis.common import device as devices
-from lavis.common import dist, optims
+from lavis.common import dist, optims, parameters
 from lavis.common.registry import registry
 from lavis.runners import checkpoint
 from lavis.runners.budget import TIMED, UNTIMED, Plan, plan
@@ -45,6 +45,7 @@ class Training:
         recipe: is saved with each checkpoint. resume_from: the checkpoint to continue, of the same recipe.
 
     Attributes:
+        frozen: what `run.parameters` freezes.
         order, loader: which samples, and their batches. length: in iterations. schedule: the learning rate.
         state: all that decides the next number. step: forward, backward, update. finite: watches losses.
         stopping: reasons to end early.
@@ -78,8 +79,18 @@ class Training:
         self.loader = TrainLoader(
             sets, self.order, run.seed, run.num_workers, self.length.iterations, device, skipped
         )
+        rules = parameters.read_rules(run.parameters)
+        parameters.check(model, rules)
+        self.frozen = parameters.Frozen(model, rules)
         optimizer = optims.build_optimizer(
-            model, run.init_lr, run.weight_decay, run.beta2, run.lr_layer_decay, run.optimizer, precision
+            model,
+            run.init_lr,
+            run.weight_decay,
+            run.beta2,
+            run.lr_layer_decay,
+            run.optimizer,
+            precision,
+            rules,
         )
         self.schedule = self._make_schedule(optimizer)
         scaler = devices.grad_scaler(device, precision)
@@ -140,7 +151,10 @@ class Training:
         self.clock = Clock(progress, self.order.batch_size)
         self._watch()
         self.stopping.saved(progress)
-        with self.stopping.signals, contextlib.closing(self.loader):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.stopping.signals)
+            for part in (self.loader, self.step, self.frozen):
+                stack.enter_context(contextlib.closing(part))
             try:
                 stopped = self._epochs()
                 self.stopping.raise_if_interrupted()  # after the last step: only the test is left
@@ -151,7 +165,6 @@ class Training:
                 logger.info("stopped early: %s", stopped)
             if self.run.save_last:
                 self._save()
-        self.step.release()
         return stopped
 
     def _epochs(self) -> str:
@@ -255,6 +268,7 @@ class Training:
         size = end - first
         end = end if until is None else min(end, until)
         self.model.train()
+        self.frozen.hold()
         bar = None
         if shown():
             bar = tqdm(total=size, initial=progress.iteration - first, desc=f"epoch {epoch}")
@@ -272,6 +286,8 @@ class Training:
                 window = min(accumulated, size - i // accumulated * accumulated)
                 update = (i + 1) % accumulated == 0 or i + 1 == size
                 log_now = (progress.iteration + 1) % run.log_freq == 0
+                if i % accumulated == 0:
+                    self.step.begin((epoch * self.length.per_epoch + i) / self.length.per_epoch)
                 if isinstance(batch, dict):
                     batch.update(epoch=epoch, iters=i, num_iters_per_epoch=self.length.per_epoch)
                 losses = self.step.backward(batch, window, update)

@@ -1,4 +1,7 @@
-"""One step of training: forward and backward of a batch, and the update after several of them."""
+"""One step of training: forward and backward of a few batches, and the update after them.
+
+A model's `before_step` and `after_step` are called around them: once, however many batches there are.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,13 @@ class Step:
         self.device, self.precision = device, precision
         self.max_grad_norm = run.max_grad_norm
         self.parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        self.model: Any = state.model
         self.wrapped = _wrapped(state.model, device, run.find_unused_parameters)
+
+    def begin(self, progress: float) -> None:
+        """Begin with the first batch of an update, at so many epochs of training, with the part of the present one."""
+        if hasattr(self.model, "before_step"):
+            self.model.before_step(progress)
 
     def backward(self, batch: Any, window: int, update: bool) -> dict[str, torch.Tensor]:
         """Forward and backward of one batch.
@@ -87,11 +96,15 @@ class Step:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
+        if hasattr(self.model, "after_step"):
+            self.model.after_step()
         return norm
 
-    def release(self) -> None:
-        """Let go of the process group that the wrapper holds."""
-        self.wrapped = self.state.model
+    def close(self) -> None:
+        """Let go of the process group that the wrapper holds, and of a step that an error has cut short."""
+        self.wrapped = self.model
+        if getattr(self.model, "optimizer_step", None) is not None:
+            self.model.optimizer_step = None
 
 
 def _wrapped(model: nn.Module, device: torch.device, find_unused: bool) -> nn.Module:
