@@ -479,15 +479,21 @@ class BaseModel(nn.Module):
                 raise ValueError("model.load_pretrained is true, but model.pretrained names no weights")
             self.load_from_pretrained(cfg["pretrained"])
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(
+        self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model.
 
         Of a class in the original's form only the weights, for `load_checkpoint`.
+
+        Args:
+            state_dict: the entries, where the model itself does not hold them whole.
         """
+        state = dict(self.state_dict() if state_dict is None else state_dict)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.config is None:
-            checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
+            checkpoints.write_state_dict(state, folder / checkpoints.WEIGHTS_NAME)
             return
         config = dataclasses.asdict(self.config)
         if "vocabulary" in config:
@@ -498,7 +504,7 @@ class BaseModel(nn.Module):
             "origin": self.origin,
             "config": config,
         }
-        checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
+        checkpoints.write_state_dict(state, folder / checkpoints.WEIGHTS_NAME)
         if self.tokenizer is not None:
             shutil.copyfile(self.tokenizer.vocabulary, folder / VOCABULARY_NAME)
         temporary = folder / (CONFIG_NAME + ".tmp")

@@ -482,12 +482,12 @@ def _separate(state: StateDict, model: nn.Module) -> StateDict:
 # ------------------------------------------------------------------------------------------ writing
 
 
-def write_state_dict(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def write_state_dict(state: StateDict, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Save as safetensors; tied entries are written once, their aliases named in the metadata."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: StateDict = {}
     aliases: dict[str, str] = {}
-    for key, tensor in model.state_dict().items():
+    for key, tensor in state.items():
         identity = (tensor.data_ptr(), tensor.shape, tensor.dtype)
         if identity in first:
             aliases[key] = first[identity]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lavis.common import device as devices
 from lavis.common import dist, optims, parameters
 from lavis.common.registry import registry
-from lavis.runners import checkpoint
+from lavis.runners import checkpoint, parallel
 from lavis.runners.budget import TIMED, UNTIMED, Plan, plan
 from lavis.runners.clock import Clock
 from lavis.runners.data import Order, TrainLoader, mixing_ratios, shown
@@ -82,6 +82,12 @@ class Training:
         rules = parameters.read_rules(run.parameters)
         parameters.check(model, rules)
         self.frozen = parameters.Frozen(model, rules)
+        if run.parallel == "fsdp":
+            if precision == "fp16":  # whose loss scale would have to be agreed on
+                raise ValueError(
+                    "run.parallel is fsdp, which works in fp32 and bf16; set run.precision to one of them"
+                )
+            parallel.shard(model, device)
         optimizer = optims.build_optimizer(
             model,
             run.init_lr,
@@ -379,8 +385,7 @@ class Training:
                 f"{', '.join(metrics[split])}"
             )
         if progress.judge(epoch, split, name, direction, metrics[split][name]):
-            best = self.out.path / checkpoint.BEST
-            dist.from_main(lambda: checkpoint.save(best, self.model, None))
+            checkpoint.save(self.out.path / checkpoint.BEST, self.model, None)
 
     def _report_skipped(self, epoch: int) -> None:
         """List the unreadable pictures that are new: in log.txt, skipped.txt and on the console."""

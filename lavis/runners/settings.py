@@ -46,6 +46,8 @@ class RunConfig:
             checkpoint_last is written again, at the end of the step; null leaves it to the other keys.
         train_splits, valid_splits, test_splits: names of splits.
         train_dataset_ratios: {data set: ratio}, how often each gives a batch; null concatenates them.
+        parallel: "ddp": each process has all of the model; "fsdp": its part of it, of the EMA and of the optimizer's
+            state (`lavis.runners.parallel`). The numbers are the same. Without effect on one process.
         compile: torch.compile the model. find_unused_parameters: for models that leave some out of a step
             when trained on several processes.
         tensorboard: also write events. report: also write report_<split>.html about each test split.
@@ -96,6 +98,7 @@ class RunConfig:
     valid_splits: list[str] = field(default_factory=list)
     test_splits: list[str] = field(default_factory=list)
     train_dataset_ratios: dict[str, float] | None = None
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
     find_unused_parameters: bool = False
     tensorboard: bool = False
@@ -205,6 +208,11 @@ def check_training(run: RunConfig) -> None:
         )
     if run.max_epoch is not None and run.max_iters is not None and run.runner != "runner_iter":
         raise ValueError("run.max_epoch and run.max_iters are both set; set one of them to null")
+    if run.parallel == "fsdp" and (run.optimizer != "adamw" or run.compile):
+        raise ValueError(
+            "run.parallel is fsdp, which works with run.optimizer adamw and without run.compile; change these, or set "
+            "run.parallel to ddp"
+        )
     if not run.train_splits:
         raise ValueError("run.train_splits is empty; name the splits to train on, for example [train]")
     schedule = registry.get_lr_scheduler_class(run.lr_sched)  # unknown: the registry suggests a name
