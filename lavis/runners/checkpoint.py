@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from lavis.common import dist
 from lavis.common.files import existing_folder, replace_folder
@@ -45,7 +44,7 @@ _DTYPES = {
 # ------------------------------------------------------------------------------------------ weights
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """What tied entries have in common; None for empty tensors, which have no storage to share."""
-    if isinstance(tensor, DTensor):
+    if parallel.is_spread(tensor):
         return (id(tensor),)
     if tensor.numel() == 0:
         return None

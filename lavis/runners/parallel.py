@@ -15,10 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import broadcast
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis.common import dist
@@ -30,10 +26,16 @@ _OWN_BUFFERS: dict[str, Any] = {
 }
 
 
+# FSDP is imported where it is used: not every build of PyTorch has it, and it takes its time.
+def is_spread(part: nn.Module | torch.Tensor) -> bool:
+    """Whether a module's parameters, or a tensor, are spread over the processes (`FSDPModule`, `DTensor`)."""
+    return hasattr(part, "unshard" if isinstance(part, nn.Module) else "full_tensor")
+
+
 # ------------------------------------------------------------------------------------------ before training
 def replicated(model: nn.Module, device: torch.device, find_unused: bool) -> nn.Module:
     """The model as it is called in training: on several processes each has all of it, and gradients are averaged."""
-    if not dist.is_on() or isinstance(model, FSDPModule):
+    if not dist.is_on() or is_spread(model):
         return model
     return DistributedDataParallel(
         model,
@@ -50,8 +52,12 @@ def shard(model: nn.Module, device: torch.device) -> None:
 
     It stays spread: `whole` gives it back for as long as something else than its `forward` is called.
     """
-    if not dist.is_on() or isinstance(model, FSDPModule):
+    if not dist.is_on() or is_spread(model):
         return
+    from torch.distributed import broadcast
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     for tensor in (*model.parameters(), *model.buffers()):
         broadcast(tensor, src=0)
     # images come back as views, which nobody writes into
@@ -73,7 +79,7 @@ def whole(model: nn.Module) -> Iterator[None]:
 
     Inside, no process waits for another, so each may predict as often as it has something to predict.
     """
-    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    parts: list[Any] = [module for module in model.modules() if is_spread(module)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -90,8 +96,8 @@ def full(value: Any) -> Any:
 
     Of dicts and lists, and what is in them, too.
     """
-    if isinstance(value, DTensor):
-        return value.full_tensor().detach()
+    if isinstance(value, torch.Tensor):
+        return value.full_tensor().detach() if is_spread(value) else value  # type: ignore[attr-defined]
     if isinstance(value, dict):
         return {key: full(part) for key, part in value.items()}
     return [full(part) for part in value] if isinstance(value, list) else value
@@ -102,7 +108,7 @@ def full_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
 
     Tied entries are one tensor.
     """
-    if not isinstance(model, FSDPModule):
+    if not is_spread(model):
         return None
     found: dict[int, torch.Tensor] = {}
     state = model.state_dict(keep_vars=True)
@@ -114,7 +120,10 @@ def full_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
 
 def part_like(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """A whole tensor as the other one is: spread over the processes, or not."""
-    if not isinstance(other, DTensor):
+    if not is_spread(other):
         return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(other, DTensor)
     value = value.to(other.device)
     return distribute_tensor(value, other.device_mesh, other.placements, src_data_rank=None)
