@@ -91,10 +91,9 @@ def step_samples(name: str) -> dict[str, Any]:
 
 def train_step(model: Any, samples: dict[str, Any]) -> Any:
     """A step of the optimizer up to its loss and its queue, in the mode that the model is in; gives the output."""
-    model.before_step(
-        (samples["epoch"] * samples["num_iters_per_epoch"] + samples["iters"])
-        / samples["num_iters_per_epoch"]
-    )
+    place = [samples.get(key) for key in ("epoch", "iters", "num_iters_per_epoch")]
+    progress = None if None in place else (place[0] * place[2] + place[1]) / place[2]
+    model.before_step(progress)
     out = model({k: v for k, v in samples.items() if k not in ("epoch", "iters", "num_iters_per_epoch")})
     model.after_step()
     return out

@@ -410,8 +410,9 @@ def test_heat_map():
 # ------------------------------------------------------------------------------------ several ranks
 
 
-def test_two_ranks_train_as_one():
-    """Same global batch, no dropout, negatives from all ranks: parameters, twins and queue agree."""
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_two_ranks_train_as_one(accumulated):
+    """Same global batch, no dropout, negatives from all ranks: parameters, EMA and queue agree."""
 
     def train(rank, ranks):
         # double, as the order of float32 sums differs with the ranks, and not Adam: it would blow up the rounding
@@ -422,11 +423,19 @@ def test_two_ranks_train_as_one():
         wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if ranks > 1 else model
         mine = slice(rank, rank + 1) if ranks > 1 else slice(0, 2)
         for step in range(20):
-            batch = samples(2, image=images(2, seed=step).double(), iters=step)
+            batch = samples(
+                2, image=images(2, seed=step).double(), iters=step, image_id=torch.arange(2) + 2 * step
+            )
             batch.update({k: batch[k][mine] for k in ("image", "text_input", "image_id")})
+            if accumulated > 1 and step % accumulated == 0:  # else a call is a step by itself
+                model.before_step()
             wrapped(batch).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            if (step + 1) % accumulated == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                if accumulated > 1:
+                    model.after_step()
+        assert int(model.queue_ptr) == 40 % 16
         return {k: v.numpy() for k, v in model.state_dict().items()} if rank == 0 else None
 
     found = [on_ranks(ranks, functools.partial(train, ranks=ranks))[0] for ranks in (1, 2)]
