@@ -65,8 +65,11 @@ def train(rank: int, ranks: int, name: str, how: str, **config: Any) -> Any:
                 for _ in range(rank + 1):
                     model.visual_encoder(images(1))
             model.train()
-    state = parallel.full_state(model) if how == "fsdp" else model.state_dict()
-    return losses, {key: value.detach().numpy().copy() for key, value in state.items()}  # type: ignore[union-attr]
+    state: Any = parallel.full_state(model) if how == "fsdp" else model.state_dict()
+    if how == "fsdp" and model.has_ema:
+        with pytest.raises(RuntimeError, match="call before_step"):  # or what moves would be lost
+            wrapped({**batch(0, rank, ranks), "epoch": 0, "iters": 0, "num_iters_per_epoch": 1})
+    return losses, {key: value.detach().numpy().copy() for key, value in state.items()}
 
 
 def close(found: Any, wanted: Any, tolerance: float) -> None:

@@ -69,6 +69,11 @@ def own_step(loss: F) -> F:
     def wrapped(self: BaseModel, *args: Any, **kwargs: Any) -> Any:
         if not self.training or self.optimizer_step is not None:
             return loss(self, *args, **kwargs)
+        if hasattr(self, "unshard"):  # gathered for this call only: what moved would be lost
+            raise RuntimeError(
+                f"this {type(self).__name__} is spread over processes (FSDP); call before_step() before the first "
+                "batch of a step of the optimizer, and after_step() after it"
+            )
         self.before_step()
         try:
             out = loss(self, *args, **kwargs)

@@ -65,7 +65,7 @@ class VisionTextModel(BaseModel):
 
     MEDIA: the samples' key of what texts are about.
     EXTRA_TOKENS: special tokens that the family adds to BERT's vocabulary.
-    EMA: names of the modules that have a EMA copy, kept as `<name>_m`.
+    EMA: names of the modules that have an EMA copy, kept as `<name>_m`.
     RAMP_EPOCHS: epochs over which the EMA's weight rises to `alpha`.
     """
 
