@@ -12,9 +12,9 @@ from torch import nn
 from lavis.common.config import Config
 from lavis.common.optims import build_optimizer
 from lavis.common.parameters import Frozen, ParameterRule, check, layer_decay, read_rules
-from lavis.runners import checkpoint
+from lavis.runners import checkpoint, train
 from tests.small import random_model
-from tests.toy_training import ToyModel, run
+from tests.toy_training import ToyData, ToyModel, ToyTask, run
 
 
 def settings_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
@@ -163,6 +163,19 @@ def test_what_is_frozen_stays_and_has_no_state_and_runs_go_on(tmp_path: Path, op
     again = ToyModel()
     checkpoint.load_weights(again, half.output_dir / "checkpoint_last")
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_a_model_is_left_as_it_was_given(tmp_path: Path) -> None:
+    """After a run, and after one that was refused once the model was built."""
+    model, rules = ToyModel(), [{"match": r"first\..*", "freeze": True}]
+    keys: dict[str, Any] = {"task": ToyTask(), "device": "cpu", "batch_size_train": 4, "parameters": rules}
+    data = {"train": ToyData(8, 1, training=True)}
+    train(model=model, datasets=data, output_dir=tmp_path, job_id="a", max_epoch=1, **keys)
+    assert all(p.requires_grad for p in model.parameters())
+    keys |= {"resume_ckpt_path": str(tmp_path / "a"), "max_iters": 1}
+    with pytest.raises(ValueError, match="beyond the end of this run"):
+        train(model=model, datasets=data, output_dir=tmp_path, **keys)
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_a_run_with_other_groups_is_not_continued(tmp_path: Path) -> None:

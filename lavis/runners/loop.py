@@ -82,22 +82,31 @@ class Training:
         rules = parameters.read_rules(run.parameters)
         parameters.check(model, rules)
         self.frozen = parameters.Frozen(model, rules)
+        try:
+            self._prepare(rules, device, precision, recipe, skipped, resume_from)
+        except BaseException:  # the model is left as it was given
+            self.frozen.close()
+            raise
+
+    def _prepare(
+        self,
+        rules: Sequence[parameters.ParameterRule],
+        device: torch.device,
+        precision: str,
+        recipe: Recipe,
+        skipped: Skipped,
+        resume_from: Path | None,
+    ) -> None:
+        """Build what steps, and restore it from a checkpoint."""
+        run, model = self.run, self.model
         if run.parallel == "fsdp":
             if precision == "fp16":  # whose loss scale would have to be agreed on
                 raise ValueError(
                     "run.parallel is fsdp, which works in fp32 and bf16; set run.precision to one of them"
                 )
             parallel.shard(model, device)
-        optimizer = optims.build_optimizer(
-            model,
-            run.init_lr,
-            run.weight_decay,
-            run.beta2,
-            run.lr_layer_decay,
-            run.optimizer,
-            precision,
-            rules,
-        )
+        rates = (run.init_lr, run.weight_decay, run.beta2, run.lr_layer_decay)
+        optimizer = optims.build_optimizer(model, *rates, run.optimizer, precision, rules)
         self.schedule = self._make_schedule(optimizer)
         scaler = devices.grad_scaler(device, precision)
         self.state = TrainingState(model, optimizer, scaler, device, skipped, self.length, recipe)
@@ -112,7 +121,7 @@ class Training:
         if run.compile:
             model.compile()
         self.finite = FiniteCheck(device, scaler, self._describe)
-        self.step = Step(run, task, self.state, self.finite, device, precision)
+        self.step = Step(run, self.task, self.state, self.finite, device, precision)
         self.stopping = Stopping(run)
 
     def _make_schedule(self, optimizer: torch.optim.Optimizer) -> optims.Scheduler:
