@@ -4,7 +4,7 @@
     python scripts/package_weights.py output/RUN lavis/models/assets/blip_shapes --model-type tiny_shapes
 
 RUN is a folder that a training run wrote; its best checkpoint (else its last) is taken, without what only training uses
-(momentum twins, queues).
+(EMA copies, queues).
 """
 
 from __future__ import annotations

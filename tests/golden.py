@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lavis.models.checkpoints import SCALARS
 from tests.reference import recipe
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -20,6 +21,11 @@ def manifest(name: str) -> dict[str, Any]:
 
 def state_dict(name: str, **kwargs: Any) -> dict[str, torch.Tensor]:
     return recipe.make_state_dict(manifest(name), **kwargs)
+
+
+def model_shape(key: str, spec: dict[str, Any]) -> list[int]:
+    """The shape that a model here has for an official entry: learned numbers are vectors of one."""
+    return [1] if key in SCALARS else spec["shape"]
 
 
 def write_official(name: str, path: Path) -> Path:
@@ -83,11 +89,21 @@ def step_samples(name: str) -> dict[str, Any]:
     return samples
 
 
+def train_step(model: Any, samples: dict[str, Any]) -> Any:
+    """A step of the optimizer up to its loss and its queue, in the mode that the model is in; gives the output."""
+    place = [samples.get(key) for key in ("epoch", "iters", "num_iters_per_epoch")]
+    progress = None if None in place else (place[0] * place[2] + place[1]) / place[2]
+    model.before_step(progress)
+    out = model({k: v for k, v in samples.items() if k not in ("epoch", "iters", "num_iters_per_epoch")})
+    model.after_step()
+    return out
+
+
 def check_alignment_step(model: Any, name: str, prefix: str = "") -> Any:
     """A step of contrast and matching, and the state it leaves, equal the stored ones; gives the output."""
     stored = {k[len(prefix) :]: v for k, v in outputs(name).items() if k.startswith(prefix)}
     with torch.no_grad():
-        out = model(step_samples(name))
+        out = train_step(model, step_samples(name))
     for loss in ("loss", "loss_itc", "loss_itm", "loss_lm", "loss_mlm"):
         if loss in stored:
             close(out[loss], stored[loss], rtol=2e-5, atol=2e-5)

@@ -246,8 +246,13 @@ def test_contrast_is_within_the_batch_and_the_temperature_stays_in_range(finder)
     with torch.no_grad():
         for temp, used in ((0.07, 0.07), (0.0, 0.001), (3.0, 0.5)):
             finder.temp.fill_(temp)
+            loss = finder(samples).loss_vtc
+            assert float(finder.temp) == pytest.approx(temp)  # predicting moves nothing
+            finder.before_step()
             out = finder(samples)
+            finder.after_step()
             assert float(finder.temp) == pytest.approx(used)
+            torch.testing.assert_close(out.loss_vtc, loss)
         video = finder.image_feature(out.intermediate_output.video_embeds)
         text = finder.text_feature(out.intermediate_output.text_embeds)
         sims, own = video @ text.T / 0.5, torch.arange(3)
@@ -356,7 +361,7 @@ def test_presets_equal_the_official_ones(name):
     model = cls.build(preset.config, empty=True)
     entries = model.state_dict()
     assert {k: list(v.shape) for k, v in entries.items()} == {
-        k: spec["shape"] for k, spec in manifest["state_dict"].items()
+        k: golden.model_shape(k, spec) for k, spec in manifest["state_dict"].items()
     }
     assert sum(p.numel() for p in model.parameters()) == manifest["num_parameters"]
     # a file with exactly the official entries loads strictly

@@ -73,7 +73,7 @@ def test_classification(tmp_path, same):
         golden.close(found["predictions"], stored["predictions"])
         assert found["targets"].tolist() == samples["label"].tolist()
     with torch.no_grad():
-        out = model(samples)
+        out = golden.train_step(model, samples)
     golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
     golden.close(out.logits, stored["logits"])
     golden.close(out.logits_m, stored["logits_m"])
@@ -92,7 +92,7 @@ def test_nlvr(tmp_path, same):
         swapped = {**samples, "image0": samples["image1"], "image1": samples["image0"]}
         golden.close(model.predict(swapped)["predictions"], stored["predictions_images_swapped"])
     with torch.no_grad():
-        out = model(samples)
+        out = golden.train_step(model, samples)
     golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
     golden.close_digest(out.intermediate_output.image_embeds, stored, "image_embeds")
     golden.close(out.intermediate_output.encoder_output.last_hidden_state[:, 0], stored["fusion_cls"])
@@ -110,7 +110,7 @@ def test_vqa(tmp_path, monkeypatch):
     )
     samples = golden.step_samples(name)
     with torch.no_grad():
-        out = model(samples)
+        out = golden.train_step(model, samples)
     inner = out.intermediate_output
     golden.close(out.loss, stored["loss"], rtol=2e-5, atol=2e-5)
     golden.close(inner.decoder_output.loss, stored["decoder_loss_each"], rtol=2e-5, atol=2e-5)

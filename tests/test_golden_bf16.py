@@ -107,7 +107,7 @@ def test_questions(tmp_path, name):
         golden.inputs(name),
     )
     samples = golden.step_samples(name)
-    out = model(samples)
+    out = golden.train_step(model, samples)
     inner = out.intermediate_output
     found = {
         "loss": out.loss,

@@ -29,7 +29,7 @@ def layer_of(parameter: str) -> str:
 @pytest.mark.parametrize("name", STORED)
 def test_gradient_norms(tmp_path, name):
     model = golden.load(name, tmp_path, is_eval=False)
-    loss = model(golden.step_samples(name)).loss
+    loss = golden.train_step(model, golden.step_samples(name)).loss
     loss.backward()
     squares: dict[str, float] = defaultdict(float)
     for parameter, values in model.named_parameters():  # shared ones once, where they stand first

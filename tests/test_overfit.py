@@ -185,7 +185,7 @@ def of_texts(model: Any, batch: Any, out: Any) -> float:
 def of_texts_and_opinion(model: Any, batch: Any, out: Any) -> float:
     """The same, smoothed labels mixed with what the twins would write."""
     labels = out.intermediate_output.decoder_labels
-    states, mask, _ = model.forward_encoder(batch, twin=True)
+    states, mask, _ = model.forward_encoder(batch, ema=True)
     memory = model.text_decoder_m.project_memory(states, mask)
     ids = labels.masked_fill(labels == IGNORE, model.tokenizer.pad_id)
     twin = model.text_decoder_m(ids, mask=labels != IGNORE, memory=memory)[:, :-1]

@@ -120,6 +120,41 @@ def test_leftover_batches_of_an_epoch_are_stepped_with_their_own_mean(tmp_path: 
     checkpoint.load_weights(model, alone.output_dir / "checkpoint_last")
 
 
+class Counting(ToyModel):
+    """Writes down where its steps begin and end, and what a step that is not over has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def before_step(self, progress: float) -> None:
+        self.seen.append(progress)
+
+    def forward(self, samples: dict[str, Any]) -> dict[str, torch.Tensor]:
+        self.seen.append("batch")
+        return super().forward(samples)
+
+    def after_step(self) -> None:
+        self.seen.append("end")
+
+
+def test_a_models_step_is_the_optimizers_however_many_batches_it_has(tmp_path: Path) -> None:
+    model = Counting()
+    keys = {
+        "output_dir": tmp_path,
+        "max_epoch": 2,
+        "batch_size_train": 4,
+        "accum_grad_iters": 4,
+        "init_lr": 1e-2,
+    }
+    train(
+        model=model, datasets={"train": ToyData(24, 1, training=True)}, task=ToyTask(), device="cpu", **keys
+    )
+    four, two = ["batch"] * 4, ["batch"] * 2  # six batches in an epoch
+    first = [0.0, *four, "end", 4 / 6, *two, "end"]
+    assert model.seen == [*first, 1.0, *four, "end", 10 / 6, *two, "end"]
+
+
 def test_the_gradient_norm_is_clipped_and_logged(tmp_path: Path) -> None:
     free = run(output_dir=tmp_path, max_epoch=1)
     clipped = run(output_dir=tmp_path, max_epoch=1, max_grad_norm=1e-3)

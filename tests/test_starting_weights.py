@@ -13,7 +13,7 @@ from lavis.common.config import Config
 from lavis.common.registry import registry
 from lavis.models import build_model
 from lavis.models.blip_matching import BlipPretrain, BlipRetrieval
-from lavis.nn.momentum import NO_ID
+from lavis.nn.ema import NO_ID
 from lavis.nn.vit import VisionTransformer
 from lavis.runners import train
 from tests.small import random_model

@@ -41,10 +41,8 @@ FILES = "files are read and written by `lavis.common.files` and by Python's own 
 OPENCLIP = (
     "`lavis.models.load_model` loads CLIP, also from files of OpenAI, OpenCLIP and transformers (checkpoint=)"
 )
-QUEUE = "queues are made and filled by `lavis.nn.momentum.add_queue` and `lavis.nn.momentum.enqueue`"
-TWINS = (
-    "momentum copies are made and moved by `lavis.nn.momentum.make_twin` and `lavis.nn.momentum.update_twins`"
-)
+QUEUE = "queues are made and filled by `lavis.nn.ema.add_queue` and `lavis.nn.ema.enqueue`"
+EMA = "momentum copies are made and moved by `lavis.nn.ema.make_ema` and `lavis.nn.ema.update_ema`"
 CAPTION_SCORES = "captions are scored by `lavis.metrics.caption.caption_scores`, which needs no file"
 VQA_SCORES = "answers are scored by `lavis.metrics.vqa.vqa_accuracy`, which needs no file"
 ENCODER = "derive from torch.nn.Module; a model's image encoder has `forward_features`"
@@ -432,7 +430,7 @@ TABLE: dict[str, Rows] = {
             "ranks' tensors are gathered with gradients by `lavis.common.dist.all_gather_with_grad`",
             "GatherLayer",
         ),
-        (TWINS, "MomentumDistilationMixin"),
+        (EMA, "MomentumDistilationMixin"),
         (QUEUE, "SharedQueueMixin"),
     ),
     "lavis.models.blip_models": _rows(

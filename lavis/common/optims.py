@@ -20,13 +20,14 @@ A step is one batch of each rank; with gradient accumulation a weight update tak
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from lavis.common import moved
+from lavis.common.parameters import ParameterRule, grouped
 from lavis.common.registry import registry
 
 __getattr__ = moved.names_of(__name__)
@@ -160,7 +161,7 @@ def parameter_groups(
     """Two groups of the trainable parameters: those with weight decay and those without.
 
     No decay for tensors of fewer than two dimensions, nor for names that contain "bias", "ln" or "bn".
-    Used for models that have no `get_optimizer_params` of their own.
+    The groups of models that have no `get_optimizer_params` of their own.
     """
     decay: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -267,6 +268,7 @@ def build_optimizer(
     lr_layer_decay: float = 1.0,
     name: str = "adamw",
     precision: str = "fp32",
+    rules: Sequence[ParameterRule] = (),
 ) -> torch.optim.AdamW:
     """The optimizer of a model's parameter groups.
 
@@ -276,6 +278,7 @@ def build_optimizer(
         weight_decay: of the decayed group.
         beta2: second-moment decay; the first is 0.9.
         lr_layer_decay: handed to the model as `lr_scale`; the factors it puts into its groups are applied.
+        rules: what holds for some parameters; see `lavis.common.parameters`.
         name: "adamw"; or "muon": `Muon` for the hidden layers' matrices, AdamW for the rest.
         precision: of the run; with "bf16" Muon orthogonalises in bfloat16.
 
@@ -292,7 +295,7 @@ def build_optimizer(
         )
     else:
         groups = parameter_groups(model.named_parameters(), weight_decay)
-    groups = [{**group, "params": list(group["params"])} for group in groups]
+    groups = grouped([{**group, "params": list(group["params"])} for group in groups], model, rules)
     parameters = [p for group in groups for p in group["params"]]
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no trainable parameter: nothing to optimise")

@@ -10,6 +10,7 @@ import torch
 
 from lavis.common.files import existing_folder, replace_folder
 from lavis.models import BaseModel, load_model
+from lavis.models.checkpoints import SCALARS
 
 _HALF_LIMIT = float(torch.finfo(torch.float16).max)
 
@@ -44,12 +45,14 @@ def convert(
 ) -> Converted:
     """Write config.json, model.safetensors and the vocabulary of a model, and compare them with what was read.
 
+    The entries have the official names and shapes.
+
     Args:
         source: a file, folder, URL or Hugging Face id; see `load_model`.
         to: the folder to write; it must not exist, or be empty.
         name, model_type: of the model; not needed for a folder of this library.
         half: store matrices as float16 (they are read as float32); vectors and single numbers stay as they are.
-        for_training: keep momentum twins and queues, where the source has them.
+        for_training: keep EMA copies and queues, where the source has them.
         activation: of a checkpoint for CLIP that does not say it; see `load_model`.
 
     Raises:
@@ -68,6 +71,7 @@ def convert(
     before = _state(model)
     if half:
         _halve(model)
+    _give_official_shapes(model)
     replace_folder(folder, model.save_pretrained)
     del model
     try:
@@ -90,6 +94,12 @@ def convert(
 
 def _state(model: BaseModel) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def _give_official_shapes(model: BaseModel) -> None:
+    for name, parameter in model.named_parameters():
+        if name in SCALARS:
+            parameter.data = parameter.data.reshape(())
 
 
 def _halve(model: BaseModel) -> None:

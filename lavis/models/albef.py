@@ -20,8 +20,8 @@ from torch import nn
 
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment, ContrastiveStep, TextStates
-from lavis.models.base import Preset, inference
-from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TWIN_COPIES, Rules
+from lavis.models.base import Preset, inference, own_step
+from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, Rules
 from lavis.models.outputs import Features, LossOutput
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, for_shapes, untrained
 from lavis.models.tokenizer import Tokens
@@ -40,7 +40,7 @@ TINY_ALBEF_TEXT = replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=2)
 class AlbefConfig(VisionTextConfig):
     """
     Attributes:
-        use_distill: whether the momentum twins' opinion counts in the losses.
+        use_distill: whether the EMA's opinion counts in the losses.
     """
 
     text: TextConfig = ALBEF_TEXT
@@ -52,7 +52,7 @@ class AlbefMatchingConfig(AlbefConfig):
     """
     Attributes:
         embed_dim: width of the projected features.
-        queue_size: twins' features that are kept as negatives; 0: none.
+        queue_size: features of the EMA that are kept as negatives; 0: none.
         mlm_mask_prob: share of a text's tokens to be guessed in pre-training.
         losses: what pre-training trains on: contrast ("itc"), matching ("itm"), masked words ("mlm").
     """
@@ -100,12 +100,12 @@ class AlbefAlignment(Albef, Alignment):
 
     def __init__(self, config: AlbefMatchingConfig) -> None:
         super().__init__(config)
-        self.temp = nn.Parameter(torch.empty(()))
+        self.temp = nn.Parameter(torch.empty(1))
         self.text_encoder = self.ENCODER(config.text)
         self.add_heads()
 
-    def bert(self, twin: bool = False) -> TextTransformer:
-        encoder = self.part("text_encoder", twin)
+    def bert(self, ema: bool = False) -> TextTransformer:
+        encoder = self.part("text_encoder", ema)
         return encoder.bert if isinstance(encoder, LanguageModel) else encoder
 
     def tie_weights(self) -> None:
@@ -113,18 +113,18 @@ class AlbefAlignment(Albef, Alignment):
             if isinstance(encoder, LanguageModel):
                 encoder.tie_weights()
 
-    def encode_text(self, tokens: Tokens, *, twin: bool = False) -> torch.Tensor:
-        return self.bert(twin)(tokens.ids, mask=tokens.mask, last=self.config.text.cross_from)
+    def encode_text(self, tokens: Tokens, *, ema: bool = False) -> torch.Tensor:
+        return self.bert(ema)(tokens.ids, mask=tokens.mask, last=self.config.text.cross_from)
 
-    def memorize(self, image_embeds: torch.Tensor, *, twin: bool = False) -> Memory:
-        return self.bert(twin).project_memory(image_embeds)
+    def memorize(self, image_embeds: torch.Tensor, *, ema: bool = False) -> Memory:
+        return self.bert(ema).project_memory(image_embeds)
 
     def fuse(
-        self, text: TextStates, memory: Memory, *, twin: bool = False, only_first: bool = False
+        self, text: TextStates, memory: Memory, *, ema: bool = False, only_first: bool = False
     ) -> torch.Tensor:
         assert text.states is not None
         first, mask = self.config.text.cross_from, text.tokens.mask
-        return self.bert(twin).run(text.states, mask=mask, memory=memory, first=first, only_first=only_first)
+        return self.bert(ema).run(text.states, mask=mask, memory=memory, first=first, only_first=only_first)
 
 
 # --------------------------------------------------------------------------------------- features
@@ -177,11 +177,11 @@ class AlbefRetrieval(AlbefAlignment):
     """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
 
     registered_name = "albef_retrieval"
-    TWINS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
     QUEUE_IDS = True
-    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES, make=NEW_QUEUES)
+    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = Rules(
-        rename=BARE_TEXT, drop=PRETRAINING_ONLY, resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
+        rename=BARE_TEXT, drop=PRETRAINING_ONLY, resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES
     )
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
@@ -196,6 +196,7 @@ class AlbefRetrieval(AlbefAlignment):
         for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
     } | _SMALL
 
+    @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive plus matching loss.
 
@@ -225,9 +226,9 @@ class AlbefPretrain(AlbefAlignment):
     """Pre-training: contrast, matching and guessing masked tokens (ALBEF paper, sections 3.2 and 3.3)."""
 
     registered_name = "albef_pretrain"
-    TWINS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
     ENCODER = LanguageModel
-    RULES = Rules(drop=(*TRAINING_STATE, TOKEN_TYPES), resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES)
+    RULES = Rules(drop=(*TRAINING_STATE, TOKEN_TYPES), resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = RULES
     PRESETS: ClassVar[dict[str, Preset]] = {
         "base": Preset(
@@ -245,6 +246,7 @@ class AlbefPretrain(AlbefAlignment):
         super().__init__(config)
         self.check_losses("itc", "itm", "mlm")
 
+    @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive, matching and masked-language-model loss.
 
@@ -272,7 +274,7 @@ class AlbefPretrain(AlbefAlignment):
         return self.pretraining_output(losses, contrast.sims, step.states(matching))
 
     def _guess(self, step: ContrastiveStep, memory: Memory, alpha: float) -> torch.Tensor:
-        """Loss of guessing masked tokens of the texts over their pictures; twins' guesses weigh `alpha`."""
+        """Loss of guessing masked tokens of the texts over their pictures; the EMA's guesses weigh `alpha`."""
         ids, labels = mask_tokens(
             step.tokens.ids,
             chance=self.config.mlm_mask_prob,
@@ -282,10 +284,10 @@ class AlbefPretrain(AlbefAlignment):
         )
         masked = labels != IGNORE
 
-        def guesses(memory: Memory, twin: bool) -> torch.Tensor:  # (M, V)
-            states = self.bert(twin)(ids, mask=step.tokens.mask, memory=memory)
-            return self.part("text_encoder", twin).cls(states[masked])
+        def guesses(memory: Memory, ema: bool) -> torch.Tensor:  # (M, V)
+            states = self.bert(ema)(ids, mask=step.tokens.mask, memory=memory)
+            return self.part("text_encoder", ema).cls(states[masked])
 
         with torch.no_grad():
-            opinion = guesses(self.memorize(step.image_embeds_m, twin=True), twin=True)
-        return masked_language_modelling_loss(guesses(memory, twin=False), opinion, labels[masked], alpha)
+            opinion = guesses(self.memorize(step.image_embeds_m, ema=True), ema=True)
+        return masked_language_modelling_loss(guesses(memory, ema=False), opinion, labels[masked], alpha)

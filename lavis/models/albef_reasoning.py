@@ -23,7 +23,7 @@ from lavis.models.albef import (
     Albef,
 )
 from lavis.models.base import Preset
-from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
+from lavis.models.checkpoints import EMA_COPIES, TRAINING_STATE, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, for_shapes, untrained
 from lavis.nn.text import TextTransformer
@@ -40,10 +40,10 @@ _TINY_PAIRS = untrained(
 
 
 class AlbefClassifier(Albef, Classifier):
-    """A text encoder over pictures, and a head; momentum twins teach."""
+    """A text encoder over pictures, and a head; EMA copies teach."""
 
-    TWINS = ("visual_encoder", "text_encoder", "cls_head")
-    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES)
+    EMA = ("visual_encoder", "text_encoder", "cls_head")
+    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES)
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__(config)
@@ -61,7 +61,7 @@ class AlbefClassification(AlbefClassifier):
         rename=BARE_TEXT,
         drop=(*PRETRAINING_ONLY, *OTHER_HEADS),
         resize=RESIZE,
-        copy=TWIN_COPIES,
+        copy=EMA_COPIES,
         fresh=HEADS,
     )
     PRESETS: ClassVar[dict[str, Preset]] = {
@@ -84,8 +84,8 @@ class AlbefNLVR(AlbefClassifier):
     """Is a statement true of two pictures? The fusion layers read the left and the right picture in turn;
     neighbours share their projections of the pictures.
 
-    The twins' opinion is made by the text encoder itself over the twins' pictures, as the checkpoints were
-    trained; the text encoder's twin only follows.
+    The EMA's opinion is made by the text encoder itself over the EMA's images, as the checkpoints were
+    trained; the EMA of the text encoder only follows.
     """
 
     registered_name = "albef_nlvr"
@@ -93,7 +93,7 @@ class AlbefNLVR(AlbefClassifier):
         rename=BARE_TEXT,
         drop=(*PRETRAINING_ONLY, *OTHER_HEADS, "ta_head.*"),
         resize=RESIZE,
-        copy=TWIN_COPIES,
+        copy=EMA_COPIES,
         # a file that was pre-trained with one picture has 12 layers
         fresh=(*HEADS, "text_encoder*.encoder.layer.1[2-7].*"),
     )
@@ -117,20 +117,20 @@ class AlbefNLVR(AlbefClassifier):
                 copy=(
                     (r"^text_encoder(_m)?\.encoder\.layer\.3\.", "text_encoder.encoder.layer.2."),
                     (r"^text_encoder(_m)?\.encoder\.layer\.4\.", "text_encoder.encoder.layer.5."),
-                    *TWIN_COPIES,
+                    *EMA_COPIES,
                 ),
                 fresh=HEADS,
             ),
         ),
     }
 
-    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """States of statements over two pictures each (R, T, D), and the pictures' (2, B, N, D).
 
         Args:
             samples: `image0`, `image1` (B, 3, h, w), the left and the right pictures; `text_input`, B·G statements.
         """
-        left, right = self._left_and_right(samples, twin)
+        left, right = self._left_and_right(samples, ema)
         tokens = self._tokens(samples, len(left), self.config.max_txt_len)
         memory = self.text_encoder.project_memory(left, second=right)
         states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)

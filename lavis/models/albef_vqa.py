@@ -18,7 +18,7 @@ from lavis.models.albef import (
 )
 from lavis.models.answers import Answering
 from lavis.models.base import Preset
-from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
+from lavis.models.checkpoints import EMA_COPIES, TRAINING_STATE, Rules
 from lavis.models.outputs import Texts
 from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, for_shapes, untrained
 
@@ -39,18 +39,18 @@ _TINY = untrained(AlbefConfig(**TINY_ALBEF, max_txt_len=25), IMAGES, QUESTIONS)
 class AlbefVQA(Albef, Answering):
     """ALBEF for VQA: a multimodal question encoder and an answer decoder over its states, of 6 layers.
 
-    Momentum twins teach the decoder; predicting never touches them.
+    EMA copies teach the decoder; predicting never touches them.
     """
 
     registered_name = "albef_vqa"
-    TWINS = ("visual_encoder", "text_encoder", "text_decoder")
+    EMA = ("visual_encoder", "text_encoder", "text_decoder")
     RAMP_EPOCHS = 1
-    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES)
+    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES)
     PRETRAINED_RULES = Rules(
         rename=((r"^text_encoder(_m)?\.cls\.", r"text_decoder\1.cls."), *BARE_TEXT),
         drop=(*PRETRAINING_ONLY, "vision_proj.*", "text_proj.*", "itm_head.*"),
         resize=RESIZE,
-        copy=(*decoder_copies(6, 6), *TWIN_COPIES),
+        copy=(*decoder_copies(6, 6), *EMA_COPIES),
     )
     PRESETS: ClassVar[dict[str, Preset]] = {
         "vqav2": Preset(
@@ -65,7 +65,7 @@ class AlbefVQA(Albef, Answering):
         "tiny": _TINY,
         "tiny_shapes": replace(
             for_shapes(_TINY, SHAPES),
-            pretrained_rules=replace(PRETRAINED_RULES, copy=(*decoder_copies(2, 2), *TWIN_COPIES)),
+            pretrained_rules=replace(PRETRAINED_RULES, copy=(*decoder_copies(2, 2), *EMA_COPIES)),
         ),
     }
 

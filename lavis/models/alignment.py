@@ -27,7 +27,7 @@ from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, Lo
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
-from lavis.nn import momentum
+from lavis.nn.ema import NewFeatures, add_queue, enqueue
 from lavis.nn.linear import ExactLinear
 from lavis.nn.losses import contrastive_targets, hard_negatives, similarities, soft_cross_entropy
 
@@ -55,10 +55,11 @@ class TextStates:
 @dataclass(frozen=True)
 class Contrast:
     """loss: scalar. sims: see `Similarity`. negatives_i2t, negatives_t2i: (B, B) similarities over the
-    temperature by which hard negatives are drawn."""
+    temperature by which hard negatives are drawn. new: what the batch has for the queue."""
 
     loss: torch.Tensor
     sims: Similarity
+    new: NewFeatures
     negatives_i2t: torch.Tensor
     negatives_t2i: torch.Tensor
 
@@ -78,7 +79,7 @@ class Matching:
 
 @dataclass(frozen=True)
 class ContrastiveStep:
-    """Tokens, states and features of a training batch, the twins' too, and their contrast."""
+    """Tokens, states and features of a training batch, the EMA's too, and their contrast."""
 
     tokens: Tokens
     image_embeds: torch.Tensor
@@ -100,6 +101,7 @@ class ContrastiveStep:
             encoder_output_neg=EncoderOutput(matching.negative),
             itm_logits=matching.logits,
             itm_labels=matching.labels,
+            new_features=self.contrast.new,
         )
 
 
@@ -124,15 +126,15 @@ class Alignment(VisionTextModel):
     NEGATIVE_FLOOR = 0.0
 
     def add_heads(self) -> None:
-        """Projections, temperature and matching head; for training also twins and queues."""
+        """Projections, temperature and matching head; for training also EMA copies and queues."""
         config = self.config
         self.vision_proj = ExactLinear(config.vit.width, config.embed_dim)
         self.text_proj = ExactLinear(config.text.width, config.embed_dim)
         if self.MATCHES:
             self.itm_head = ExactLinear(config.text.width, 2)
-        self.make_twins()
-        if self.TWINS and config.for_training and config.queue_size:
-            momentum.add_queue(self, config.embed_dim, config.queue_size, self.QUEUE_IDS)
+        self.make_ema()
+        if self.EMA and config.for_training and config.queue_size:
+            add_queue(self, config.embed_dim, config.queue_size, self.QUEUE_IDS)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -160,15 +162,15 @@ class Alignment(VisionTextModel):
         return torch.as_tensor(samples["image_id"], device=self.device).flatten()
 
     # ------------------------------------------------------------------------------ the family's part
-    def encode_image(self, image: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
+    def encode_image(self, image: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
         """Pictures (B, 3, h, w) to states (B, N, D)."""
-        return self.part("visual_encoder", twin)(image)
+        return self.part("visual_encoder", ema)(image)
 
-    def encode_text(self, tokens: Tokens, *, twin: bool = False) -> torch.Tensor:
+    def encode_text(self, tokens: Tokens, *, ema: bool = False) -> torch.Tensor:
         """Tokens (R, T) to states (R, T, D), no picture seen."""
         raise NotImplementedError
 
-    def memorize(self, image_embeds: torch.Tensor, *, twin: bool = False) -> Any:
+    def memorize(self, image_embeds: torch.Tensor, *, ema: bool = False) -> Any:
         """What `fuse` reads of picture states (B, N, D); its `select(index)` picks and repeats items."""
         raise NotImplementedError
 
@@ -177,19 +179,19 @@ class Alignment(VisionTextModel):
         return states
 
     def fuse(
-        self, text: TextStates, memory: Any, *, twin: bool = False, only_first: bool = False
+        self, text: TextStates, memory: Any, *, ema: bool = False, only_first: bool = False
     ) -> torch.Tensor:
         """States (R, T, D) after the texts have read the memory of B pictures, or (R, 1, D) with `only_first`; R is a
         multiple of B."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------ features
-    def image_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
+    def image_feature(self, states: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
         """Projected class token, length 1: (B, E)."""
-        return F.normalize(self.part("vision_proj", twin)(states[:, 0]), dim=-1)
+        return F.normalize(self.part("vision_proj", ema)(states[:, 0]), dim=-1)
 
-    def text_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
-        return F.normalize(self.part("text_proj", twin)(states[:, 0]), dim=-1)
+    def text_feature(self, states: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
+        return F.normalize(self.part("text_proj", ema)(states[:, 0]), dim=-1)
 
     def tokens(self, texts: Sequence[str], *, max_length: int | None = None, pad: bool = False) -> Tokens:
         """Padded to the longest, or to `max_length`."""
@@ -236,32 +238,55 @@ class Alignment(VisionTextModel):
             raise ValueError(f"{len(texts)} texts for {pictures} pictures; this loss takes one per picture")
         return texts
 
+    @property
+    def temperature(self) -> torch.Tensor:
+        """(1,) what similarities are divided by; `before_step` keeps the parameter itself within the bounds."""
+        return self.temp.clamp(*TEMPERATURE_RANGE)
+
+    def before_step(self, progress: float | None = None) -> None:
+        super().before_step(progress)
+        if hasattr(self, "temp"):
+            with torch.no_grad():
+                self.temp.clamp_(*TEMPERATURE_RANGE)
+
+    def after_step(self) -> None:
+        batches = self.optimizer_step.new if self.optimizer_step is not None else []
+        if batches and hasattr(self, "image_queue"):
+            ids = [batch.ids for batch in batches if batch.ids is not None]
+            enqueue(
+                self,
+                NewFeatures(
+                    torch.cat([batch.images for batch in batches]),
+                    torch.cat([batch.texts for batch in batches]),
+                    torch.cat(ids) if ids else None,
+                ),
+            )
+        super().after_step()
+
     def contrastive_step(
         self, samples: Mapping[str, Any], ids: torch.Tensor | None = None, distill: bool = True
     ) -> ContrastiveStep:
-        """Encode a batch, move and ask the twins, contrast, and put the twins' features in the queue.
+        """Encode a batch, by the EMA too, and contrast; a step of the optimizer takes note of the new features.
 
         Args:
             samples: `image`, `text_input` (one text per picture), `epoch`, `iters`, `num_iters_per_epoch`.
             ids: (B,) pictures' ids, see `contrast`.
-            distill: whether the targets heed the twins' similarities.
+            distill: whether the targets heed the EMA's similarities.
         """
+        self.need_ema()
         image = self._image(samples)
         texts = self._one_text_each(samples, image.shape[0])
         alpha = self._alpha(samples) if distill else 0.0
-        with torch.no_grad():
-            self.temp.clamp_(*TEMPERATURE_RANGE)
         tokens = self.tokens(texts, max_length=self.config.max_txt_len, pad=True)
         image_embeds, text_embeds = self.encode_image(image), self.encode_text(tokens)
         image_feat, text_feat = self.image_feature(image_embeds), self.text_feature(text_embeds)
         with torch.no_grad():
-            self.update_twins()
-            image_m, text_m = self.encode_image(image, twin=True), self.encode_text(tokens, twin=True)
-            image_feat_m = self.image_feature(image_m, twin=True)
-            text_feat_m = self.text_feature(text_m, twin=True)
+            image_m, text_m = self.encode_image(image, ema=True), self.encode_text(tokens, ema=True)
+            image_feat_m = self.image_feature(image_m, ema=True)
+            text_feat_m = self.text_feature(text_m, ema=True)
         contrast = self.contrast(image_feat, text_feat, image_feat_m, text_feat_m, alpha=alpha, ids=ids)
-        if hasattr(self, "image_queue"):
-            momentum.enqueue(self, image_feat_m, text_feat_m, ids)
+        if self.optimizer_step is not None:
+            self.optimizer_step.new.append(contrast.new)
         return ContrastiveStep(
             tokens, image_embeds, text_embeds, image_m, text_m, image_feat, text_feat, contrast
         )
@@ -276,11 +301,11 @@ class Alignment(VisionTextModel):
         alpha: float,
         ids: torch.Tensor | None = None,
     ) -> Contrast:
-        """Contrastive loss against the twins' features of all ranks and the queue (ALBEF paper, eq. 6).
+        """Contrastive loss against the EMA's features of all ranks and the queue (ALBEF paper, eq. 6).
 
         Args:
             image_feat, text_feat, …_m: (B, E), length 1.
-            alpha: weight of the twins' similarities in the targets.
+            alpha: weight of the EMA's similarities in the targets.
             ids: (B,) pictures' ids; equal ids belong together. None: each row with its own only.
         """
         batch, rank = image_feat.shape[0], dist.rank()
@@ -292,24 +317,26 @@ class Alignment(VisionTextModel):
             wanted = own
         else:
             known, wanted = dist.all_gather(ids), ids
+        new = NewFeatures(images, texts, None if ids is None else known)
         if hasattr(self, "image_queue"):
             images = torch.cat([images, self.image_queue.T])  # (W + Q, E)
             texts = torch.cat([texts, self.text_queue.T])
             queued = self.idx_queue[0] if ids is not None else known.new_full((len(images) - len(known),), -1)
             known = torch.cat([known, queued])
-        same = wanted[:, None] == known[None, :]  # (B, W + Q)
-        sim_i2t_m = similarities(image_feat_m, texts) / self.temp
-        sim_t2i_m = similarities(text_feat_m, images) / self.temp
+        same, temperature = wanted[:, None] == known[None, :], self.temperature  # (B, W + Q), (1,)
+        sim_i2t_m = similarities(image_feat_m, texts) / temperature
+        sim_t2i_m = similarities(text_feat_m, images) / temperature
         sim_i2t_m, sim_t2i_m = sim_i2t_m.detach(), sim_t2i_m.detach()
         i2t_targets = contrastive_targets(same, sim_i2t_m, alpha)
         t2i_targets = contrastive_targets(same, sim_t2i_m, alpha)
-        sim_i2t = similarities(image_feat, texts) / self.temp
-        sim_t2i = similarities(text_feat, images) / self.temp
+        sim_i2t = similarities(image_feat, texts) / temperature
+        sim_t2i = similarities(text_feat, images) / temperature
         loss = (soft_cross_entropy(sim_i2t, i2t_targets) + soft_cross_entropy(sim_t2i, t2i_targets)) / 2
         here = slice(rank * batch, (rank + 1) * batch)
         return Contrast(
             loss=loss,
             sims=Similarity(sim_i2t, sim_t2i, sim_i2t_m, sim_t2i_m, i2t_targets, t2i_targets),
+            new=new,
             negatives_i2t=sim_i2t[:, here].detach(),
             negatives_t2i=sim_t2i[:, here].detach(),
         )

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.common.registry import registry
-from lavis.models.alignment import TEMPERATURE_RANGE, Alignment, Matching, TextStates
-from lavis.models.base import Preset, inference
+from lavis.models.alignment import Alignment, Matching, TextStates
+from lavis.models.base import Preset, inference, own_step
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.classification import Classifier
 from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, LossOutput, OutputWithLogits
@@ -131,6 +131,7 @@ class Alpro(VisionTextModel):
     """What ALPRO's models share: `video` in samples, the two encoders, the fusion."""
 
     MEDIA = "video"
+    IMAGE_BLOCKS = "visual_encoder.model.blocks"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -153,14 +154,14 @@ class Alpro(VisionTextModel):
             phase["n_frms"] = self.config.frames
         return config
 
-    def encode_text(self, tokens: Tokens, *, twin: bool = False) -> torch.Tensor:
-        return self.part("text_encoder", twin)(tokens.ids, mask=tokens.mask, last=self.config.fuse_from)
+    def encode_text(self, tokens: Tokens, *, ema: bool = False) -> torch.Tensor:
+        return self.part("text_encoder", ema)(tokens.ids, mask=tokens.mask, last=self.config.fuse_from)
 
-    def memorize(self, video_embeds: torch.Tensor, *, twin: bool = False) -> ClipStates:
+    def memorize(self, video_embeds: torch.Tensor, *, ema: bool = False) -> ClipStates:
         return ClipStates(video_embeds)
 
     def fuse(
-        self, text: TextStates, memory: ClipStates, *, twin: bool = False, only_first: bool = False
+        self, text: TextStates, memory: ClipStates, *, ema: bool = False, only_first: bool = False
     ) -> torch.Tensor:
         """States (R, L + N, D) of texts and clips that have read each other: the text's, then the clip's."""
         assert text.states is not None
@@ -168,7 +169,7 @@ class Alpro(VisionTextModel):
         clips = clips[:, None].expand(-1, rows // len(clips), -1, -1).flatten(0, 1)  # (R, N, D)
         mask = torch.cat([text.tokens.mask, text.tokens.mask.new_ones(clips.shape[:2])], dim=1)
         states = torch.cat([text.states, clips], dim=1)
-        encoder = self.part("text_encoder", twin)
+        encoder = self.part("text_encoder", ema)
         return encoder.run(states, mask=mask, first=self.config.fuse_from, only_first=only_first)
 
 
@@ -244,13 +245,14 @@ class AlproRetrieval(Alpro, Alignment):
 
     def __init__(self, config: AlproConfig) -> None:
         super().__init__(config)
-        self.temp = nn.Parameter(torch.empty(()))
+        self.temp = nn.Parameter(torch.empty(1))
         self.add_heads()
 
     @property
     def reranking_text_length(self) -> int:
         return self.config.max_txt_len
 
+    @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive plus matching loss.
 
@@ -264,12 +266,12 @@ class AlproRetrieval(Alpro, Alignment):
         video = self._image(samples)
         batch = len(video)
         texts = self._one_text_each(samples, batch)
-        with torch.no_grad():
-            self.temp.clamp_(*TEMPERATURE_RANGE)
         tokens = self.tokens(texts, max_length=self.config.max_txt_len, pad=True)
         text_embeds, video_embeds = self.encode_text(tokens), self.encode_image(video)
         text_feat, video_feat = self.text_feature(text_embeds), self.image_feature(video_embeds)
-        loss_vtc, sim_v2t, sim_t2v = contrastive_loss(video_feat, text_feat, 1 / self.temp)  # sims (B, W)
+        loss_vtc, sim_v2t, sim_t2v = contrastive_loss(
+            video_feat, text_feat, 1 / self.temperature
+        )  # sims (B, W)
         own = slice(dist.rank() * batch, (dist.rank() + 1) * batch)
         matching = self.compute_vtm(
             TextStates(tokens, text_embeds), video_embeds, sim_v2t[:, own].detach(), sim_t2v[:, own].detach()

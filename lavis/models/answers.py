@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lavis.models.base import inference
+from lavis.models.base import inference, own_step
 from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import SMOOTHING
 from lavis.models.samples import require
@@ -53,7 +53,7 @@ def write_answers(
 class Answering(VisionTextModel):
     """Question encoder and answer decoder (BLIP paper, figure 5a; ALBEF paper, section 5).
 
-    A family says with which tokens questions and answers begin, and whether momentum twins teach (TWINS, which
+    A family says with which tokens questions and answers begin, and whether EMA copies teach (EMA, which
     then name the three encoders and decoders).
     """
 
@@ -68,34 +68,34 @@ class Answering(VisionTextModel):
         depth = text.depth - text.cross_from
         self.text_decoder = TextDecoder(replace(text, depth=depth, cross_from=0, memory_width=text.width))
         if self.distilled:
-            self.make_twins()
+            self.make_ema()
 
     @property
     def distilled(self) -> bool:
-        """Whether momentum twins teach."""
-        return bool(self.TWINS) and self.config.use_distill
+        """Whether EMA copies teach."""
+        return bool(self.EMA) and self.config.use_distill
 
     def tie_weights(self) -> None:
         self.text_decoder.tie_weights()
-        if self.has_twins:
-            self.part("text_decoder", twin=True).tie_weights()
+        if self.has_ema:
+            self.part("text_decoder", ema=True).tie_weights()
 
     # ------------------------------------------------------------------------------ questions
     def forward_encoder(
-        self, samples: Mapping[str, Any], *, twin: bool = False
+        self, samples: Mapping[str, Any], *, ema: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode pictures once and their questions over them; with `twin`, by the momentum twins.
+        """Encode pictures once and their questions over them; with `ema`, by the EMA copies.
 
         Returns:
             question states (B·G, T, D), their mask (B·G, T), picture states (B, N, D).
         """
-        image_embeds = self.part("visual_encoder", twin)(self._image(samples))
+        image_embeds = self.part("visual_encoder", ema)(self._image(samples))
         questions = self._texts(samples, image_embeds.shape[0])
         tokens = self.tokenizer.batch(
             questions, max_length=self.config.max_txt_len, device=image_embeds.device
         )
         tokens.ids[:, 0] = self.enc_id
-        encoder = self.part("text_encoder", twin)
+        encoder = self.part("text_encoder", ema)
         states = encoder(tokens.ids, mask=tokens.mask, memory=encoder.project_memory(image_embeds))
         return states, tokens.mask, image_embeds
 
@@ -109,16 +109,17 @@ class Answering(VisionTextModel):
         return torch.full((rows, 1), self.bos_id, dtype=torch.long, device=device)
 
     # ------------------------------------------------------------------------------ training
+    @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Loss of answers given pictures and questions.
 
         Args:
             samples: `image` (B, 3, h, w); `text_input`, B·G questions; `answer`, a flat list;
                 `n_answers` (B·G,), how many belong to each question; `weight`, one per answer; with momentum
-                twins also `epoch`, `iters`, `num_iters_per_epoch`.
+                EMA copies also `epoch`, `iters`, `num_iters_per_epoch`.
 
         Returns:
-            `loss`: sum over answers of weight x smoothed sequence loss (nats), per question; with twins, alpha of
+            `loss`: sum over answers of weight x smoothed sequence loss (nats), per question; with EMA copies, alpha of
             the sequence loss is the cross entropy with theirs. `intermediate_output` with image_embeds,
             encoder_output, decoder_output, decoder_labels.
         """
@@ -127,6 +128,8 @@ class Answering(VisionTextModel):
             ("answer", "n_answers", "weight"),
             "answers, how many belong to each question, and what each weighs",
         )
+        if self.distilled:
+            self.need_ema()
         alpha = self._alpha(samples) if self.distilled else 0.0
         states, mask, image_embeds = self.forward_encoder(samples)
         questions, device = states.shape[0], states.device
@@ -145,10 +148,9 @@ class Answering(VisionTextModel):
         image_embeds_m = states_m = None
         if self.distilled:
             with torch.no_grad():
-                self.update_twins()
-                states_m, _, image_embeds_m = self.forward_encoder(samples, twin=True)
-                memory_m = self._question_memory(states_m, mask, counts, twin=True)
-                logits_m = self.part("text_decoder", twin=True)(ids, mask=answer_mask, memory=memory_m)
+                states_m, _, image_embeds_m = self.forward_encoder(samples, ema=True)
+                memory_m = self._question_memory(states_m, mask, counts, ema=True)
+                logits_m = self.part("text_decoder", ema=True)(ids, mask=answer_mask, memory=memory_m)
             each = (1 - alpha) * each + alpha * distilled_language_modelling_loss(logits, logits_m, labels)
         loss = (weight * each).sum() / questions
         return LossOutput(
@@ -164,10 +166,10 @@ class Answering(VisionTextModel):
         )
 
     def _question_memory(
-        self, states: torch.Tensor, mask: torch.Tensor, counts: torch.Tensor, *, twin: bool = False
+        self, states: torch.Tensor, mask: torch.Tensor, counts: torch.Tensor, *, ema: bool = False
     ) -> Memory:
         """The questions' memory, as a view where all have as many answers, else copied."""
-        memory = self.part("text_decoder", twin).project_memory(states, mask)
+        memory = self.part("text_decoder", ema).project_memory(states, mask)
         if bool((counts == counts[0]).all()):
             return memory
         return memory.repeat(counts)

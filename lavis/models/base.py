@@ -20,6 +20,7 @@ from lavis.common.files import write_text
 from lavis.common.registry import suggest
 from lavis.models import checkpoints, vocabulary
 from lavis.models.tokenizer import ASSETS, Tokenizer
+from lavis.nn.ema import NewFeatures
 from lavis.nn.finite import NonFiniteError, check_finite, explained
 from lavis.nn.linear import Packing
 from lavis.nn.outputs import Output as Output
@@ -54,6 +55,32 @@ def inference(method: F) -> F:
         finally:
             if training:
                 self.train()
+
+    return wrapped  # type: ignore[return-value]
+
+
+def own_step(loss: F) -> F:
+    """Of a method that gives a training loss: in train mode, a call outside of a step is one, from `before_step` on.
+
+    So a training loop that knows of neither, as those written for the original, trains with one batch per step.
+    """
+
+    @wraps(loss)
+    def wrapped(self: BaseModel, *args: Any, **kwargs: Any) -> Any:
+        if not self.training or self.optimizer_step is not None:
+            return loss(self, *args, **kwargs)
+        if hasattr(self, "unshard"):  # gathered for this call only: what moved would be lost
+            raise RuntimeError(
+                f"this {type(self).__name__} is spread over processes (FSDP); call before_step() before the first "
+                "batch of a step of the optimizer, and after_step() after it"
+            )
+        self.before_step()
+        try:
+            out = loss(self, *args, **kwargs)
+            self.after_step()
+            return out
+        finally:
+            self.optimizer_step = None
 
     return wrapped  # type: ignore[return-value]
 
@@ -154,13 +181,26 @@ def override(config: T, values: Mapping[str, Any], where: str) -> T:
 
 
 def set_for_training(config: T, for_training: bool) -> T:
-    """The config of the model with or without twins and queues, where its class may have any."""
+    """The config of the model with or without EMA copies and queues, where its class may have any."""
     if not hasattr(config, "for_training"):
         return config
     return dataclasses.replace(config, for_training=for_training)  # type: ignore[type-var]
 
 
 # -------------------------------------------------------------------------------------------- model
+
+
+@dataclass
+class OptimizerStep:
+    """A step of the optimizer that has begun.
+
+    Attributes:
+        progress: epochs of training that are over, with the part of the present one; None: the samples say it.
+        new: what its batches so far have for the queue.
+    """
+
+    progress: float | None = None
+    new: list[NewFeatures] = field(default_factory=list)
 
 
 class BaseModel(nn.Module):
@@ -176,11 +216,13 @@ class BaseModel(nn.Module):
     # for files that it is fine-tuned from, where they have all that it needs; told by its marker
     UNTUNED_RULES: ClassVar[checkpoints.Rules | None] = None
 
+    IMAGE_BLOCKS: ClassVar[str] = "visual_encoder.blocks"  # of the image encoder, for layer-wise decay
     registered_name: ClassVar[str]
     config: Any = None  # a frozen dataclass; None in classes of the original's form
     tokenizer: Tokenizer | None = None  # of models that read text
     model_type: str | None = None
     origin: str = RANDOM  # of the weights: PACKAGED, PUBLISHED or RANDOM; training does not change it
+    optimizer_step: OptimizerStep | None = None  # between `before_step` and `after_step`
 
     # ------------------------------------------------------------------------------ construction
     @classmethod
@@ -293,7 +335,7 @@ class BaseModel(nn.Module):
     def from_pretrained(cls, model_type: str, for_training: bool = True) -> BaseModel:
         """The model of a preset with its finished weights (downloaded once if they are not there).
 
-        Without `for_training`, state that only training uses (momentum twins, queues) is left out.
+        Without `for_training`, state that only training uses (EMA copies, queues) is left out.
         """
         if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT:
             from omegaconf import OmegaConf
@@ -442,15 +484,21 @@ class BaseModel(nn.Module):
                 raise ValueError("model.load_pretrained is true, but model.pretrained names no weights")
             self.load_from_pretrained(cfg["pretrained"])
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(
+        self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model.
 
         Of a class in the original's form only the weights, for `load_checkpoint`.
+
+        Args:
+            state_dict: the entries, where the model itself does not hold them whole.
         """
+        state = dict(self.state_dict() if state_dict is None else state_dict)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.config is None:
-            checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
+            checkpoints.write_state_dict(state, folder / checkpoints.WEIGHTS_NAME)
             return
         config = dataclasses.asdict(self.config)
         if "vocabulary" in config:
@@ -461,7 +509,7 @@ class BaseModel(nn.Module):
             "origin": self.origin,
             "config": config,
         }
-        checkpoints.write_state_dict(self, folder / checkpoints.WEIGHTS_NAME)
+        checkpoints.write_state_dict(state, folder / checkpoints.WEIGHTS_NAME)
         if self.tokenizer is not None:
             shutil.copyfile(self.tokenizer.vocabulary, folder / VOCABULARY_NAME)
         temporary = folder / (CONFIG_NAME + ".tmp")
@@ -578,19 +626,46 @@ class BaseModel(nn.Module):
     def before_evaluation(self, dataset: Any = None, task_type: Any = None, **unused: Any) -> None:
         """Called with `dataset` and `task_type` before a data set is evaluated; for classes that prepare something."""
 
+    # ------------------------------------------------------------------------------ training
+    def before_step(self, progress: float | None = None) -> None:
+        """Begin a step of the optimizer, before its first batch: temperatures are clamped, the EMA moves.
+
+        What a loss only reads changes here and in `after_step`, not in `forward`: however many batches accumulate
+        their gradients, it is one step. Whoever calls neither trains with one batch per step (`own_step`).
+
+        Args:
+            progress: epochs of training that are over, with the part of the present one (1.25); on it depends how
+                much the EMA's opinion weighs. None: `epoch`, `iters`, `num_iters_per_epoch` of the samples say it.
+        """
+        self.optimizer_step = OptimizerStep(progress)
+
+    def after_step(self) -> None:
+        """End the step: the features of all its batches enter the queue."""
+        self.optimizer_step = None
+
     def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
-        """Two parameter groups: no decay for tensors of one dimension and names with bias, ln or bn."""
-        decay: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            free = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
-            (plain if free else decay).append(parameter)
-        return [
-            {"params": decay, "weight_decay": weight_decay, "lr_scale": lr_scale},
-            {"params": plain, "weight_decay": 0.0, "lr_scale": lr_scale},
-        ]
+        """Parameter groups: no decay for tensors of one dimension and names with bias, ln or bn.
+
+        Args:
+            lr_scale: not 1: the learning rate falls by this factor from block to block of the image encoder, see
+                `lavis.common.parameters.layer_decay`; the groups then say it as their "lr_scale".
+
+        Raises:
+            ValueError: the model has no blocks (IMAGE_BLOCKS) for that.
+        """
+        from lavis.common import optims, parameters
+
+        groups = optims.parameter_groups(self.named_parameters(), weight_decay)
+        if lr_scale == 1:
+            return groups
+        try:
+            rules = parameters.layer_decay(self, self.IMAGE_BLOCKS, lr_scale)
+        except AttributeError:
+            raise ValueError(
+                f"run.lr_layer_decay is {lr_scale}, but {type(self).__name__} has no image encoder with blocks; use "
+                "run.parameters with lr_scale"
+            ) from None
+        return parameters.grouped(groups, self, rules)
 
     def show_n_params(self, return_str: bool = True) -> str | int:
         """Number of parameters, as "123.4M" or as an integer."""

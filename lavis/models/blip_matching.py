@@ -16,9 +16,9 @@ from lavis.common import dist
 from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment, ContrastiveStep, Matching, TextStates
-from lavis.models.base import Preset, finite_results, inference
+from lavis.models.base import Preset, finite_results, inference, own_step
 from lavis.models.blip import SHAPES, Blip, BlipConfig
-from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, TWIN_COPIES, Rules
+from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
 from lavis.models.tokenizer import Encoding, Tokens
@@ -33,7 +33,7 @@ class BlipMatchingConfig(BlipConfig):
     """
     Attributes:
         embed_dim: width of the projected features.
-        queue_size: twins' features that are kept as negatives; 0: none.
+        queue_size: features of the EMA that are kept as negatives; 0: none.
         negative_all_rank: draw hard negatives from all ranks' batches instead of the own one.
         losses: what pre-training trains on: contrast ("itc"), matching ("itm"), language modelling ("lm").
     """
@@ -62,16 +62,16 @@ class BlipMatching(Blip, Alignment):
         super().__init__(config)
         self.text_encoder = TextTransformer(config.text)
 
-    def encode_text(self, tokens: Tokens, *, twin: bool = False) -> torch.Tensor:
-        return self.part("text_encoder", twin)(tokens.ids, mask=tokens.mask)
+    def encode_text(self, tokens: Tokens, *, ema: bool = False) -> torch.Tensor:
+        return self.part("text_encoder", ema)(tokens.ids, mask=tokens.mask)
 
-    def memorize(self, image_embeds: torch.Tensor, *, twin: bool = False) -> Memory:
-        return self.part("text_encoder", twin).project_memory(image_embeds)
+    def memorize(self, image_embeds: torch.Tensor, *, ema: bool = False) -> Memory:
+        return self.part("text_encoder", ema).project_memory(image_embeds)
 
     def fuse(
-        self, text: TextStates, memory: Memory, *, twin: bool = False, only_first: bool = False
+        self, text: TextStates, memory: Memory, *, ema: bool = False, only_first: bool = False
     ) -> torch.Tensor:
-        encoder, mask = self.part("text_encoder", twin), text.tokens.mask
+        encoder, mask = self.part("text_encoder", ema), text.tokens.mask
         if text.states is not None:
             return encoder.run(text.states, mask=mask, memory=memory, only_first=only_first, begun=True)
         return encoder(self._reading(text.tokens), mask=mask, memory=memory, only_first=only_first)
@@ -117,7 +117,7 @@ class BlipFeatureExtractor(BlipMatching):
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
         self.add_heads()
-        self.temp = nn.Parameter(torch.empty(()))
+        self.temp = nn.Parameter(torch.empty(1))
 
     @inference
     def extract_features(self, samples: Mapping[str, Any], mode: str = "multimodal") -> Features:
@@ -243,11 +243,11 @@ class BlipRetrieval(BlipMatching):
     """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
 
     registered_name = "blip_retrieval"
-    TWINS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
     QUEUE_IDS = True
-    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES, make=NEW_QUEUES)
+    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = Rules(
-        drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
+        drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES
     )
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
@@ -264,9 +264,10 @@ class BlipRetrieval(BlipMatching):
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
-        self.temp = nn.Parameter(torch.empty(()))
+        self.temp = nn.Parameter(torch.empty(1))
         self.add_heads()
 
+    @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive plus matching loss.
 
@@ -279,7 +280,7 @@ class BlipRetrieval(BlipMatching):
         """
         ids = self._picture_ids(samples)
         step = self.contrastive_step(samples, ids)
-        temp = self.temp.detach()
+        temp = self.temperature.detach()
         image_feat, text_feat = step.image_feat.detach(), step.text_feat.detach()
         if self.config.negative_all_rank and dist.is_on():
             matching, sim_i2t, sim_t2i = self._match_over_ranks(step, ids)
@@ -300,7 +301,7 @@ class BlipRetrieval(BlipMatching):
         self, step: ContrastiveStep, ids: torch.Tensor
     ) -> tuple[Matching, torch.Tensor, torch.Tensor]:
         """Matching with hard negatives from all ranks' batches; gradients flow back to their ranks."""
-        temp = self.temp.detach()
+        temp = self.temperature.detach()
         image_feats, text_feats = dist.all_gather(step.image_feat), dist.all_gather(step.text_feat)
         sim_i2t = similarities(step.image_feat.detach(), text_feats) / temp  # (B, W)
         sim_t2i = similarities(step.text_feat.detach(), image_feats) / temp
@@ -321,9 +322,9 @@ class BlipPretrain(BlipMatching):
     """
 
     registered_name = "blip_pretrain"
-    TWINS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
     NEGATIVE_FLOOR = 1e-4
-    RULES = Rules(drop=TRAINING_STATE, resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES)
+    RULES = Rules(drop=TRAINING_STATE, resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = RULES
     PRESETS: ClassVar[dict[str, Preset]] = {
         name: Preset(
@@ -345,7 +346,7 @@ class BlipPretrain(BlipMatching):
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
         self.check_losses("itc", "itm", "lm")
-        self.temp = nn.Parameter(torch.empty(()))
+        self.temp = nn.Parameter(torch.empty(1))
         self.text_decoder = TextDecoder(config.text)
         self.share_layers()
         self.add_heads()
@@ -362,6 +363,7 @@ class BlipPretrain(BlipMatching):
     def tie_weights(self) -> None:
         self.text_decoder.tie_weights()
 
+    @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive, matching and language-model loss.
 

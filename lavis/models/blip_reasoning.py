@@ -14,7 +14,7 @@ import torch
 from lavis.common.registry import registry
 from lavis.models.base import Preset
 from lavis.models.blip import SHAPES, Blip
-from lavis.models.checkpoints import TRAINING_STATE, TWIN_COPIES, Rules
+from lavis.models.checkpoints import EMA_COPIES, TRAINING_STATE, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
 from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, for_shapes, untrained
 from lavis.nn.text import TextConfig, TextTransformer
@@ -70,37 +70,37 @@ class BlipNLVR(Blip, Classifier):
         self.text_encoder = TextTransformer(config.text)
         self.add_head(config.num_classes)
 
-    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """States of statements over two pictures each, and the pictures' states.
 
         Args:
             samples: `image0`, `image1` (B, 3, h, w), the left and the right pictures; `text_input`, B·G
                 statements, which are not cut.
-            twin: see `Classifier.fused`.
+            ema: see `Classifier.fused`.
 
         Returns:
             (R, T, D) and (2, B, N, D).
         """
-        left, right = self._left_and_right(samples, twin)
+        left, right = self._left_and_right(samples, ema)
         tokens = self._tokens(samples, len(left))
         tokens.ids[:, 0] = self.enc_id
-        encoder = self.part("text_encoder", twin)
+        encoder = self.part("text_encoder", ema)
         memory = encoder.project_memory(left, second=right)
         return encoder(tokens.ids, mask=tokens.mask, memory=memory), torch.stack([left, right])
 
 
 @registry.register_model("blip_classification")
 class BlipClassification(Blip, Classifier):
-    """Classes of texts over pictures, taught by momentum twins (BLIP's encoders under ALBEF's visual
+    """Classes of texts over pictures, taught by EMA copies (BLIP's encoders under ALBEF's visual
     entailment head: ALBEF paper, sections 3.3 and 5)."""
 
     registered_name = "blip_classification"
-    TWINS = ("visual_encoder", "text_encoder", "cls_head")
+    EMA = ("visual_encoder", "text_encoder", "cls_head")
     RAMP_EPOCHS = 1
-    RULES = Rules(drop=TRAINING_STATE, copy=TWIN_COPIES)
+    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES)
     # `cls_head_m` is not in such a file either; `reset_parameters` made it a copy of the fresh head
     PRETRAINED_RULES = Rules(
-        drop=(*TRAINING_STATE, *OTHER_HEADS), resize=RESIZE, copy=TWIN_COPIES, fresh=("cls_head*",)
+        drop=(*TRAINING_STATE, *OTHER_HEADS), resize=RESIZE, copy=EMA_COPIES, fresh=("cls_head*",)
     )
     PRESETS: ClassVar[dict[str, Preset]] = {
         "base": Preset(

@@ -106,12 +106,12 @@ class BlipVideoRetrieval(SeesVideo, BlipRetrieval):
         **{name: _on_videos(BlipRetrieval.PRESETS[name], frames=8) for name in ("tiny", "tiny_shapes")},
     }
 
-    def image_feature(self, states: torch.Tensor, *, twin: bool = False) -> torch.Tensor:
+    def image_feature(self, states: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
         """Mean over frames of the projected class tokens, length 1: (B, E)."""
         encoder = self.visual_encoder
         assert isinstance(encoder, FrameTransformer)
         tokens = encoder.pos_embed.shape[1]  # of a frame
-        frames = self.part("vision_proj", twin)(states[:, ::tokens])  # (B, F, E)
+        frames = self.part("vision_proj", ema)(states[:, ::tokens])  # (B, F, E)
         return F.normalize(frames.mean(dim=1), dim=-1)
 
 

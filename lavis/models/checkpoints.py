@@ -24,7 +24,7 @@ from torch import nn
 
 from lavis.common.files import default_mode
 from lavis.models import pickled, torchscript
-from lavis.nn.momentum import NO_ID, empty_queue
+from lavis.nn.ema import NO_ID, empty_queue
 
 log = logging.getLogger("lavis")
 
@@ -52,12 +52,14 @@ class Rules:
     drop: entries the class has no use for (momentum copies, queues, other heads); shell patterns.
     resize: model entry -> function(tensor, wanted shape) that interpolates it.
     copy: (regular expression, replacement): a model entry that the file lacks and that matches is a copy of
-        the entry that the replacement names, also one that is dropped (momentum twins of their modules, twin
+        the entry that the replacement names, also one that is dropped (EMA copies of modules, twin
         attentions of the single one).
     make: shell pattern of model entries that the file lacks -> function(wanted shape) that makes them. A queue of
         another size counts as lacking.
     fresh: model entries that the file need not have; they keep their starting values; shell patterns.
     renew: entries of the file that are passed over, so that the model's are fresh; shell patterns.
+
+    Whatever they say, a number (`SCALARS`) takes the model's shape.
     """
 
     marker: str = ""
@@ -79,12 +81,14 @@ class Rules:
 
 
 START_TEMPERATURE = 0.07  # of contrast, where a file has none
+# Learned numbers: of shape () in official files, (1,) in models, which FSDP can shard.
+SCALARS = ("temp", "logit_scale")
 
 # State that only training uses; safe to leave behind, and said in one line when it is.
 TRAINING_STATE = ("*_m.*", "*_queue", "*queue_ptr", "temp")
 
-# The same made anew, where training goes on from a file without it: twins start as copies, queues at random.
-TWIN_COPIES = ((r"^(\w+)_m\.", r"\1."),)
+# The same made anew, where training goes on from a file without it: EMA copies start equal, queues at random.
+EMA_COPIES = ((r"^(\w+)_m\.", r"\1."),)
 NEW_QUEUES: Mapping[str, Callable[[torch.Size], torch.Tensor]] = {
     "image_queue": empty_queue,
     "text_queue": empty_queue,
@@ -120,7 +124,7 @@ TRANSFORMERS_BLIP = Rules(
         ),
         (r"^text_decoder\.cls\.predictions\.decoder\.bias$", "text_decoder.cls.predictions.bias"),
         (r"^text_decoder\.cls\.predictions\.bias$", "text_decoder.cls.predictions.decoder.bias"),
-        *TWIN_COPIES,
+        *EMA_COPIES,
     ),
     make={
         "*.position_ids": lambda shape: torch.arange(shape[-1]).expand(shape).clone(),
@@ -376,6 +380,8 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
         if key not in wanted and _matches(key, rules.drop):
             dropped[key] = tensor
             continue
+        if tensor.ndim == 0 and key in SCALARS and key in wanted:
+            tensor = tensor.reshape(wanted[key].shape)
         if key in rules.resize and key in wanted and tensor.shape != wanted[key].shape:
             tensor = rules.resize[key](tensor, wanted[key].shape)
         out[key] = tensor
@@ -461,7 +467,7 @@ def load_into(model: nn.Module, state: StateDict, rules: Rules, where: str) -> N
 def _separate(state: StateDict, model: nn.Module) -> StateDict:
     """Entries of a file that share memory get memory of their own, unless the model ties them.
 
-    A twin that was saved while equal to its module would otherwise be the module.
+    An EMA copy that was saved while equal to its module would otherwise be the module.
     """
     owners = {k: id(p) for k, p in model.named_parameters(remove_duplicate=False)}
     first: dict[tuple[int, torch.Size], int | str] = {}
@@ -476,12 +482,12 @@ def _separate(state: StateDict, model: nn.Module) -> StateDict:
 # ------------------------------------------------------------------------------------------ writing
 
 
-def write_state_dict(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def write_state_dict(state: StateDict, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Save as safetensors; tied entries are written once, their aliases named in the metadata."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: StateDict = {}
     aliases: dict[str, str] = {}
-    for key, tensor in model.state_dict().items():
+    for key, tensor in state.items():
         identity = (tensor.data_ptr(), tensor.shape, tensor.dtype)
         if identity in first:
             aliases[key] = first[identity]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.models.base import CONFIG_NAME, BaseModel, inference, read_description
+from lavis.models.base import CONFIG_NAME, BaseModel, inference, own_step, read_description
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.outputs import EncoderOutput, IntermediateOutput, OutputWithLogits
 from lavis.models.samples import require
@@ -31,7 +31,7 @@ class ClassifierConfig(VisionTextConfig):
     Attributes:
         num_classes: None: as many as the file that is loaded has.
         classnames: what the classes are called, in their order; None: unknown, as of published weights.
-        use_distill: whether the momentum twins teach, in the families that have them.
+        use_distill: whether the EMA copies teach, in the families that have them.
     """
 
     num_classes: int | None = None
@@ -43,7 +43,7 @@ class Classifier(VisionTextModel):
     """A two-layer head over the first of a text's states, after the text has read its picture.
 
     A family's model builds its encoders, then calls `add_head`; `fused` says how texts read pictures.
-    With TWINS (which then name "cls_head" too) the loss heeds the twins' opinion (ALBEF paper, section 3.3).
+    With EMA copies (EMA then names "cls_head" too) the loss heeds the EMA's opinion (ALBEF paper, section 3.3).
     HEAD: the head's name. HEAD_WIDTH: its hidden units, in widths of the states. LABELS: the samples' classes.
     """
 
@@ -54,7 +54,7 @@ class Classifier(VisionTextModel):
     config: Any
 
     def add_head(self, num_classes: int | None) -> None:
-        """Add the head and make the momentum twins; to be called when the encoders are there."""
+        """Add the head and make the EMA copies; to be called when the encoders are there."""
         if num_classes is None or num_classes < 2:
             raise ValueError(
                 f"model.num_classes is {num_classes}; {self.registered_name} needs to know how many classes there are, "
@@ -64,8 +64,8 @@ class Classifier(VisionTextModel):
         hidden = self.HEAD_WIDTH * width
         head = nn.Sequential(Linear(width, hidden), nn.ReLU(), Linear(hidden, num_classes))
         setattr(self, self.HEAD, head)
-        if self.TWINS and self.config.use_distill:
-            self.make_twins()
+        if self.EMA and self.config.use_distill:
+            self.make_ema()
 
     # ------------------------------------------------------------------------------ names of classes
     @property
@@ -156,20 +156,20 @@ class Classifier(VisionTextModel):
         return {"loss": math.log(self.config.num_classes)}
 
     # ------------------------------------------------------------------------------ the family's part
-    def fused(self, samples: Mapping[str, Any], *, twin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode pictures, and texts over them.
 
         Args:
             samples: `image` (B, 3, h, w); `text_input`, B·G texts, cut to `max_txt_len` tokens. They keep their
                 [CLS] in BLIP, too, as in the original, where BLIP's other heads put [ENC].
-            twin: encode by the momentum twins.
+            ema: encode by the EMA copies.
 
         Returns:
             fused states (R, T, D), and the pictures' states (B, N, D), or (2, B, N, D) of two each.
         """
-        image_embeds = self.part("visual_encoder", twin)(self._image(samples))
+        image_embeds = self.part("visual_encoder", ema)(self._image(samples))
         tokens = self._tokens(samples, len(image_embeds), self.config.max_txt_len)
-        encoder = self.part("text_encoder", twin)
+        encoder = self.part("text_encoder", ema)
         memory = encoder.project_memory(image_embeds)
         return encoder(tokens.ids, mask=tokens.mask, memory=memory), image_embeds
 
@@ -178,7 +178,7 @@ class Classifier(VisionTextModel):
         return self.tokenizer.batch(texts, max_length=max_length, device=self.device)
 
     def _left_and_right(
-        self, samples: Mapping[str, Any], twin: bool = False
+        self, samples: Mapping[str, Any], ema: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """States (B, N, D) of the left and of the right pictures, `image0` and `image1` (B, 3, h, w)."""
         left, right = self._image(samples, "image0"), self._image(samples, "image1")
@@ -186,7 +186,7 @@ class Classifier(VisionTextModel):
             raise ValueError(
                 f"image0 is {tuple(left.shape)}, image1 is {tuple(right.shape)}; each statement takes one of both"
             )
-        states = self.part("visual_encoder", twin)(torch.cat([left, right]))  # (2B, N, D)
+        states = self.part("visual_encoder", ema)(torch.cat([left, right]))  # (2B, N, D)
         return states[: len(left)], states[len(left) :]
 
     # ------------------------------------------------------------------------------ training
@@ -196,29 +196,34 @@ class Classifier(VisionTextModel):
         """Classification loss.
 
         Args:
-            samples: what `fused` reads; `label`, R integers below C; with twins also `epoch`, `iters`,
+            samples: what `fused` reads; `label`, R integers below C; with EMA copies also `epoch`, `iters`,
                 `num_iters_per_epoch`.
             is_train: False gives what `predict` gives, but in the mode that the model is in.
 
         Returns:
-            loss (nats): (1 - alpha) cross entropy with the labels + alpha cross entropy with the twins' opinion,
-            where there are twins; logits (R, C), logits_m (R, C), intermediate_output.
+            loss (nats): (1 - alpha) cross entropy with the labels + alpha cross entropy with the EMA's opinion,
+            where there are EMA copies; logits (R, C), logits_m (R, C), intermediate_output.
         """
         if not is_train:
-            logits = self.part(self.HEAD, twin=False)(self.fused(samples)[0][:, 0])
+            logits = self.part(self.HEAD, ema=False)(self.fused(samples)[0][:, 0])
             return {"predictions": logits, "targets": self._labels(samples, logits.shape, needed=False)}
-        distilled = bool(self.TWINS) and self.config.use_distill
+        return self._loss(samples)
+
+    @own_step
+    def _loss(self, samples: Mapping[str, Any]) -> OutputWithLogits:
+        distilled = bool(self.EMA) and self.config.use_distill
+        if distilled:
+            self.need_ema()
         alpha = self._alpha(samples) if distilled else 0.0
         states, image_embeds = self.fused(samples)
-        logits = self.part(self.HEAD, twin=False)(states[:, 0])  # (R, C)
+        logits = self.part(self.HEAD, ema=False)(states[:, 0])  # (R, C)
         labels = self._labels(samples, logits.shape)
         loss = F.cross_entropy(logits.float(), labels)
         states_m = image_embeds_m = logits_m = None
         if distilled:
             with torch.no_grad():
-                self.update_twins()
-                states_m, image_embeds_m = self.fused(samples, twin=True)
-                logits_m = self.part(self.HEAD, twin=True)(states_m[:, 0])
+                states_m, image_embeds_m = self.fused(samples, ema=True)
+                logits_m = self.part(self.HEAD, ema=True)(states_m[:, 0])
             opinion = logits_m.float().softmax(dim=1)
             loss = (1 - alpha) * loss + alpha * soft_cross_entropy(logits, opinion)
         return OutputWithLogits(

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.common.registry import registry
-from lavis.models.base import BaseModel, Output, Preset, inference
+from lavis.models.base import BaseModel, Output, Preset, inference, own_step
 from lavis.models.checkpoints import Rules
 from lavis.models.clip_checkpoints import RESIZE, TRANSFORMERS_CLIP, adapted
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
@@ -134,6 +134,7 @@ class Clip(BaseModel):
     """CLIP with a transformer or a ResNet for pictures (paper, section 2.4 and figure 1)."""
 
     registered_name = "clip"
+    IMAGE_BLOCKS = "visual.transformer.resblocks"
     # OpenAI's archives hold three numbers that are no weights; OpenCLIP's models with a text tower of its own a prefix.
     RULES = Rules(
         rename=((r"^text\.(?=transformer\.|token_|positional_|ln_final\.|text_projection)", ""),),
@@ -191,7 +192,7 @@ class Clip(BaseModel):
         self.tokenizer = ClipTokenizer(merges, text.vocab_size, text.context_length)
         self.positional_embedding = nn.Parameter(torch.zeros(text.context_length, text.width))
         self.text_projection = nn.Parameter(torch.zeros(text.width, config.embed_dim))
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(START_SCALE)]))
         if isinstance(config.vision, ClipResNetConfig):
             self.visual: nn.Module = ResNet(config.vision, config.image_size, config.embed_dim)
         else:
@@ -324,6 +325,11 @@ class Clip(BaseModel):
         return found
 
     # ------------------------------------------------------------------------------ training
+    def before_step(self, progress: float | None = None) -> None:
+        super().before_step(progress)
+        with torch.no_grad():  # section 2.5
+            self.logit_scale.clamp_(0.0, math.log(MAX_SCALE))
+
     def forward(self, samples: Mapping[str, Any]) -> ClipOutput | torch.Tensor:
         """Contrastive loss of pictures and their texts; on several ranks against the pictures and texts of all.
 
@@ -342,10 +348,11 @@ class Clip(BaseModel):
                 f"there are {len(found.text_embeds)} texts for {len(found.image_embeds)} pictures; the loss needs "
                 "one text for each picture"
             )
-        if self.training:
-            with torch.no_grad():  # section 2.5
-                self.logit_scale.clamp_(0.0, math.log(MAX_SCALE))
-        scale = self.logit_scale.exp()
+        return self._loss(found)
+
+    @own_step
+    def _loss(self, found: Features) -> ClipOutput:
+        scale = self.logit_scale[0].exp()
         loss, _, _ = contrastive_loss(found.image_embeds_proj, found.text_embeds_proj, scale.float())  # type: ignore[arg-type]
         return ClipOutput(intermediate_output=found, loss=loss, loss_itc=loss, logit_scale_exp=scale)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lavis.nn.ema import NewFeatures
 from lavis.nn.outputs import DecoderOutput as DecoderOutput
 from lavis.nn.outputs import EncoderOutput as EncoderOutput
 from lavis.nn.outputs import Output
@@ -19,7 +20,7 @@ from lavis.nn.outputs import Output
 class Similarity(Output):
     """Similarities over the temperature, images to texts and back, and what they should be.
 
-    `*_m` are the momentum twins', `*_targets` the distributions that the loss compares with; columns are the
+    `*_m` are the EMA's, `*_targets` the distributions that the loss compares with; columns are the
     batch of all ranks, then the queue. `sim_i2t` and `sim_t2i` of retrieval are within the batch only.
     """
 
@@ -36,9 +37,10 @@ class IntermediateOutput(Output):
     """States on the way.
 
     video_embeds of a clip, or image_embeds (B, N, D), or two pictures' (2, B, N, D); text_embeds (R, T, D);
-    encoder_output and encoder_output_neg: fused states of right and of wrong pairs; `*_m` the momentum twins';
+    encoder_output and encoder_output_neg: fused states of right and of wrong pairs; `*_m` the EMA's;
     itm_logits (3B, 2) and itm_labels (3B,), of clips vtm_logits and vtm_labels: right pairs, texts with a wrong
-    picture, pictures with a wrong text; decoder_output, decoder_labels (texts, T).
+    picture, pictures with a wrong text; decoder_output, decoder_labels (texts, T); new_features: what the queue is
+    to take, `after_step` puts it there.
     """
 
     video_embeds: torch.Tensor | None = None
@@ -55,6 +57,7 @@ class IntermediateOutput(Output):
     vtm_labels: torch.Tensor | None = None
     decoder_output: DecoderOutput | None = None
     decoder_labels: torch.Tensor | None = None
+    new_features: NewFeatures | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class LossOutput(Output):
 
 @dataclass(frozen=True)
 class OutputWithLogits(Output):
-    """What `forward` of a classifier returns: the loss, logits (R, C), the twins' logits."""
+    """What `forward` of a classifier returns: the loss, logits (R, C), the EMA's logits."""
 
     intermediate_output: IntermediateOutput | None = None
     loss: torch.Tensor | None = None

@@ -20,7 +20,7 @@ QUESTIONS = {"train": {"name": "blip_question"}, "eval": {"name": "blip_question
 
 SMOOTHING = 0.1  # label smoothing of language-model losses, in training and when answers are ranked
 
-# Position embeddings of a picture encoder and of its twin, for another image size.
+# Position embeddings of a picture encoder and of its EMA, for another image size.
 RESIZE = {
     name: lambda t, shape: interpolate_positions(t, shape[1])
     for name in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed")

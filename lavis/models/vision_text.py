@@ -16,7 +16,7 @@ from lavis.models import checkpoints
 from lavis.models.base import BaseModel, locate
 from lavis.models.samples import checked_batch, require
 from lavis.models.tokenizer import ASSETS, BERT_VOCABULARY, TINY_VOCABULARY, Tokenizer
-from lavis.nn import momentum
+from lavis.nn import ema as averages
 from lavis.nn.language_model import LanguageModel
 from lavis.nn.losses import distillation_weight
 from lavis.nn.text import TextConfig, TextTransformer
@@ -43,9 +43,9 @@ class VisionTextConfig:
         vocabulary: "bert", "tiny", or the path of a WordPiece vocabulary file.
         cover: for small vocabularies, see `Tokenizer`.
         grad_checkpointing: how many of the ViT's last blocks recompute their activations.
-        momentum: how slowly the momentum twins follow, per step.
-        alpha: greatest weight of the twins' opinion in the losses.
-        for_training: whether twins and queues exist, where the class has any; predicting needs none.
+        momentum: how slowly the EMA copies follow, per step.
+        alpha: greatest weight of the EMA's opinion in the losses.
+        for_training: whether EMA copies and queues exist, where the class has any; predicting needs none.
     """
 
     image_size: int = 384
@@ -61,17 +61,17 @@ class VisionTextConfig:
 
 
 class VisionTextModel(BaseModel):
-    """The picture encoder, the tokenizer, reading of samples, momentum twins.
+    """The picture encoder, the tokenizer, reading of samples, EMA copies.
 
     MEDIA: the samples' key of what texts are about.
     EXTRA_TOKENS: special tokens that the family adds to BERT's vocabulary.
-    TWINS: names of the modules that have a momentum twin, kept as `<name>_m`.
-    RAMP_EPOCHS: epochs over which the twins' weight rises to `alpha`.
+    EMA: names of the modules that have an EMA copy, kept as `<name>_m`.
+    RAMP_EPOCHS: epochs over which the EMA's weight rises to `alpha`.
     """
 
     MEDIA = "image"
     EXTRA_TOKENS: tuple[str, ...] = ()
-    TWINS: tuple[str, ...] = ()
+    EMA: tuple[str, ...] = ()
     RAMP_EPOCHS = 2
 
     config: Any
@@ -107,7 +107,7 @@ class VisionTextModel(BaseModel):
             reset = getattr(child, "reset_parameters", None)
             if reset is not None:
                 reset()
-        momentum.copy_weights(self.twin_pairs())
+        averages.copy_weights(self.ema_pairs())
 
     def start_from(self, init: Mapping[str, str]) -> None:
         """Start modules from other models' weights; cross-attention stays fresh where those have none.
@@ -150,7 +150,7 @@ class VisionTextModel(BaseModel):
         tie = getattr(self, "tie_weights", None)
         if tie is not None:
             tie()
-        momentum.copy_weights(self.twin_pairs())
+        averages.copy_weights(self.ema_pairs())
 
     # ------------------------------------------------------------------------------ samples
     def _image(self, samples: Mapping[str, Any], key: str | None = None) -> torch.Tensor:
@@ -173,46 +173,47 @@ class VisionTextModel(BaseModel):
             )
         return texts
 
-    # ------------------------------------------------------------------------------ twins
-    def make_twins(self) -> None:
-        """Add `<name>_m` for every name in TWINS; to be called when the modules are there."""
+    # ------------------------------------------------------------------------------ EMA
+    def make_ema(self) -> None:
+        """Add `<name>_m` for every name in EMA; to be called when the modules are there."""
         if self.config.for_training:
-            for name in self.TWINS:
-                setattr(self, f"{name}_m", momentum.make_twin(getattr(self, name)))
+            for name in self.EMA:
+                setattr(self, f"{name}_m", averages.make_ema(getattr(self, name)))
 
     @property
-    def has_twins(self) -> bool:
-        return bool(self.TWINS) and hasattr(self, f"{self.TWINS[0]}_m")
+    def has_ema(self) -> bool:
+        return bool(self.EMA) and hasattr(self, f"{self.EMA[0]}_m")
 
-    def twin_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        if not self.has_twins:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        if not self.has_ema:
             return []
-        return [(getattr(self, name), getattr(self, f"{name}_m")) for name in self.TWINS]
+        return [(getattr(self, name), getattr(self, f"{name}_m")) for name in self.EMA]
 
-    def update_twins(self) -> None:
-        """Move the twins towards their modules; once per training step, before they are used."""
-        if not self.has_twins:
+    def need_ema(self) -> None:
+        """Refuse a loss that the EMA copies take part in, where there are none."""
+        if not self.has_ema:
             raise ValueError(
-                f"this {self.registered_name} was loaded for prediction, without its momentum twins, so its "
+                f"this {self.registered_name} was loaded for prediction, without its EMA copies, so its "
                 "training loss can't be computed; load it with for_training=True"
             )
-        momentum.update_twins(self.twin_pairs(), self.config.momentum)
 
-    def part(self, name: str, twin: bool) -> Any:
-        """A module, or its momentum twin."""
-        return getattr(self, f"{name}_m" if twin else name)
+    def before_step(self, progress: float | None = None) -> None:
+        super().before_step(progress)
+        averages.update_ema(self.ema_pairs(), self.config.momentum)
+
+    def part(self, name: str, ema: bool) -> Any:
+        """A module, or its EMA copy."""
+        return getattr(self, f"{name}_m" if ema else name)
 
     def _alpha(self, samples: Mapping[str, Any]) -> float:
-        """Weight of the twins' opinion at this point of training (0 at the very start)."""
-        require(
-            samples,
-            ("epoch", "iters", "num_iters_per_epoch"),
-            "where training is, from which the weight of the momentum twins follows; the runner sets them",
-        )
-        return distillation_weight(
-            self.config.alpha,
-            int(samples["epoch"]),
-            int(samples["iters"]),
-            int(samples["num_iters_per_epoch"]),
-            self.RAMP_EPOCHS,
-        )
+        """Weight of the EMA's opinion at this point of training (0 at the very start)."""
+        progress = None if self.optimizer_step is None else self.optimizer_step.progress
+        if progress is None:
+            require(
+                samples,
+                ("epoch", "iters", "num_iters_per_epoch"),
+                "where training is, from which the weight of the EMA copies follows; the runner sets them",
+            )
+            each = int(samples["num_iters_per_epoch"])
+            progress = (int(samples["epoch"]) * each + int(samples["iters"])) / each
+        return distillation_weight(self.config.alpha, progress, self.RAMP_EPOCHS)

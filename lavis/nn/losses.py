@@ -38,15 +38,15 @@ def language_modelling_loss(
 
 
 def distilled_language_modelling_loss(
-    logits: torch.Tensor, twin_logits: torch.Tensor, labels: torch.Tensor
+    logits: torch.Tensor, ema_logits: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Cross entropy (nats) of next-token predictions with a twin's, each text's sum over its tokens: (R,).
+    """Cross entropy (nats) of next-token predictions with the EMA's, each text's sum over its tokens: (R,).
 
     Args:
-        logits, twin_logits: (R, T, V), the predictions made at each place.
+        logits, ema_logits: (R, T, V), the predictions made at each place.
         labels: (R, T), IGNORE where a place does not count; shifted here.
     """
-    opinion = twin_logits[:, :-1].float().softmax(dim=-1)
+    opinion = ema_logits[:, :-1].float().softmax(dim=-1)
     each = -(logits[:, :-1].float().log_softmax(dim=-1) * opinion).sum(dim=-1)  # (R, T - 1)
     return each.masked_fill(labels[:, 1:] == IGNORE, 0.0).sum(dim=1)
 
@@ -74,27 +74,25 @@ def mask_tokens(
 
 
 def masked_language_modelling_loss(
-    logits: torch.Tensor, twin_logits: torch.Tensor, labels: torch.Tensor, alpha: float
+    logits: torch.Tensor, ema_logits: torch.Tensor, labels: torch.Tensor, alpha: float
 ) -> torch.Tensor:
-    """(1 - alpha) cross entropy with the labels + alpha cross entropy with a twin's prediction (nats).
+    """(1 - alpha) cross entropy with the labels + alpha cross entropy with the EMA's prediction (nats).
 
     Args:
-        logits, twin_logits: (M, V), predictions of the masked tokens. labels: (M,) their ids.
+        logits, ema_logits: (M, V), predictions of the masked tokens. labels: (M,) their ids.
 
     Returns:
         a scalar, the mean over the masked tokens of all ranks, scaled as in `language_modelling_loss`.
     """
     logits = logits.float()
     total = (1 - alpha) * F.cross_entropy(logits, labels, reduction="sum")
-    total = total - alpha * (logits.log_softmax(dim=1) * twin_logits.float().softmax(dim=1)).sum()
+    total = total - alpha * (logits.log_softmax(dim=1) * ema_logits.float().softmax(dim=1)).sum()
     return total / dist.mean_over_ranks(total.new_tensor(len(labels))).clamp(min=1)
 
 
-def distillation_weight(
-    alpha: float, epoch: int, iters: int, iters_per_epoch: int, ramp_epochs: int
-) -> float:
-    """Weight of the momentum twins' opinion: rises linearly from 0 to `alpha` over the first epochs."""
-    return alpha * min(1.0, (epoch * iters_per_epoch + iters) / (ramp_epochs * iters_per_epoch))
+def distillation_weight(alpha: float, epochs: float, ramp_epochs: int) -> float:
+    """Weight of the EMA's opinion: rises linearly from 0 to `alpha` over the first epochs."""
+    return alpha * min(1.0, epochs / ramp_epochs)
 
 
 def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -135,21 +133,21 @@ def contrastive_loss(
     return loss, i2t, t2i
 
 
-def contrastive_targets(same: torch.Tensor, twin_sims: torch.Tensor | None, alpha: float) -> torch.Tensor:
+def contrastive_targets(same: torch.Tensor, ema_sims: torch.Tensor | None, alpha: float) -> torch.Tensor:
     """What each row should find similar (ALBEF paper, equation 6).
 
     Args:
         same: (R, C) bool, True where row and column belong together; several may.
-        twin_sims: the momentum twins' similarities (R, C), or None.
+        ema_sims: the EMA's similarities (R, C), or None.
         alpha: their weight.
 
     Returns:
         (R, C), rows summing to 1.
     """
     right = same / same.sum(dim=1, keepdim=True)
-    if twin_sims is None:
+    if ema_sims is None:
         return right
-    return alpha * twin_sims.softmax(dim=1) + (1 - alpha) * right
+    return alpha * ema_sims.softmax(dim=1) + (1 - alpha) * right
 
 
 def hard_negatives(sims: torch.Tensor, same: torch.Tensor, floor: float = 0.0) -> torch.Tensor:

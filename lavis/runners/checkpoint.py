@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from lavis.common import dist
 from lavis.common.files import existing_folder, replace_folder
-from lavis.runners import provenance
+from lavis.runners import parallel, provenance
 
 LAST, BEST = "checkpoint_last", "checkpoint_best"
 STATE_NAME = "training_state.pt"
@@ -43,6 +44,8 @@ _DTYPES = {
 # ------------------------------------------------------------------------------------------ weights
 def _identity(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     """What tied entries have in common; None for empty tensors, which have no storage to share."""
+    if parallel.is_spread(tensor):
+        return (id(tensor),)
     if tensor.numel() == 0:
         return None
     return (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
@@ -87,12 +90,16 @@ def _stored(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_weights(model: nn.Module, folder: Path) -> None:
-    """Write a model so that `load_weights` restores every entry of its state_dict bit for bit."""
-    state = model.state_dict()
+def write_weights(model: nn.Module, folder: Path, gathered: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a model so that `load_weights` restores every entry of its state_dict bit for bit.
+
+    Args:
+        gathered: the entries of a model that is spread over processes.
+    """
+    state = model.state_dict() if gathered is None else gathered
     own = getattr(model, "save_pretrained", None)
     if own is not None:
-        own(folder)
+        own(folder) if gathered is None else own(folder, state_dict=gathered)
     else:
         save_file(_unique(state), folder / WEIGHTS_NAME, metadata={"format": "pt"})
     # what save_pretrained left out, or stored in another number format, is kept beside it
@@ -116,7 +123,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     if check_folder is not None:
         check_folder(folder)
     stored = _stored(folder)
-    state = model.state_dict()
+    state = model.state_dict(keep_vars=True)
     names = _first_names(state, set(stored))
     missing = [k for k in state if names[k] not in stored]
     other = [k for k in state if k not in missing and stored[names[k]].shape != state[k].shape]
@@ -128,7 +135,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             f"({len(missing)} entries missing, {len(other)} of another shape); use the model of that run"
         )
     for key, tensor in state.items():
-        tensor.copy_(stored[names[key]])
+        tensor.copy_(parallel.part_like(stored[names[key]], tensor))
 
 
 # ------------------------------------------------------------------------------------------ random streams
@@ -180,8 +187,10 @@ def seed_all(seed: int) -> None:
 # ------------------------------------------------------------------------------------------ folders
 def save(
     folder: Path, model: nn.Module, state: dict[str, Any] | None, recipe: provenance.Recipe | None = None
-) -> Path:
+) -> None:
     """Write a checkpoint folder in place of an earlier one; a kill leaves one of the two complete.
+
+    Called by every rank; rank 0 writes, and all know how it ended.
 
     Args:
         folder: its place. model: the weights. state: training state (plain data), None for weights only.
@@ -191,15 +200,26 @@ def save(
         OSError: it cannot be written, as on a full disk; the earlier one is there.
     """
 
+    gathered = parallel.full_state(model)
+    dist.from_main(lambda: _write(folder, model, gathered, state, recipe))
+
+
+def _write(
+    folder: Path,
+    model: nn.Module,
+    gathered: dict[str, torch.Tensor] | None,
+    state: dict[str, Any] | None,
+    recipe: provenance.Recipe | None,
+) -> None:
     def write(new: Path) -> None:
-        write_weights(model, new)
+        write_weights(model, new, gathered)
         if state is not None:
             torch.save({"format": FORMAT, **state}, new / STATE_NAME)
         if recipe is not None:
             provenance.write(new, recipe)
 
     try:
-        return replace_folder(folder, write)
+        replace_folder(folder, write)
     except (OSError, RuntimeError, SafetensorError) as e:
         number, reason = _why_not_written(e)
         if number is None:

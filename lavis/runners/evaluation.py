@@ -12,6 +12,7 @@ from torch import nn
 
 from lavis.common import device as devices
 from lavis.common import dist
+from lavis.runners import parallel
 from lavis.runners.data import EvalData
 from lavis.runners.folder import RunFolder
 from lavis.runners.settings import RunConfig
@@ -63,7 +64,7 @@ class Evaluator:
         try:
             # evaluating draws from streams of its own, so training is the same with and without it
             devices_used = [self.device] if self.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices_used):
+            with parallel.whole(self.model), torch.random.fork_rng(devices=devices_used):
                 torch.manual_seed(self.run.seed)
                 return {s: self._split(s, epoch, iteration, out, before_batch, report) for s in splits}
         finally:

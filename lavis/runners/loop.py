@@ -13,9 +13,9 @@ from torch import nn
 from tqdm import tqdm
 
 from lavis.common import device as devices
-from lavis.common import dist, optims
+from lavis.common import dist, optims, parameters
 from lavis.common.registry import registry
-from lavis.runners import checkpoint
+from lavis.runners import checkpoint, parallel
 from lavis.runners.budget import TIMED, UNTIMED, Plan, plan
 from lavis.runners.clock import Clock
 from lavis.runners.data import Order, TrainLoader, mixing_ratios, shown
@@ -45,6 +45,7 @@ class Training:
         recipe: is saved with each checkpoint. resume_from: the checkpoint to continue, of the same recipe.
 
     Attributes:
+        frozen: what `run.parameters` freezes.
         order, loader: which samples, and their batches. length: in iterations. schedule: the learning rate.
         state: all that decides the next number. step: forward, backward, update. finite: watches losses.
         stopping: reasons to end early.
@@ -78,9 +79,34 @@ class Training:
         self.loader = TrainLoader(
             sets, self.order, run.seed, run.num_workers, self.length.iterations, device, skipped
         )
-        optimizer = optims.build_optimizer(
-            model, run.init_lr, run.weight_decay, run.beta2, run.lr_layer_decay, run.optimizer, precision
-        )
+        rules = parameters.read_rules(run.parameters)
+        parameters.check(model, rules)
+        self.frozen = parameters.Frozen(model, rules)
+        try:
+            self._prepare(rules, device, precision, recipe, skipped, resume_from)
+        except BaseException:  # the model is left as it was given
+            self.frozen.close()
+            raise
+
+    def _prepare(
+        self,
+        rules: Sequence[parameters.ParameterRule],
+        device: torch.device,
+        precision: str,
+        recipe: Recipe,
+        skipped: Skipped,
+        resume_from: Path | None,
+    ) -> None:
+        """Build what steps, and restore it from a checkpoint."""
+        run, model = self.run, self.model
+        if run.parallel == "fsdp":
+            if precision == "fp16":  # whose loss scale would have to be agreed on
+                raise ValueError(
+                    "run.parallel is fsdp, which works in fp32 and bf16; set run.precision to one of them"
+                )
+            parallel.shard(model, device)
+        rates = (run.init_lr, run.weight_decay, run.beta2, run.lr_layer_decay)
+        optimizer = optims.build_optimizer(model, *rates, run.optimizer, precision, rules)
         self.schedule = self._make_schedule(optimizer)
         scaler = devices.grad_scaler(device, precision)
         self.state = TrainingState(model, optimizer, scaler, device, skipped, self.length, recipe)
@@ -95,7 +121,7 @@ class Training:
         if run.compile:
             model.compile()
         self.finite = FiniteCheck(device, scaler, self._describe)
-        self.step = Step(run, task, self.state, self.finite, device, precision)
+        self.step = Step(run, self.task, self.state, self.finite, device, precision)
         self.stopping = Stopping(run)
 
     def _make_schedule(self, optimizer: torch.optim.Optimizer) -> optims.Scheduler:
@@ -140,7 +166,10 @@ class Training:
         self.clock = Clock(progress, self.order.batch_size)
         self._watch()
         self.stopping.saved(progress)
-        with self.stopping.signals, contextlib.closing(self.loader):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.stopping.signals)
+            for part in (self.loader, self.step, self.frozen):
+                stack.enter_context(contextlib.closing(part))
             try:
                 stopped = self._epochs()
                 self.stopping.raise_if_interrupted()  # after the last step: only the test is left
@@ -151,7 +180,6 @@ class Training:
                 logger.info("stopped early: %s", stopped)
             if self.run.save_last:
                 self._save()
-        self.step.release()
         return stopped
 
     def _epochs(self) -> str:
@@ -255,6 +283,7 @@ class Training:
         size = end - first
         end = end if until is None else min(end, until)
         self.model.train()
+        self.frozen.hold()
         bar = None
         if shown():
             bar = tqdm(total=size, initial=progress.iteration - first, desc=f"epoch {epoch}")
@@ -272,6 +301,8 @@ class Training:
                 window = min(accumulated, size - i // accumulated * accumulated)
                 update = (i + 1) % accumulated == 0 or i + 1 == size
                 log_now = (progress.iteration + 1) % run.log_freq == 0
+                if i % accumulated == 0:
+                    self.step.begin((epoch * self.length.per_epoch + i) / self.length.per_epoch)
                 if isinstance(batch, dict):
                     batch.update(epoch=epoch, iters=i, num_iters_per_epoch=self.length.per_epoch)
                 losses = self.step.backward(batch, window, update)
@@ -363,8 +394,7 @@ class Training:
                 f"{', '.join(metrics[split])}"
             )
         if progress.judge(epoch, split, name, direction, metrics[split][name]):
-            best = self.out.path / checkpoint.BEST
-            dist.from_main(lambda: checkpoint.save(best, self.model, None))
+            checkpoint.save(self.out.path / checkpoint.BEST, self.model, None)
 
     def _report_skipped(self, epoch: int) -> None:
         """List the unreadable pictures that are new: in log.txt, skipped.txt and on the console."""

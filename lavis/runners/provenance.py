@@ -35,8 +35,8 @@ _LENGTH = ("max_epoch", "max_iters", "max_minutes", "patience")
 # … and what does not touch its weights
 _AROUND = (
     "log_freq", "tensorboard", "report", "save_freq", "save_last", "save_every_iters", "save_every_minutes",
-    "num_workers", "stuck_after", "device", "find_unused_parameters", "batch_size_eval", "val_freq", "valid_splits",
-    "test_splits",
+    "num_workers", "stuck_after", "device", "parallel", "find_unused_parameters", "batch_size_eval", "val_freq",
+    "valid_splits", "test_splits",
 )  # fmt: skip
 # of which nothing need be said
 _PLACE = ("output_dir", "job_id", "resume_ckpt_path", "allow_changed", "evaluate")

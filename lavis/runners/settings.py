@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import PureWindowsPath
-from typing import Literal
+from typing import Any, Literal
 
+from lavis.common.parameters import read_rules
 from lavis.common.registry import registry
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and names are made longer while files are written
@@ -30,7 +31,10 @@ class RunConfig:
         max_epoch: epochs to train. max_iters: iterations to train, in place of epochs.
         iters_per_inner_epoch: with max_iters, iterations between validations (null: one pass over the data).
         init_lr, min_lr, warmup_lr, warmup_steps, lr_sched, lr_decay_rate: see `lavis.common.optims`;
-            warmup_steps counts iterations. lr_layer_decay: handed to the model's parameter groups.
+            warmup_steps counts iterations. lr_layer_decay: factor of the learning rate from
+            block to block of the image encoder, counted from its end; 1: the same for all.
+        parameters: rules for parameters by their names, a list of {match: pattern} with freeze, lr_scale or
+            weight_decay; see `lavis.common.parameters.ParameterRule`.
         optimizer: "adamw", or "muon", which learns in fewer steps from random weights (`optims.Muon`).
         weight_decay, beta2: of AdamW (Muon takes the weight decay too). accum_grad_iters: iterations per update.
         max_grad_norm: gradients are scaled down to this norm; null does not.
@@ -42,6 +46,8 @@ class RunConfig:
             checkpoint_last is written again, at the end of the step; null leaves it to the other keys.
         train_splits, valid_splits, test_splits: names of splits.
         train_dataset_ratios: {data set: ratio}, how often each gives a batch; null concatenates them.
+        parallel: "ddp": each process has all of the model; "fsdp": its part of it, of the EMA and of the optimizer's
+            state (`lavis.runners.parallel`). The numbers are the same. Without effect on one process.
         compile: torch.compile the model. find_unused_parameters: for models that leave some out of a step
             when trained on several processes.
         tensorboard: also write events. report: also write report_<split>.html about each test split.
@@ -73,6 +79,7 @@ class RunConfig:
     lr_sched: str = "linear_warmup_cosine_lr"
     lr_decay_rate: float | None = None
     lr_layer_decay: float = 1.0
+    parameters: list[dict[str, Any]] = field(default_factory=list)
     optimizer: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = 0.05
     beta2: float = 0.999
@@ -91,6 +98,7 @@ class RunConfig:
     valid_splits: list[str] = field(default_factory=list)
     test_splits: list[str] = field(default_factory=list)
     train_dataset_ratios: dict[str, float] | None = None
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
     find_unused_parameters: bool = False
     tensorboard: bool = False
@@ -116,6 +124,7 @@ class RunConfig:
                 raise ValueError(f"run.{key} is {value}; it must be above 0, or null for none")
         if self.job_id is not None:
             check_job_id(self.job_id)
+        read_rules(self.parameters)
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"run.beta2 is {self.beta2}; it must lie between 0 and 1")
 
@@ -199,6 +208,11 @@ def check_training(run: RunConfig) -> None:
         )
     if run.max_epoch is not None and run.max_iters is not None and run.runner != "runner_iter":
         raise ValueError("run.max_epoch and run.max_iters are both set; set one of them to null")
+    if run.parallel == "fsdp" and (run.optimizer != "adamw" or run.compile):
+        raise ValueError(
+            "run.parallel is fsdp, which works with run.optimizer adamw and without run.compile; change these, or set "
+            "run.parallel to ddp"
+        )
     if not run.train_splits:
         raise ValueError("run.train_splits is empty; name the splits to train on, for example [train]")
     schedule = registry.get_lr_scheduler_class(run.lr_sched)  # unknown: the registry suggests a name

@@ -19,7 +19,7 @@ from torch import nn
 
 from lavis.common import dist
 from lavis.common.logger import plain
-from lavis.runners import checkpoint
+from lavis.runners import checkpoint, parallel
 from lavis.runners.budget import Plan
 from lavis.runners.folder import RunFolder
 from lavis.runners.means import Means
@@ -98,7 +98,7 @@ class TrainingState:
             }
         )
         self.progress.log_size, self.progress.evaluate_size = out.sizes()
-        optimizer = self.optimizer.state_dict()
+        optimizer = parallel.full(self.optimizer.state_dict())
         state = {
             "progress": plain(asdict(self.progress)),
             "optimizer": {**optimizer, "entries": len(optimizer["state"])},
@@ -106,7 +106,7 @@ class TrainingState:
             "ranks": each,
             "skipped": self.skipped.state(),
         }
-        dist.from_main(lambda: checkpoint.save(out.path / checkpoint.LAST, self.model, state, self.recipe))
+        checkpoint.save(out.path / checkpoint.LAST, self.model, state, self.recipe)
 
     def restore(self, source: Path) -> None:
         """Continue from a checkpoint folder, whose recipe was found to be this run's.
@@ -189,7 +189,14 @@ class TrainingState:
         self._refuse_gaps(state, source)
         # settings such as weight decay follow the configuration, as the schedule does; moments are restored
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        moments = {
+            i: {
+                key: value if key == "step" else parallel.part_like(value, parameters[i])
+                for key, value in each.items()
+            }
+            for i, each in state["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
     def _refuse_gaps(self, state: dict[str, Any], source: Path) -> None:
         """Refuse moments that are missing: a parameter without them would start anew, in silence.

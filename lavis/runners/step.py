@@ -1,9 +1,11 @@
-"""One step of training: forward and backward of a batch, and the update after several of them."""
+"""One step of training: forward and backward of a few batches, and the update after them.
+
+A model's `before_step` and `after_step` are called around them: once, however many batches there are.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from typing import Any
 
 import torch
@@ -11,20 +13,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavis.common import device as devices
-from lavis.common import dist
+from lavis.runners import parallel
 from lavis.runners.finite import FiniteCheck
 from lavis.runners.settings import RunConfig
 from lavis.runners.state import TrainingState
 
-# every rank computes the same buffers; the option that says so has another name in newer versions of torch
-_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
-_OWN_BUFFERS: dict[str, Any] = {
-    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
-}
-
 
 class Step:
-    """Turns batches into updates of the weights. Owns the model as it is wrapped for several processes.
+    """Turns batches into updates of the weights. Owns the model as it is called on several processes.
 
     Args:
         run, task: of the run. state: model, optimizer, scaler and position. finite: is shown every loss.
@@ -44,7 +40,13 @@ class Step:
         self.device, self.precision = device, precision
         self.max_grad_norm = run.max_grad_norm
         self.parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        self.wrapped = _wrapped(state.model, device, run.find_unused_parameters)
+        self.model: Any = state.model
+        self.wrapped = parallel.replicated(state.model, device, run.find_unused_parameters)
+
+    def begin(self, progress: float) -> None:
+        """Begin with the first batch of an update, at so many epochs of training, with the part of the present one."""
+        if hasattr(self.model, "before_step"):
+            self.model.before_step(progress)
 
     def backward(self, batch: Any, window: int, update: bool) -> dict[str, torch.Tensor]:
         """Forward and backward of one batch.
@@ -82,25 +84,17 @@ class Step:
                 norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
             else:
                 norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-            norm = norm.detach().float()
+            norm = parallel.full(norm).detach().float()
             self.finite.note(norm, state.progress.iteration)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
+        if hasattr(self.model, "after_step"):
+            self.model.after_step()
         return norm
 
-    def release(self) -> None:
-        """Let go of the process group that the wrapper holds."""
-        self.wrapped = self.state.model
-
-
-def _wrapped(model: nn.Module, device: torch.device, find_unused: bool) -> nn.Module:
-    if not dist.is_on():
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        **_OWN_BUFFERS,
-        gradient_as_bucket_view=True,
-        find_unused_parameters=find_unused or bool(getattr(model, "find_unused_parameters", False)),
-    )
+    def close(self) -> None:
+        """Let go of the process group that the wrapper holds, and of a step that an error has cut short."""
+        self.wrapped = self.model
+        if getattr(self.model, "optimizer_step", None) is not None:
+            self.model.optimizer_step = None
