@@ -529,7 +529,7 @@ def test_captions_of_clips(run: Callable[..., Ran], clips: Path) -> None:
     code, rows, _ = run("caption", clips / "drawing_00.png", *model)  # a clip in which nothing moves
     assert code == 0 and list(rows[0]) == ["video", "caption"]
     code, _, said = run("caption", clips / "clip_0.webm")
-    assert code == 2 and "is a clip, and blip_caption/tiny_shapes is for pictures" in said
+    assert code == 2 and "is a video, and blip_caption/tiny_shapes is for images" in said
 
 
 def test_texts_and_clips(run: Callable[..., Ran], clips: Path) -> None:
@@ -571,7 +571,7 @@ def test_clips_that_can_not_be_used(run: Callable[..., Ran], clips: Path) -> Non
     code, rows, said = run("match", clips, "a heart", "--model", ALPRO)
     assert code == 1 and len(rows) == 3 and "text.mp4" in said
     code, rows, said = run("caption", clips / "clip_0.webm")
-    assert code == 2 and not rows and "is a clip, and blip_caption/tiny_shapes is for pictures" in said
+    assert code == 2 and not rows and "is a video, and blip_caption/tiny_shapes is for images" in said
 
 
 def test_questions_about_clips(run: Callable[..., Ran], clips: Path, tmp_path: Path) -> None:
@@ -676,7 +676,7 @@ def test_explain_a_clip(run: Callable[..., Ran], clips: Path, tmp_path: Path) ->
     with Image.open(out) as picture:  # a clip in which nothing moves is shown once
         assert code == 0 and picture.width < 900
     code, _, said = run("explain", clips / "clip_0.webm", "a heart", "--out", out)
-    assert code == 2 and "clip_0.webm is a clip, and blip_caption/tiny_shapes is for pictures" in said
+    assert code == 2 and "clip_0.webm is a video, and blip_caption/tiny_shapes is for images" in said
     code, _, said = run("explain", clips / "clip_0.webm", "a", "--out", out, "--model", ALPRO)
     assert code == 2 and "can't be explained word by word" in said
 

@@ -552,7 +552,7 @@ def test_what_is_on_this_machine_is_offered_first(tmp_path, monkeypatch):
     from lavis.models import load_model
 
     monkeypatch.setenv("LAVIS_CACHE", str(tmp_path / "cache"))
-    offered = {c.spec: c.where for c in models.choices(("blip_caption",))}
+    offered = {c.spec: c.where for c in models.choices(registry.get_page_class("captioning"))}
     assert next(iter(offered)) == "blip_caption/tiny_shapes" and "blip_caption/tiny" not in offered
     assert offered["blip_caption/base_coco"] == models.AWAY
     place = hub.place_of(registry.get_model_class("blip_caption").preset("base_coco").weights)
@@ -560,7 +560,7 @@ def test_what_is_on_this_machine_is_offered_first(tmp_path, monkeypatch):
     place.touch()
     load_model("blip_caption", "tiny_shapes").save_pretrained(tmp_path / "mine")
     mine = str(tmp_path / "mine")
-    found = models.choices(("blip_caption",), own=(mine, "clip/tiny"))
+    found = models.choices(registry.get_page_class("captioning"), own=(mine, "clip/tiny"))
     assert [(c.spec, c.where) for c in found][:3] == [
         (mine, models.HERE), ("blip_caption/tiny_shapes", models.PACKAGED), ("blip_caption/base_coco", models.HERE),
     ]  # fmt: skip
@@ -572,7 +572,7 @@ def test_weights_elsewhere_are_fetched_only_if_that_is_allowed(tmp_path, monkeyp
 
     monkeypatch.setenv("LAVIS_CACHE", str(tmp_path))
     monkeypatch.setenv("LAVIS_OFFLINE", "1")
-    offered = {"captioning": models.choices(("blip_caption",))}
+    offered = {"captioning": models.choices(registry.get_page_class("captioning"))}
     with pytest.raises(OSError, match="`lavis demo --download`"):
         _loader(Options(), offered)("blip_caption/base_coco")
     with pytest.raises(OSError, match="LAVIS_OFFLINE"):

@@ -101,8 +101,15 @@ def _section(name: str, cls: Any) -> str:
     return (
         f"(model-{name.replace('_', '-')})=\n## {name}\n\n{escaped(first_sentence(cls.__doc__))}\n"
         f"Class {{py:obj}}`{cls.__module__}.{cls.__qualname__}`.\n\n{table(head, rows)}\n"
-        f"**Checked.** {checked(name)}\n\n" + "\n".join(notes) + "\n"
+        f"{_abilities(cls)}**Checked.** {checked(name)}\n\n" + "\n".join(notes) + "\n"
     )
+
+
+def _abilities(cls: Any) -> str:
+    from lavis.inference.protocols import abilities
+
+    found = abilities(cls)
+    return f"**Can** {'; '.join(found)}.\n\n" if found else ""
 
 
 def where(preset: Any) -> str:

@@ -23,7 +23,18 @@ from lavis.models.alignment import Alignment, ContrastiveStep, TextStates
 from lavis.models.base import Preset, inference
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TWIN_COPIES, Rules
 from lavis.models.outputs import Features, LossOutput
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, for_shapes, untrained
+from lavis.models.presets import (
+    CAPTION,
+    GS,
+    IMAGES,
+    OFFICIAL,
+    RESIZE,
+    TINY,
+    TINY_TEXT,
+    for_shapes,
+    untrained,
+    with_defaults,
+)
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.language_model import LanguageModel
@@ -134,6 +145,7 @@ class AlbefFeatureExtractor(AlbefAlignment):
 
     registered_name = "albef_feature_extractor"
     MATCHES = False
+    match_texts = explain_text = None  # type: ignore[assignment]  # for want of that head
     ENCODER = LanguageModel
     RULES = Rules(drop=(*TRAINING_STATE, TOKEN_TYPES, "itm_head.*"), resize=RESIZE)
     PRETRAINED_RULES = RULES
@@ -192,7 +204,9 @@ class AlbefRetrieval(AlbefAlignment):
             note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
         )
         for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
-    } | _SMALL
+    } | with_defaults(
+        _SMALL, tiny_shapes=("classify", "retrieval")
+    )  # surer than BLIP of what names one thing
 
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive plus matching loss.

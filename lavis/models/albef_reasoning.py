@@ -89,6 +89,7 @@ class AlbefNLVR(AlbefClassifier):
     """
 
     registered_name = "albef_nlvr"
+    PAIRS = True
     PRETRAINED_RULES = Rules(
         rename=BARE_TEXT,
         drop=(*PRETRAINING_ONLY, *OTHER_HEADS, "ta_head.*"),

@@ -9,7 +9,7 @@ of a feature, C classes, W = B x ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,9 +22,16 @@ from lavis.common.registry import registry
 from lavis.models.alignment import TEMPERATURE_RANGE, Alignment, Matching, TextStates
 from lavis.models.base import Preset, inference
 from lavis.models.checkpoints import Rules, StateDict
-from lavis.models.classification import Classifier
-from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, LossOutput, OutputWithLogits
-from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, for_shapes, untrained
+from lavis.models.classification import Classifier, some_names
+from lavis.models.outputs import (
+    EncoderOutput,
+    Features,
+    IntermediateOutput,
+    LossOutput,
+    OutputWithLogits,
+    Texts,
+)
+from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, for_shapes, untrained, with_defaults
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.losses import contrastive_loss
@@ -131,6 +138,7 @@ class Alpro(VisionTextModel):
     """What ALPRO's models share: `video` in samples, the two encoders, the fusion."""
 
     MEDIA = "video"
+    explain_text: Any = None  # words don't cross-attend to videos
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -181,6 +189,7 @@ class AlproFeatureExtractor(Alpro, Alignment):
 
     registered_name = "alpro_feature_extractor"
     MATCHES = False
+    match_texts = None  # type: ignore[assignment]  # for want of that head
     # files of the retrieval models will do, too
     RULES = Rules(rename=RENAME, drop=(*PRETRAINING, "temp", "itm_head.*"), resize=_RESIZE)
     PRETRAINED_RULES = RULES
@@ -237,9 +246,12 @@ class AlproRetrieval(Alpro, Alignment):
     RULES = Rules(rename=RENAME, drop=PRETRAINING)
     PRETRAINED_RULES = Rules(rename=RENAME, drop=PRETRAINING, resize=_RESIZE)
     PRESETS: ClassVar[dict[str, Preset]] = {
-        "msrvtt": _official(AlproConfig(), "alpro_msrvtt_retrieval.pt", "fine-tuned on MSRVTT retrieval"),
+        "msrvtt": replace(
+            _official(AlproConfig(), "alpro_msrvtt_retrieval.pt", "fine-tuned on MSRVTT retrieval"),
+            default_for=("match", "retrieval"),
+        ),
         "didemo": _official(AlproConfig(), "alpro_didemo_retrieval.pt", "fine-tuned on DiDeMo retrieval"),
-        **_SMALL,
+        **with_defaults(_SMALL, tiny_shapes=("match", "retrieval")),
     }
 
     def __init__(self, config: AlproConfig) -> None:
@@ -317,14 +329,19 @@ class AlproQA(Alpro, Classifier):
     RULES = Rules(rename=RENAME, drop=(*PRETRAINING, *MATCHING))
     PRETRAINED_RULES = replace(RULES, resize=_RESIZE, fresh=("classifier.*",))
     PRESETS: ClassVar[dict[str, Preset]] = {
-        "msrvtt": _official(
-            AlproQAConfig(num_classes=1500), "alpro_msrvtt_qa.pth", "fine-tuned on MSRVTT-QA, 1500 answers"
+        "msrvtt": replace(
+            _official(
+                AlproQAConfig(num_classes=1500),
+                "alpro_msrvtt_qa.pth",
+                "fine-tuned on MSRVTT-QA, 1500 answers",
+            ),
+            default_for=("classification",),
         ),
         "msvd": _official(
             AlproQAConfig(num_classes=2423), "alpro_msvd_qa.pth", "fine-tuned on MSVD-QA, 2423 answers"
         ),
         "tiny": _TINY_QA,
-        "tiny_shapes": for_shapes(_TINY_QA, SHAPES),
+        "tiny_shapes": replace(for_shapes(_TINY_QA, SHAPES), default_for=("classification",)),
     }
 
     def __init__(self, config: AlproQAConfig) -> None:
@@ -361,3 +378,62 @@ class AlproQA(Alpro, Classifier):
             loss=F.cross_entropy(logits.float(), labels),
             logits=logits,
         )
+
+    # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
+    def answers_among(self, answers: Sequence[str] | None) -> list[str]:
+        """The answers to choose from, each once: of a model whose answers have no names all of them, in order.
+
+        Raises:
+            ValueError: the model was not trained for one of them; names are missing, or are too many or too few.
+        """
+        classes, names = self.config.num_classes, self.classnames
+        if names is not None:
+            unknown = [a for a in answers or () if a not in names]
+            if unknown:
+                raise ValueError(
+                    f"{self.registered_name} was not trained to answer {some_names(unknown)}; it knows "
+                    f"{some_names(names)}"
+                )
+            return list(dict.fromkeys(answers or names))
+        if not answers:
+            raise ValueError(
+                f"this {self.registered_name} knows {classes} answers by number only; give their names, in order, as "
+                "the file that came with its data has them (such as train_ans2label.json)"
+            )
+        if len(answers) != classes:
+            raise ValueError(
+                f"this {self.registered_name} knows {classes} answers, but {len(answers)} names are given; it takes "
+                "the file that came with its data, such as train_ans2label.json"
+            )
+        return list(answers)
+
+    @inference
+    def predict_answers(
+        self,
+        samples: Mapping[str, Any],
+        *,
+        answer_list: Sequence[str] | None = None,
+        inference_method: str = "rank",
+        return_scores: bool = False,
+    ) -> list[str] | Texts:
+        """The likeliest answer to each question of those that the model knows.
+
+        Args:
+            samples: `video` (B, 3, T, h, w); `text_input`, B·G questions.
+            answer_list: see `answers_among`.
+            inference_method: "rank", of answers that are numbered there is no other.
+            return_scores: give `Texts`, whose scores are probabilities among them.
+        """
+        if inference_method != "rank":
+            raise ValueError(
+                f"inference_method is {inference_method!r}; {self.registered_name} chooses among answers, with 'rank'"
+            )
+        answers = self.answers_among(answer_list)
+        logits = self.predict(samples)["predictions"]
+        assert logits is not None
+        if self.classnames is not None:
+            logits = logits[:, [self.classnames.index(name) for name in answers]]
+        best = logits.float().log_softmax(dim=1).max(dim=1)  # (R,)
+        chances = best.values.exp().tolist()
+        out = Texts([answers[i] for i in best.indices.tolist()], best.values.tolist(), chances)
+        return out if return_scores else out.texts

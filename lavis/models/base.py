@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -104,6 +105,12 @@ class Preset:
         note: one line for `lavis models`.
         pointing: of 100 drawings, in how many the map of the word that names an object peaks inside it
             (benchmarks/pointing.py); None: not measured.
+        default_for: where this preset is meant if nobody names a model: commands ("caption", "ask", "match",
+            "classify", "features", "explain") and tasks of training on own data ("captioning", "vqa", "retrieval",
+            "classification"). Of a task and a medium one packaged preset, which is used, and one published, which
+            messages recommend.
+        generation: options of `generate` that suit these weights better than its defaults; `lavis caption` uses them.
+        download_gb: gigabytes of the file of `weights`; None: not known.
     """
 
     config: Any
@@ -117,6 +124,9 @@ class Preset:
     commercial: bool | None = None
     note: str = ""
     pointing: float | None = None
+    default_for: tuple[str, ...] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    download_gb: float | None = None
 
 
 def override(config: T, values: Mapping[str, Any], where: str) -> T:
@@ -492,7 +502,7 @@ class BaseModel(nn.Module):
     # ------------------------------------------------------------------------------ use
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     @property
     def dtype(self) -> torch.dtype:

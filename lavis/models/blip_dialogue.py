@@ -429,3 +429,25 @@ class BlipDialogue(Blip):
             min_length,
         )
         return out if return_scores else out.texts
+
+    # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
+    def check_dialogue(self, caption: str | None, candidates: Sequence[str] | None) -> None:
+        """
+        Raises:
+            ValueError: there is no caption, or the model only ranks and there are no candidates.
+        """
+        if not (caption or "").strip():
+            raise ValueError(f"{self.registered_name} reads a caption beside the {self.MEDIA}; give one")
+        if self.config.answering == "rank" and not candidates:
+            raise ValueError(f"this {self.registered_name} chooses among answers; give some")
+
+    def reply(self, samples: Mapping[str, Any], candidates: Sequence[str] | None = None) -> Texts:
+        """The answer to one question: written, or the best of some candidates with its share among them."""
+        if candidates is None:
+            written = self.generate(samples, return_scores=True)
+            assert isinstance(written, Texts)
+            return written
+        found = self.predict({**samples, "answer_options": [list(candidates)]})[0]  # (K,)
+        best = int(found.argmax())
+        share = found.softmax(dim=0)[best]
+        return Texts([candidates[best]], [float(share.log())], [float(share)])

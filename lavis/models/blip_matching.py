@@ -20,7 +20,18 @@ from lavis.models.base import Preset, finite_results, inference
 from lavis.models.blip import SHAPES, Blip, BlipConfig
 from lavis.models.checkpoints import NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, TWIN_COPIES, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
+from lavis.models.presets import (
+    CAPTION,
+    GS,
+    IMAGES,
+    OFFICIAL,
+    RESIZE,
+    SMOOTHING,
+    TINY,
+    for_shapes,
+    untrained,
+    with_defaults,
+)
 from lavis.models.tokenizer import Encoding, Tokens
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss, similarities
@@ -94,23 +105,29 @@ class BlipFeatureExtractor(BlipMatching):
 
     registered_name = "blip_feature_extractor"
     MATCHES = False
+    match_texts = explain_text = None  # type: ignore[assignment]  # for want of that head
     FOREIGN_RULES = (replace(TRANSFORMERS_BLIP, drop=("itm_head.*",), resize=RESIZE),)
     RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*", "itm_head.*"), resize=RESIZE)
     PRETRAINED_RULES = RULES
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        name: Preset(
-            config=BlipMatchingConfig(image_size=224, max_txt_len=30, text=text, vit=vit),
-            weights=GS + f"BLIP/models/{file}",
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note=f"{size} at 224 px, pre-trained",
-        )
-        for name, file, vit, text, size in (
-            ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16"),
-            ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
-        )
-    } | _SMALL
+    PRESETS: ClassVar[dict[str, Preset]] = with_defaults(
+        {
+            name: Preset(
+                config=BlipMatchingConfig(image_size=224, max_txt_len=30, text=text, vit=vit),
+                weights=GS + f"BLIP/models/{file}",
+                vis_processor=IMAGES,
+                text_processor=CAPTION,
+                licence=OFFICIAL,
+                note=f"{size} at 224 px, pre-trained",
+            )
+            for name, file, vit, text, size in (
+                ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16"),
+                ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
+            )
+        }
+        | _SMALL,
+        base=("features",),
+        tiny_shapes=("features",),
+    )
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -247,18 +264,23 @@ class BlipRetrieval(BlipMatching):
     PRETRAINED_RULES = Rules(
         drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=TWIN_COPIES, make=NEW_QUEUES
     )
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        name: Preset(
-            config=BlipMatchingConfig(grad_checkpointing=4),
-            weights=GS + f"LAVIS/models/BLIP/blip_{name}_retrieval.pth",
-            pretrained=GS + "BLIP/models/model_base_capfilt_large.pth",
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
-        )
-        for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
-    } | _SMALL
+    PRESETS: ClassVar[dict[str, Preset]] = with_defaults(
+        {
+            name: Preset(
+                config=BlipMatchingConfig(grad_checkpointing=4),
+                weights=GS + f"LAVIS/models/BLIP/blip_{name}_retrieval.pth",
+                pretrained=GS + "BLIP/models/model_base_capfilt_large.pth",
+                vis_processor=IMAGES,
+                text_processor=CAPTION,
+                licence=OFFICIAL,
+                note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
+            )
+            for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
+        }
+        | _SMALL,
+        coco=("match", "retrieval"),
+        tiny_shapes=("match",),
+    )
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)

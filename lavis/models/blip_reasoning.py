@@ -36,6 +36,7 @@ class BlipNLVR(Blip, Classifier):
     section 5.4 and figure 5b)."""
 
     registered_name = "blip_nlvr"
+    PAIRS = True
     RULES = Rules(drop=TRAINING_STATE)
     PRETRAINED_RULES = Rules(
         drop=(*TRAINING_STATE, *OTHER_HEADS, "*.crossattention.self.*", "*.crossattention.output.dense.*"),
@@ -111,9 +112,10 @@ class BlipClassification(Blip, Classifier):
             text_processor=CAPTION,
             licence=OFFICIAL,
             note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned, num_classes is to be given",
+            default_for=("classification",),
         ),
         "tiny": _TINY_CLASSES,
-        "tiny_shapes": for_shapes(_TINY_CLASSES, SHAPES),
+        "tiny_shapes": replace(for_shapes(_TINY_CLASSES, SHAPES), default_for=("classification",)),
     }
 
     def __init__(self, config: ClassifierConfig) -> None:

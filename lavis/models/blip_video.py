@@ -51,13 +51,15 @@ class SeesVideo(VisionTextModel):
         return FrameTransformer(self.config.vit, self.config.image_size, self.config.grad_checkpointing)
 
 
-def _on_videos(preset: Preset, frames: int) -> Preset:
-    """A picture model's preset for its use on videos."""
+def _on_videos(preset: Preset, frames: int, default_for: tuple[str, ...] = ()) -> Preset:
+    """An image model's preset for its use on videos."""
     return replace(
         preset,
         vis_processor={p: {"name": f"alpro_video_{p}", "n_frms": frames} for p in ("train", "eval")},
         note=f"{preset.note}; on {frames} frames of a video",
-        pointing=None,  # measured on pictures
+        pointing=None,  # measured on images
+        default_for=default_for,
+        generation={},
     )
 
 
@@ -69,7 +71,7 @@ class BlipVideoCaption(SeesVideo, BlipCaption):
     registered_name = "blip_video_caption"
     RULES = replace(BlipCaption.RULES, resize=RESIZE)
     PRESETS: ClassVar[dict[str, Preset]] = {
-        name: _on_videos(BlipCaption.PRESETS[name], frames=8)
+        name: _on_videos(BlipCaption.PRESETS[name], 8, BlipCaption.PRESETS[name].default_for)
         for name in ("base_coco", "large_coco", "tiny", "tiny_shapes")
     }
 
@@ -82,8 +84,8 @@ class BlipVideoQA(SeesVideo, BlipVQA):
     registered_name = "blip_video_qa"
     RULES = replace(BlipVQA.RULES, resize=RESIZE)
     PRESETS: ClassVar[dict[str, Preset]] = {
-        "vqav2": _on_videos(BlipVQA.PRESETS["vqav2"], frames=16),
-        **{name: _on_videos(BlipVQA.PRESETS[name], frames=8) for name in ("tiny", "tiny_shapes")},
+        name: _on_videos(BlipVQA.PRESETS[name], frames, BlipVQA.PRESETS[name].default_for)
+        for name, frames in (("vqav2", 16), ("tiny", 8), ("tiny_shapes", 8))
     }
 
 

@@ -41,10 +41,14 @@ class BlipVQA(Blip, Answering):
         resize=RESIZE,
     )
     PRESETS: ClassVar[dict[str, Preset]] = {
-        "vqav2": _official(
-            "BLIP/models/model_base_vqa_capfilt_large.pth",
-            "BLIP/models/model_base_capfilt_large.pth",
-            "VQAv2 (validation split included)",
+        "vqav2": replace(
+            _official(
+                "BLIP/models/model_base_vqa_capfilt_large.pth",
+                "BLIP/models/model_base_capfilt_large.pth",
+                "VQAv2 (validation split included)",
+            ),
+            default_for=("ask", "vqa"),
+            download_gb=1.4,
         ),
         "okvqa": _official(
             "LAVIS/models/BLIP/blip_okvqa.pth", "BLIP/models/model_base_vqa_capfilt_large.pth", "OK-VQA"
@@ -57,6 +61,7 @@ class BlipVQA(Blip, Answering):
             for_shapes(_TINY, SHAPES),
             weights=str(ASSETS / "blip_vqa_shapes"),
             note="in the package; knows questions about drawings of coloured shapes",
+            default_for=("ask", "vqa"),
         ),
         "tiny_easy_vqa": Preset(
             config=_TINY.config,

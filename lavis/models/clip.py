@@ -22,13 +22,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.models.base import BaseModel, Output, Preset, inference
 from lavis.models.checkpoints import Rules
 from lavis.models.clip_checkpoints import RESIZE, TRANSFORMERS_CLIP, adapted
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
-from lavis.models.gallery import products, share_of, sum_over_ranks
+from lavis.models.gallery import TEXTS_AT_ONCE, cosine_matrix
 from lavis.models.outputs import Features
 from lavis.models.presets import untrained
 from lavis.models.samples import checked_batch
@@ -52,7 +51,7 @@ log = logging.getLogger("lavis")
 
 START_SCALE = 1 / 0.07  # what cosines are multiplied with at the start of training (section 2.5)
 MAX_SCALE = 100.0  # and at most; also the factor of `predict`
-_TEXTS_AT_ONCE, _CLASSES_AT_ONCE = 256, 64  # of encoding many texts
+_CLASSES_AT_ONCE = 64  # of encoding many texts
 
 # --------------------------------------------------------------------------------- configuration
 
@@ -177,6 +176,7 @@ class Clip(BaseModel):
             _TINY, {"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}}
         ),
     }
+    PRESETS["ViT-B-32"] = dataclasses.replace(PRESETS["ViT-B-32"], default_for=("classify",))
     PRESETS["base"] = PRESETS["ViT-B-32"]
 
     config: ClipConfig
@@ -323,6 +323,27 @@ class Clip(BaseModel):
             return found.image_embeds
         return found
 
+    # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
+    @property
+    def embed_dim(self) -> int:
+        """Width of the common space."""
+        return self.config.embed_dim
+
+    @property
+    def cosine_scale(self) -> float:
+        """What was learned to multiply cosines with."""
+        return math.exp(float(self.logit_scale.detach()))
+
+    @torch.no_grad()
+    def embed_images(self, media: torch.Tensor) -> torch.Tensor:
+        """As `encode_image`."""
+        return self.encode_image(media)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """As `encode_text`."""
+        return self.encode_text(texts)
+
     # ------------------------------------------------------------------------------ training
     def forward(self, samples: Mapping[str, Any]) -> ClipOutput | torch.Tensor:
         """Contrastive loss of pictures and their texts; on several ranks against the pictures and texts of all.
@@ -443,35 +464,18 @@ class Clip(BaseModel):
         Returns:
             (pictures, texts) and (texts, pictures), float32.
         """
-        texts = self._encode_texts(list(data_loader.dataset.text), share=True)
-        images = self._nothing(len(data_loader.dataset))
-        for indices, image in share_of(data_loader, "image"):
-            images[indices] = _unit(self.encode_image(image))
-        sims = products(sum_over_ranks(images, self.device), texts)
-        return sims.numpy(), sims.t().contiguous().numpy()
+        return cosine_matrix(self, data_loader)
 
-    def _encode_texts(self, texts: Sequence[str], share: bool = False) -> torch.Tensor:
-        """Vectors of length 1 of any number of texts (R, E), texts of similar length in one batch.
-
-        With `share` each rank encodes some, and all ranks must call this together.
-        """
+    def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Vectors of length 1 of any number of texts (R, E), texts of similar length in one batch."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out = self._nothing(len(texts))
-        for number, start in enumerate(range(0, len(order), _TEXTS_AT_ONCE)):
-            if not (share and _others(number)):
-                rows = order[start : start + _TEXTS_AT_ONCE]
-                out[rows] = _unit(self.encode_text([texts[i] for i in rows]))
-        return sum_over_ranks(out, self.device).to(self.device) if share else out
-
-    def _nothing(self, rows: int) -> torch.Tensor:
-        return torch.zeros(rows, self.config.embed_dim, device=self.device)
+        out = torch.zeros(len(texts), self.config.embed_dim, device=self.device)
+        for start in range(0, len(order), TEXTS_AT_ONCE):
+            rows = order[start : start + TEXTS_AT_ONCE]
+            out[rows] = _unit(self.encode_text([texts[i] for i in rows]))
+        return out
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
     """The same directions with length 1, in float32."""
     return F.normalize(vectors.float(), dim=-1)
-
-
-def _others(batch: int) -> bool:
-    """Whether a batch is another rank's to encode."""
-    return batch % dist.world_size() != dist.rank()

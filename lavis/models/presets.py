@@ -85,3 +85,8 @@ def for_shapes(tiny: Preset, file: str, pointing: float | None = None, **config:
         note="64 px; starts from packaged weights, pre-trained on drawn shapes",
         pointing=pointing,
     )
+
+
+def with_defaults(presets: Mapping[str, Preset], **tasks: tuple[str, ...]) -> dict[str, Preset]:
+    """The presets, those that are named with their `default_for`."""
+    return {name: replace(preset, default_for=tasks.get(name, ())) for name, preset in presets.items()}
