@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.models.alignment import TEMPERATURE_RANGE, Alignment, Matching, TextStates
-from lavis.models.base import Preset, inference
+from lavis.models.base import inference
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.classification import Classifier, some_names
 from lavis.models.outputs import (
@@ -31,7 +31,7 @@ from lavis.models.outputs import (
     OutputWithLogits,
     Texts,
 )
-from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, for_shapes, untrained, with_defaults
+from lavis.models.presets import GS
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.losses import contrastive_loss
@@ -86,42 +86,7 @@ _RESIZE = {
 }
 # heads and teacher of pre-training (masked words, entity prompts), and the TimeSformer's own classifier
 PRETRAINING = ("text_encoder.cls.*", "mpm_head.*", "prompter.*", "visual_encoder.model.head.*")
-SHAPES = "alpro_shapes"  # the packaged weights of `alpro_retrieval` tiny_shapes
 MATCHING = ("temp", "vision_proj.*", "text_proj.*", "itm_head.*")
-
-_TINY: dict[str, Any] = {
-    **TINY,
-    "text": replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=4, token_types=2),
-    "frames": 8,
-    "fuse_from": 2,
-    "embed_dim": 64,
-    "grad_checkpointing": 0,
-}
-
-
-def _videos(frames: int) -> dict[str, dict[str, Any]]:
-    return {phase: {"name": f"alpro_video_{phase}", "n_frms": frames} for phase in ("train", "eval")}
-
-
-def _official(config: AlproConfig, file: str, data: str) -> Preset:
-    return Preset(
-        config=config,
-        weights=FILES + file,
-        pretrained=PRETRAINED,
-        vis_processor=_videos(config.frames),
-        text_processor=CAPTION,
-        licence=OFFICIAL,
-        note=f"TimeSformer-B/16, {config.frames} frames at 224 px, {data}",
-    )
-
-
-def _tiny(config: AlproConfig) -> Preset:
-    return untrained(config, _videos(config.frames), CAPTION, note="8 frames at 64 px")
-
-
-_TINY_PRESET = _tiny(AlproConfig(**_TINY))
-_TINY_QA = _tiny(AlproQAConfig(**_TINY, num_classes=33))  # as many answers as shapes_video_qa has
-_SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, max_txt_len=48)}
 
 
 @dataclass(frozen=True)
@@ -193,11 +158,6 @@ class AlproFeatureExtractor(Alpro, Alignment):
     # files of the retrieval models will do, too
     RULES = Rules(rename=RENAME, drop=(*PRETRAINING, "temp", "itm_head.*"), resize=_RESIZE)
     PRETRAINED_RULES = RULES
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        # sizes of the pre-training: 4 frames, 30 tokens
-        "base": _official(AlproConfig(frames=4, max_txt_len=30), "alpro_pretrain.pt", "pre-trained"),
-        **_SMALL,
-    }
 
     def __init__(self, config: AlproConfig) -> None:
         super().__init__(config)
@@ -245,14 +205,6 @@ class AlproRetrieval(Alpro, Alignment):
     registered_name = "alpro_retrieval"
     RULES = Rules(rename=RENAME, drop=PRETRAINING)
     PRETRAINED_RULES = Rules(rename=RENAME, drop=PRETRAINING, resize=_RESIZE)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "msrvtt": replace(
-            _official(AlproConfig(), "alpro_msrvtt_retrieval.pt", "fine-tuned on MSRVTT retrieval"),
-            default_for=("match", "retrieval"),
-        ),
-        "didemo": _official(AlproConfig(), "alpro_didemo_retrieval.pt", "fine-tuned on DiDeMo retrieval"),
-        **with_defaults(_SMALL, tiny_shapes=("match", "retrieval")),
-    }
 
     def __init__(self, config: AlproConfig) -> None:
         super().__init__(config)
@@ -328,21 +280,6 @@ class AlproQA(Alpro, Classifier):
     LABELS = "answers"
     RULES = Rules(rename=RENAME, drop=(*PRETRAINING, *MATCHING))
     PRETRAINED_RULES = replace(RULES, resize=_RESIZE, fresh=("classifier.*",))
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "msrvtt": replace(
-            _official(
-                AlproQAConfig(num_classes=1500),
-                "alpro_msrvtt_qa.pth",
-                "fine-tuned on MSRVTT-QA, 1500 answers",
-            ),
-            default_for=("classification",),
-        ),
-        "msvd": _official(
-            AlproQAConfig(num_classes=2423), "alpro_msvd_qa.pth", "fine-tuned on MSVD-QA, 2423 answers"
-        ),
-        "tiny": _TINY_QA,
-        "tiny_shapes": replace(for_shapes(_TINY_QA, SHAPES), default_for=("classification",)),
-    }
 
     def __init__(self, config: AlproQAConfig) -> None:
         super().__init__(config)

@@ -173,10 +173,20 @@ def set_for_training(config: T, for_training: bool) -> T:
 # -------------------------------------------------------------------------------------------- model
 
 
-class BaseModel(nn.Module):
-    """A model with presets. Subclasses set `PRESETS`, `RULES`, and build themselves from a config."""
+class _Rows:
+    """A class's rows of `lavis.models.zoo`, read when they are first asked for, because they need all families."""
 
-    PRESETS: ClassVar[Mapping[str, Preset]] = {}
+    def __get__(self, model: object, model_class: type) -> dict[str, Preset]:
+        from lavis.models.zoo import presets_of
+
+        return presets_of(model_class)
+
+
+class BaseModel(nn.Module):
+    """A model with presets. Subclasses set `RULES`, those from outside also `PRESETS`, and build themselves from a
+    config."""
+
+    PRESETS: ClassVar[Mapping[str, Preset]] = _Rows()  # type: ignore[assignment]
     # of classes in the original's form: {model type: YAML file with the sections model and preprocess}
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[Mapping[str, str]] = {}
     # for files that hold this class's own weights, and for those it is fine-tuned from

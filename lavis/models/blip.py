@@ -11,23 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from lavis.common.registry import registry
 from lavis.models import heat_maps
-from lavis.models.base import Preset, check_heads, inference
+from lavis.models.base import check_heads, inference
 from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, Explanation, IntermediateOutput, LossOutput, Texts
-from lavis.models.presets import GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, untrained
-from lavis.models.tokenizer import ASSETS
+from lavis.models.presets import RESIZE, SMOOTHING
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn import generation
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
-from lavis.nn.text import TextConfig
-from lavis.nn.vit import VIT_LARGE
 
 # --------------------------------------------------------------------------------- configuration
 
@@ -41,13 +38,6 @@ class BlipConfig(VisionTextConfig):
     """
 
     prompt: str = "a picture of "
-
-
-SHAPES = "blip_shapes"  # the packaged weights of `blip_pretrain` tiny_shapes
-CAPTIONS = {
-    "train": {"name": "blip_caption", "prompt": "a picture of "},
-    "eval": {"name": "blip_caption"},
-}
 
 
 # ------------------------------------------------------------------------------------------ base
@@ -92,44 +82,6 @@ class BlipCaption(Blip):
     )
     # a pre-trained file (model_base_capfilt_large.pth) captions as it is; others with a text encoder do not
     UNTUNED_RULES = replace(PRETRAINED_RULES, marker="itm_head.weight")
-    _TINY = BlipConfig(**TINY, max_txt_len=48)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "base_coco": Preset(
-            config=BlipConfig(),
-            weights=GS + "LAVIS/models/BLIP/blip_coco_caption_base.pth",
-            pretrained=GS + "BLIP/models/model_base_capfilt_large.pth",
-            vis_processor=IMAGES,
-            text_processor=CAPTIONS,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 384 px, fine-tuned on COCO captions",
-            default_for=("caption", "captioning", "explain"),
-            download_gb=0.9,
-        ),
-        "large_coco": Preset(
-            config=BlipConfig(
-                vit=VIT_LARGE, text=TextConfig(memory_width=VIT_LARGE.width), grad_checkpointing=5
-            ),
-            weights=GS + "BLIP/models/model_large_caption.pth",
-            pretrained=GS + "BLIP/models/model_large.pth",
-            vis_processor=IMAGES,
-            text_processor=CAPTIONS,
-            licence=OFFICIAL,
-            note="ViT-L/16 at 384 px, fine-tuned on COCO captions",
-        ),
-        "tiny": untrained(_TINY, IMAGES, CAPTIONS),
-        "tiny_shapes": Preset(
-            config=_TINY,
-            weights=str(ASSETS / "tiny_shapes"),
-            vis_processor=IMAGES,
-            text_processor=CAPTIONS,
-            licence="BSD-3-Clause",
-            commercial=True,
-            note="in the package; knows drawings of coloured shapes and nothing else",
-            pointing=83.1,
-            default_for=("caption", "captioning", "explain"),
-            generation={"max_length": 40, "min_length": 5},
-        ),
-    }
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)

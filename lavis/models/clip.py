@@ -9,13 +9,12 @@ B pictures, R texts, C classes, T tokens, D width, E width of the shared space.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,13 +22,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.common.registry import registry
-from lavis.models.base import BaseModel, Output, Preset, inference
+from lavis.models.base import BaseModel, Output, inference
 from lavis.models.checkpoints import Rules
 from lavis.models.clip_checkpoints import RESIZE, TRANSFORMERS_CLIP, adapted
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
 from lavis.models.gallery import TEXTS_AT_ONCE, cosine_matrix
 from lavis.models.outputs import Features
-from lavis.models.presets import untrained
 from lavis.models.samples import checked_batch
 from lavis.models.zero_shot import Template, fill, imagenet_templates
 from lavis.nn.clip import (
@@ -77,31 +75,6 @@ class ClipConfig:
     vocabulary: str = "clip"
 
 
-# 2.1 million parameters: for tests, for the embedded data, for a first try on own small data.
-_TINY = ClipConfig(
-    image_size=64,
-    embed_dim=128,
-    vision=ClipViTConfig(width=128, depth=4, heads=4, patch_size=8),
-    text=ClipTextConfig(width=128, depth=3, heads=4, context_length=48, vocab_size=4610),
-)
-_LARGE = ClipConfig(
-    embed_dim=768,
-    vision=ClipViTConfig(width=1024, depth=24, heads=16, patch_size=14),
-    text=ClipTextConfig(width=768, heads=12),
-)
-
-
-def _openai(config: ClipConfig, sha256: str, file: str, what: str) -> Preset:
-    return Preset(
-        config=config,
-        weights=f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file}",
-        sha256=sha256,
-        vis_processor={"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}},
-        licence="MIT (OpenAI's repository); the model card declares any deployed use out of scope",
-        note=f"{what}, trained on 400 million pictures of the web; English",
-    )
-
-
 # ----------------------------------------------------------------------------------------- outputs
 
 
@@ -141,43 +114,6 @@ class Clip(BaseModel):
     )
     PRETRAINED_RULES = RULES
     FOREIGN_RULES = (TRANSFORMERS_CLIP,)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "ViT-B-32": _openai(
-            ClipConfig(),
-            "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-            "ViT-B-32.pt",
-            "ViT-B/32 at 224 px",
-        ),
-        "ViT-B-16": _openai(
-            ClipConfig(vision=ClipViTConfig(patch_size=16)),
-            "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-            "ViT-B-16.pt",
-            "ViT-B/16 at 224 px",
-        ),
-        "ViT-L-14": _openai(
-            _LARGE,
-            "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-            "ViT-L-14.pt",
-            "ViT-L/14 at 224 px",
-        ),
-        "ViT-L-14-336": _openai(
-            dataclasses.replace(_LARGE, image_size=336),
-            "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-            "ViT-L-14-336px.pt",
-            "ViT-L/14 at 336 px",
-        ),
-        "RN50": _openai(
-            ClipConfig(embed_dim=1024, vision=ClipResNetConfig()),
-            "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
-            "RN50.pt",
-            "ResNet-50 at 224 px",
-        ),
-        "tiny": untrained(
-            _TINY, {"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}}
-        ),
-    }
-    PRESETS["ViT-B-32"] = dataclasses.replace(PRESETS["ViT-B-32"], default_for=("classify",))
-    PRESETS["base"] = PRESETS["ViT-B-32"]
 
     config: ClipConfig
     tokenizer: ClipTokenizer
