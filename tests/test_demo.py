@@ -180,6 +180,8 @@ def test_search_in_a_folder_of_ones_own_and_in_an_index(pool, tmp_path):
         index.update([gallery / "inside" / "single_0.png"], Encoder(loaded))
         indexed = page("search", tmp_path / "work", gallery=tmp_path / "index")
         assert indexed.models == (spec,)
+        own = ["blip_retrieval/tiny_shapes", spec]  # only the index's model can search it
+        assert [choice.spec for choice in models.choices(indexed, own)] == [spec]
         assert [shown.title for shown in indexed.run(loaded, text="a red circle")] == ["single_0.png"]
         (gallery / "inside" / "single_0.png").unlink()
         assert "can't be read any more" in indexed.run(loaded, text="a red circle")[0].note

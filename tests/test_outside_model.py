@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,16 +199,26 @@ def test_the_demo_offers_and_uses_it(run: Callable[..., Ran], images: Path, tmp_
     assert set(fitting) == set(PAGES)
 
 
-def test_a_plug_in_is_known_without_import(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = importlib.metadata.EntryPoint("mine", "my_palette", "lavis.plugins")
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
-    monkeypatch.setattr(registry, "_plugins_loaded", False)
-    loaded = load(SPEC, device="cpu")
-    assert not loaded.is_random and len(abilities(loaded.model)) == 5
+def test_an_installed_plug_in_is_known_without_import(images: Path, tmp_path: Path) -> None:
+    installed = tmp_path / "mine-1.0.dist-info"  # what `pip install` leaves of a package with an entry point
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[lavis.plugins]\nmine = my_palette\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "lavis", "caption", str(images / "red.png"), "--model", SPEC],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["caption"] == "something red"
 
 
 def test_it_is_saved_and_loaded(run: Callable[..., Ran], images: Path) -> None:
     registry.import_module("my_palette")
-    load(SPEC, device="cpu").model.save_pretrained("saved")
+    loaded = load(SPEC, device="cpu")
+    assert not loaded.is_random and len(abilities(loaded.model)) == 5
+    loaded.model.save_pretrained("saved")
     code, rows, _ = run("caption", images / "red.png", "--model", "saved", model=False)
     assert code == 0 and rows[0]["caption"] == "something red"

@@ -8,8 +8,12 @@ from typing import Any
 
 
 def parameters(method: Callable[..., Any]) -> tuple[frozenset[str], bool]:
-    """The names of a method's parameters, and whether it takes any other keyword as well."""
-    found = inspect.signature(method).parameters.values()
+    """The names of a method's parameters, and whether it takes any other keyword as well (so does one that has no
+    signature, such as compiled code)."""
+    try:
+        found = inspect.signature(method).parameters.values()
+    except (ValueError, TypeError):
+        return frozenset(), True
     return frozenset(p.name for p in found), any(p.kind is p.VAR_KEYWORD for p in found)
 
 

@@ -326,12 +326,19 @@ def require(loaded: Any, ability: type[A]) -> A:
 
 
 def cannot(spec: str, model: Any, ability: type, reason: str = "") -> str:
-    """The message that a model (or class of models) lacks an ability: what it can do, and which models have it."""
+    """The message that a model or a class of models lacks an ability: what it can do, and which models have it.
+
+    Args:
+        spec: how the message calls it. reason: what `lacking` gave.
+    """
     from lavis.inference.defaults import examples
 
-    reason = f" ({reason})" if reason and abilities(model) != [] and "takes no" in reason else ""
+    why = (
+        f" ({reason})" if "takes no" in reason else ""
+    )  # that a method is not there at all goes without saying
     able = abilities(model)
     instead = f"it can {'; '.join(able)}" if able else "it can do nothing that commands ask for"
-    others = examples(ability, getattr(model, "MEDIA", "image"))[:_NAMED]
-    named = f". Models that can: {', '.join(others)}" if others else ""
-    return f"{spec} can't {ABILITIES[ability]}{reason}; {instead}{named}"
+    others = examples(ability, getattr(model, "MEDIA", "image"))
+    more = ", …" if len(others) > _NAMED else ""
+    named = f". Models that can: {', '.join(others[:_NAMED])}{more}" if others else ""
+    return f"{spec} can't {ABILITIES[ability]}{why}; {instead}{named}"

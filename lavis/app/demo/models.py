@@ -49,7 +49,8 @@ def choices(page: Page | type[Page], own: Sequence[str] = ()) -> list[Choice]:
     from lavis.inference.protocols import ability_named, models_with
 
     named = {architecture(spec) for spec in page.models}
-    first = [_choice(spec) for spec in own if architecture(spec) in named or page.can_use(_class(spec))]
+    fit = [s for s in own if (architecture(s) in named if named else page.can_use(_class(s)))]
+    first = [_choice(spec) for spec in fit]
     rest = [_choice(spec) for spec in page.models]
     if not page.models and page.needs:
         found = [
@@ -60,11 +61,11 @@ def choices(page: Page | type[Page], own: Sequence[str] = ()) -> list[Choice]:
             if page.offers(preset)
         ]
         found.sort(key=lambda item: page.task not in item[1].default_for)
-        seen: set[tuple[str, str | None]] = set()  # a type may have a second name
+        seen = set()
         for spec, preset in found:
-            same = (architecture(spec), preset.weights or preset.pretrained)
-            rest += [] if same in seen else [_choice(spec)]
-            seen.add(same)
+            source = (architecture(spec), preset.weights or preset.pretrained or spec)
+            rest += [] if source in seen else [_choice(spec)]  # a type may have a second name
+            seen.add(source)
     known = {choice.spec for choice in first}
     order = (PACKAGED, HERE, AWAY)
     return first + [c for c in sorted(rest, key=lambda c: order.index(c.where)) if c.spec not in known]
