@@ -146,7 +146,7 @@ def _count(cls: Any, config: Any) -> int | None:
 
 
 def _published() -> str:
-    from lavis.cli.benchmark import TABLES
+    from lavis.cli.benchmark import tables
 
     out = [
         "(published-numbers)=\n## Published numbers\n\n"
@@ -156,7 +156,7 @@ def _published() -> str:
         "lines of a table whose data and weights are on your machine, and prints your figures beside these. What was "
         "measured here is on the [results page](../results/README.md).\n\n"
     ]
-    for number, (title, lines) in TABLES.items():
+    for number, (title, lines) in tables().items():
         rows = []
         for line in lines:
             figures = ", ".join(f"{f.name} {f.paper:g}" for f in line.figures)
