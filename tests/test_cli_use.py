@@ -115,7 +115,7 @@ def test_help_lists_commands_under_headings(capsys: pytest.CaptureFixture[str]) 
         (["match", "EMPTY", "a circle"], "no pictures in this folder"),
         (
             ["match", "PICTURE", "a", "--model", "blip_caption/tiny_shapes"],
-            "does not put pictures and texts into",
+            "can't put images and texts into one space; it can write captions",
         ),
         (["match", "PICTURE", "a", "--model", "blip_retreival/coco"], "Did you mean 'blip_retrieval'"),
         (["classify", "PICTURE"], "Missing option '--labels'"),
@@ -125,7 +125,7 @@ def test_help_lists_commands_under_headings(capsys: pytest.CaptureFixture[str]) 
         (["classify", "PICTURE", "--labels", "a,b", "--head", "x"], "head is 'x'; it must be itc"),
         (
             ["classify", "PICTURE", "--labels", "a", "--head", "itm", "--model", "clip/tiny"],
-            "has no matching head",
+            "--head itm: clip/tiny can't match images with texts by a matching head",
         ),
         (["features", "PICTURE"], "Name a folder: --out vectors"),
         (["features", "--out", "x"], "which pictures"),
@@ -146,25 +146,37 @@ def test_help_lists_commands_under_headings(capsys: pytest.CaptureFixture[str]) 
             ["explain", "PICTURE", "a circle", "--json", "--word", "star"],
             "has no such word; it has a, circle",
         ),
-        (["explain", "PICTURE", "a", "--json", "--model", "clip/tiny"], "can't be explained word by word"),
+        (
+            ["explain", "PICTURE", "a", "--json", "--model", "clip/tiny"],
+            "can't explain the words of a text; it can",
+        ),
         (["dialogue", "nope.png"], "there is no file nope.png"),
         (
             ["dialogue", "PICTURE", "--model", "clip/tiny"],
-            "does not answer questions; choose a model such as",
+            "can't answer questions; it can put images and texts",
         ),
-        (["caption", "PICTURE", "--model", "clip/tiny"], "does not write captions; choose a model such as"),
+        (["caption", "PICTURE", "--model", "clip/tiny"], "can't write captions; it can put images"),
         (
             ["ask", "PICTURE", "what?", "--model", "clip/tiny"],
-            "does not answer questions; choose a model such as",
+            "can't answer questions; it can put images and texts",
         ),
         (["ask", "PICTURE", "what?", "--model", "alpro_qa/tiny"], "knows 33 answers by number only"),
         (
             ["ask", "PICTURE", "what?", "--model", "alpro_qa/tiny", "--answers", "a,b"],
             "knows 33 answers, but 2 names are given",
         ),
-        (["caption", "PICTURE", "--model", "blip_video_qa/tiny"], "such as blip_video_caption/base_coco"),
-        (["caption", "PICTURE", "--model", "blip_video_dialogue/tiny"], "does not write captions"),
-        (["caption", "PICTURE", "--model", "blip_vis_dialogue/tiny"], "such as blip_caption/base_coco"),
+        (
+            ["caption", "PICTURE", "--model", "blip_video_qa/tiny"],
+            "Models that can: blip_video_caption/base_coco",
+        ),
+        (
+            ["caption", "PICTURE", "--model", "blip_video_dialogue/tiny"],
+            "can't write captions (its generate takes no num_captions); it can hold a dialogue",
+        ),
+        (
+            ["caption", "PICTURE", "--model", "blip_vis_dialogue/tiny"],
+            "Models that can: blip_caption/base_coco",
+        ),
         (["match", "DRAWINGS", "a", "--model", "alpro_retrieval/tiny"], "no clips in this folder"),
         (["search", "EMPTY", "--picture", "nope.mp4"], "--picture: there is no file nope.mp4"),
         (["convert", "x.pth"], "Name a folder: --to my_model"),
@@ -529,7 +541,7 @@ def test_captions_of_clips(run: Callable[..., Ran], clips: Path) -> None:
     code, rows, _ = run("caption", clips / "drawing_00.png", *model)  # a clip in which nothing moves
     assert code == 0 and list(rows[0]) == ["video", "caption"]
     code, _, said = run("caption", clips / "clip_0.webm")
-    assert code == 2 and "is a clip, and blip_caption/tiny_shapes is for pictures" in said
+    assert code == 2 and "is a video, and blip_caption/tiny_shapes is for images" in said
 
 
 def test_texts_and_clips(run: Callable[..., Ran], clips: Path) -> None:
@@ -571,7 +583,7 @@ def test_clips_that_can_not_be_used(run: Callable[..., Ran], clips: Path) -> Non
     code, rows, said = run("match", clips, "a heart", "--model", ALPRO)
     assert code == 1 and len(rows) == 3 and "text.mp4" in said
     code, rows, said = run("caption", clips / "clip_0.webm")
-    assert code == 2 and not rows and "is a clip, and blip_caption/tiny_shapes is for pictures" in said
+    assert code == 2 and not rows and "is a video, and blip_caption/tiny_shapes is for images" in said
 
 
 def test_questions_about_clips(run: Callable[..., Ran], clips: Path, tmp_path: Path) -> None:
@@ -676,9 +688,9 @@ def test_explain_a_clip(run: Callable[..., Ran], clips: Path, tmp_path: Path) ->
     with Image.open(out) as picture:  # a clip in which nothing moves is shown once
         assert code == 0 and picture.width < 900
     code, _, said = run("explain", clips / "clip_0.webm", "a heart", "--out", out)
-    assert code == 2 and "clip_0.webm is a clip, and blip_caption/tiny_shapes is for pictures" in said
+    assert code == 2 and "clip_0.webm is a video, and blip_caption/tiny_shapes is for images" in said
     code, _, said = run("explain", clips / "clip_0.webm", "a", "--out", out, "--model", ALPRO)
-    assert code == 2 and "can't be explained word by word" in said
+    assert code == 2 and "can't explain the words of a text; it can" in said
 
 
 def test_dialogue_of_standard_input(

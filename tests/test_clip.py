@@ -368,7 +368,7 @@ def test_ranks_gather_features_with_gradients():
 
 
 def test_similarities_of_a_whole_set_on_any_number_of_ranks(model, monkeypatch):
-    monkeypatch.setattr("lavis.models.clip._TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr("lavis.models.gallery.TEXTS_AT_ONCE", 2)
     texts = [*TEXTS, "a cat", "three green triangles"]
     image = images(5)
     loader = Loader([{"image": image[:2]}, {"image": image[2:4]}, {"image": image[4:]}], texts)

@@ -180,6 +180,8 @@ def test_search_in_a_folder_of_ones_own_and_in_an_index(pool, tmp_path):
         index.update([gallery / "inside" / "single_0.png"], Encoder(loaded))
         indexed = page("search", tmp_path / "work", gallery=tmp_path / "index")
         assert indexed.models == (spec,)
+        own = ["blip_retrieval/tiny_shapes", spec]  # only the index's model can search it
+        assert [choice.spec for choice in models.choices(indexed, own)] == [spec]
         assert [shown.title for shown in indexed.run(loaded, text="a red circle")] == ["single_0.png"]
         (gallery / "inside" / "single_0.png").unlink()
         assert "can't be read any more" in indexed.run(loaded, text="a red circle")[0].note
@@ -552,7 +554,7 @@ def test_what_is_on_this_machine_is_offered_first(tmp_path, monkeypatch):
     from lavis.models import load_model
 
     monkeypatch.setenv("LAVIS_CACHE", str(tmp_path / "cache"))
-    offered = {c.spec: c.where for c in models.choices(("blip_caption",))}
+    offered = {c.spec: c.where for c in models.choices(registry.get_page_class("captioning"))}
     assert next(iter(offered)) == "blip_caption/tiny_shapes" and "blip_caption/tiny" not in offered
     assert offered["blip_caption/base_coco"] == models.AWAY
     place = hub.place_of(registry.get_model_class("blip_caption").preset("base_coco").weights)
@@ -560,7 +562,7 @@ def test_what_is_on_this_machine_is_offered_first(tmp_path, monkeypatch):
     place.touch()
     load_model("blip_caption", "tiny_shapes").save_pretrained(tmp_path / "mine")
     mine = str(tmp_path / "mine")
-    found = models.choices(("blip_caption",), own=(mine, "clip/tiny"))
+    found = models.choices(registry.get_page_class("captioning"), own=(mine, "clip/tiny"))
     assert [(c.spec, c.where) for c in found][:3] == [
         (mine, models.HERE), ("blip_caption/tiny_shapes", models.PACKAGED), ("blip_caption/base_coco", models.HERE),
     ]  # fmt: skip
@@ -572,7 +574,7 @@ def test_weights_elsewhere_are_fetched_only_if_that_is_allowed(tmp_path, monkeyp
 
     monkeypatch.setenv("LAVIS_CACHE", str(tmp_path))
     monkeypatch.setenv("LAVIS_OFFLINE", "1")
-    offered = {"captioning": models.choices(("blip_caption",))}
+    offered = {"captioning": models.choices(registry.get_page_class("captioning"))}
     with pytest.raises(OSError, match="`lavis demo --download`"):
         _loader(Options(), offered)("blip_caption/base_coco")
     with pytest.raises(OSError, match="LAVIS_OFFLINE"):

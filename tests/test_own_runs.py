@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from lavis.cli import own_data
 from lavis.cli.main import main
 from lavis.common.config import Config
+from lavis.datasets.own_table import TASKS
+from lavis.inference.defaults import default, needed
 from lavis.models import build_model, load_model
 from lavis.models.base import origin_of
 from lavis.tasks.retrieval import RetrievalTask
@@ -40,10 +42,11 @@ def fitted(data: str, task: str, model: str | None = None, **options: Any) -> tu
     return own_data.fitted(Config.from_dict(content, keys), notes), notes
 
 
-@pytest.mark.parametrize(("task", "media"), own_data.STARTING_MODELS)
+@pytest.mark.parametrize("media", ["image", "video"])
+@pytest.mark.parametrize("task", TASKS)
 def test_naming_the_default_model_changes_nothing(task: str, media: str, tmp_path: Path) -> None:
     data = table(tmp_path, task, media)
-    small, real = own_data.STARTING_MODELS[task, media]
+    small, real = needed(task, media), default(task, media, "published")
     unnamed, named = (fitted(data, task, model)[0] for model in (None, small))
     assert unnamed.to_dict() == named.to_dict()
     assert named.run.init_lr == 3e-4

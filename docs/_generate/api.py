@@ -51,6 +51,26 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
             "lavis.models.outputs.Similarity",
         ),
     ),
+    "abilities": (
+        "What a model can do",
+        (
+            "lavis.inference.protocols.Writes",
+            "lavis.inference.protocols.Answers",
+            "lavis.inference.protocols.AnswersFromList",
+            "lavis.inference.protocols.Chats",
+            "lavis.inference.protocols.EmbedsBoth",
+            "lavis.inference.protocols.Matches",
+            "lavis.inference.protocols.EmbedsPairs",
+            "lavis.inference.protocols.Explains",
+            "lavis.inference.protocols.Classifies",
+            "lavis.inference.protocols.abilities",
+            "lavis.inference.protocols.models_with",
+            "lavis.inference.protocols.require",
+            "lavis.models.outputs.Matched",
+            "lavis.inference.defaults.default",
+            "lavis.inference.defaults.examples",
+        ),
+    ),
     "datasets": (
         "Data sets",
         (
@@ -144,6 +164,8 @@ MODULES = {
 OPENINGS = {
     "models": "The same functions answer to `lavis.load_model` and so on. `lavis.models.model_zoo` is the "
     "only `ModelZoo`.",
+    "abilities": "Commands, the demo and the guides ask by these protocols and know no family of models: see "
+    "[extend](../../guides/extend.md#a-model-for-every-command).",
     "datasets": "`lavis.datasets.builders.dataset_zoo` is the only `DatasetZoo`. Each data set's own options are "
     "on its "
     "[card](../datasets/index.md).",

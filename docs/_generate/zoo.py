@@ -101,8 +101,15 @@ def _section(name: str, cls: Any) -> str:
     return (
         f"(model-{name.replace('_', '-')})=\n## {name}\n\n{escaped(first_sentence(cls.__doc__))}\n"
         f"Class {{py:obj}}`{cls.__module__}.{cls.__qualname__}`.\n\n{table(head, rows)}\n"
-        f"**Checked.** {checked(name)}\n\n" + "\n".join(notes) + "\n"
+        f"{_abilities(cls)}**Checked.** {checked(name)}\n\n" + "\n".join(notes) + "\n"
     )
+
+
+def _abilities(cls: Any) -> str:
+    from lavis.inference.protocols import abilities
+
+    found = abilities(cls)
+    return f"**Can** {'; '.join(found)}.\n\n" if found else ""
 
 
 def where(preset: Any) -> str:
@@ -139,7 +146,7 @@ def _count(cls: Any, config: Any) -> int | None:
 
 
 def _published() -> str:
-    from lavis.cli.benchmark import TABLES
+    from lavis.cli.benchmark import tables
 
     out = [
         "(published-numbers)=\n## Published numbers\n\n"
@@ -149,7 +156,7 @@ def _published() -> str:
         "lines of a table whose data and weights are on your machine, and prints your figures beside these. What was "
         "measured here is on the [results page](../results/README.md).\n\n"
     ]
-    for number, (title, lines) in TABLES.items():
+    for number, (title, lines) in tables().items():
         rows = []
         for line in lines:
             figures = ", ".join(f"{f.name} {f.paper:g}" for f in line.figures)

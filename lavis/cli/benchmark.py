@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lavis.cli import common
 
+_TABLES = Path(__file__).parents[1] / "recipes" / "paper_tables.json"
 _SERVER = "scored by the evaluation server, from the file of answers"
 
 
@@ -43,74 +46,25 @@ class Line:
     why_not: str = ""  # a reason for which it can never be run
 
 
-def _recall(
-    texts: tuple[float, ...], pictures: tuple[float, ...], names: str = "TR IR"
-) -> tuple[Figure, ...]:
-    of_texts, of_pictures = names.split()
-    return tuple(
-        Figure(f"{name} R@{k}", value, f"{side}_r{k}")
-        for name, side, values in ((of_texts, "txt", texts), (of_pictures, "img", pictures))
-        for k, value in zip((1, 5, 10), values)
-    )
-
-
-def _accuracy(**by_split: float) -> tuple[Figure, ...]:
-    return tuple(
-        Figure(f"accuracy, {s}", value, "accuracy_percent", split=s) for s, value in by_split.items()
-    )
-
-
-def _captions(bleu: float, cider: float, spice: float, split: str) -> tuple[Figure, ...]:
-    return (
-        Figure("BLEU-4", bleu, "Bleu_4", 100, split),
-        Figure("CIDEr", cider, "CIDEr", 100, split),
-        Figure("SPICE", spice, "SPICE", 100, split),
-    )
-
-
-# Figures: Li et al., "LAVIS: A Library for Language-Vision Intelligence" (2022), the columns of its own results.
-# That table 5 is CLIP's and 6 ALPRO's was not checked against the paper.
-TABLES: Mapping[int, tuple[str, tuple[Line, ...]]] = {
-    3: ("ALBEF", (
-        Line("COCO", "albef/retrieval_coco_eval", _recall((77.6, 94.1, 97.2), (61.0, 84.5, 90.7))),
-        Line("Flickr30k", "albef/retrieval_flickr_eval", _recall((95.8, 99.8, 100.0), (85.5, 97.4, 98.9))),
-        Line("VQAv2", "albef/vqa_vqav2_test", (Figure("test-dev", 76.35), Figure("test-std", 76.54))),
-        Line("SNLI-VE", "albef/entailment_snli_ve_eval", _accuracy(val=80.60, test=81.04)),
-        Line("NLVR2", "albef/nlvr_eval", _accuracy(val=82.47, test=82.91)),
-    )),
-    4: ("BLIP", (
-        Line("COCO", "blip/retrieval_coco_eval", _recall((82.0, 95.8, 98.1), (64.5, 86.0, 91.7))),
-        Line("Flickr30k", "blip/retrieval_flickr_eval", _recall((96.9, 99.9, 100.0), (87.5, 97.6, 98.9))),
-        Line("VQAv2", "blip/vqa_vqav2_eval", (Figure("test-dev", 78.23), Figure("test-std", 78.29)),
-             ("run.test_splits=[test]", "datasets.coco_vqa.type=default")),
-        Line("COCO captions", "blip/caption_coco_eval", _captions(39.7, 133.5, 23.7, "test")),
-        Line("nocaps", "blip/caption_nocaps_eval", _captions(31.9, 109.1, 14.7, "val"), ("run.test_splits=[val]",)),
-        Line("NLVR2", "blip/nlvr_eval", _accuracy(val=82.48, test=83.25)),
-    )),
-    5: ("CLIP ViT-L/14, 336 px, without training", (
-        Line("COCO", "clip/retrieval_coco_eval", _recall((57.2, 80.5, 87.8), (36.5, 60.8, 71.0))),
-        Line("Flickr30k", "clip/retrieval_flickr_eval", _recall((86.5, 98.0, 99.1), (67.0, 88.9, 93.3))),
-        Line("ImageNet", "clip/classification_imagenet_eval", _accuracy(val=76.5)),
-    )),
-    6: ("ALPRO", (
-        Line("MSRVTT", "alpro/retrieval_msrvtt_eval", _recall((33.2, 60.5, 71.7), (33.8, 61.4, 72.7), "TR VR")),
-        Line("DiDeMo", "alpro/retrieval_didemo_eval", _recall((38.8, 66.4, 76.8), (36.6, 67.5, 77.9), "TR VR")),
-        Line("MSRVTT-QA", "alpro/qa_msrvtt_eval", _accuracy(test=42.1)),
-        Line("MSVD-QA", "alpro/qa_msvd_eval", _accuracy(test=46.0)),
-    )),
-    7: ("knowledge-based questions, and dialogue about videos", (
-        Line("OK-VQA, ALBEF", "albef/vqa_okvqa", (Figure("test", 54.7, "overall_percent"),),
-             why_not="no weights were published; train with this recipe"),
-        Line("OK-VQA, BLIP", "blip/vqa_okvqa_eval", (Figure("test", 55.4, "overall_percent"),)),
-        Line("A-OKVQA, ALBEF", "albef/vqa_aokvqa", (Figure("val", 54.5, "overall_percent", split="val"),),
-             why_not="no weights were published; train with this recipe"),
-        Line("A-OKVQA, BLIP", "blip/vqa_aokvqa_eval",
-             (Figure("val", 56.2, "overall_percent", split="val"), Figure("test", 50.1))),
-        Line("AVSD, VGD-GPT", "gpt/dialogue_avsd_eval",
-             (Figure("BLEU-4", 0.465, "Bleu_4"), Figure("CIDEr", 1.315, "CIDEr")),
-             why_not="no usable weights were published; train with gpt/dialogue_avsd"),
-    )),
-}  # fmt: skip
+@functools.cache
+def tables() -> Mapping[int, tuple[str, tuple[Line, ...]]]:
+    """{number: (title, lines)} of lavis/recipes/paper_tables.json, the figures of Li et al., "LAVIS: A Library for
+    Language-Vision Intelligence" (2022), in the columns of its own results. Which
+    models tables 5 and 6 are about was not checked against the paper."""
+    found = {}
+    for number, table in json.loads(_TABLES.read_text(encoding="utf-8")).items():
+        lines = [
+            Line(
+                each["data"],
+                each["recipe"],
+                tuple(Figure(**figure) for figure in each["figures"]),
+                tuple(each.get("options", ())),
+                each.get("why_not", ""),
+            )
+            for each in table["lines"]
+        ]
+        found[int(number)] = (table["title"], tuple(lines))
+    return found
 
 
 @dataclass
@@ -129,7 +83,9 @@ def register(app: typer.Typer) -> None:
 def benchmark(
     table: Annotated[
         int | None,
-        typer.Option(min=3, max=7, help="3 ALBEF, 4 BLIP, 5 CLIP, 6 ALPRO, 7 the others; default: all."),
+        typer.Option(
+            min=3, max=7, help="The number of a table with figures of models, 3 to 7; default: all."
+        ),
     ] = None,
     out: Annotated[str, typer.Option(help="The folder for runs.")] = "output/benchmark",
     device: Annotated[str | None, common.DEVICE] = None,
@@ -150,8 +106,8 @@ def benchmark(
     settings = {"run.output_dir": out, "run.device": device, "run.batch_size_eval": batch_size}
     options = [f"{key}={value}" for key, value in settings.items() if value is not None]
     results = []
-    for number in [table] if table is not None else list(TABLES):
-        title, lines = TABLES[number]
+    for number in [table] if table is not None else list(tables()):
+        title, lines = tables()[number]
         outcomes = [run(line, options, dry_run) for line in lines]
         results.append({"table": number, "title": title, "lines": [asdict(o) for o in outcomes]})
         if not as_json:
@@ -180,8 +136,6 @@ def run(line: Line, options: list[str], dry_run: bool = False) -> Outcome:
 
 def lacking(recipe: str, options: list[str]) -> str:
     """What a recipe needs and is not here; "" if nothing."""
-    from pathlib import Path
-
     from lavis.common import hub
     from lavis.common.config import Config
     from lavis.common.registry import registry

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NAMES = {"image": "picture", "video": "clip"}  # of what a model sees, in words
+SHAPES = "drawings of coloured shapes"  # what the small packaged models know
 
 
 def one_of(*names: str) -> Callable[[str], list[str]]:
@@ -63,25 +64,31 @@ def load(spec: str, checkpoint: str | None, device: str, precision: str) -> Load
     return loaded
 
 
-def sees(spec: str, default: str) -> str:
-    """What a model is for, "image" or "video"; a command's default is for pictures, which is known without torch."""
-    if spec == default:
+def sees(spec: str | None) -> str:
+    """What a model is for, "image" or "video"; None: a command's default, which is for images (known without torch)."""
+    if spec is None:
         return "image"
     from lavis import inference
 
     return inference.sees(spec)
 
 
-def note_default(
-    model: str, checkpoint: str | None, default: str, knows: str, better: str, size: str = ""
-) -> None:
-    """Say what the small packaged model is, where it is used because no other was named."""
-    if model == default and checkpoint is None:
-        size = f"{size}, " if size else ""
-        note(
-            f"using the small packaged model {default}, which only knows {knows}; "
-            f"for photographs add --model {better} ({size}downloaded once)"
-        )
+def chosen(model: str | None, checkpoint: str | None, task: str) -> str:
+    """The model that was named, or the small packaged one that is the default for a task, which is said."""
+    if model is not None:
+        return model
+    from lavis.inference.defaults import default, needed
+    from lavis.models import model_zoo
+
+    spec, better = needed(task), default(task, origin="published")
+    if checkpoint is None:
+        other = ""
+        if better is not None:
+            size = model_zoo.preset(*better.split("/")).download_gb
+            size_said = "" if size is None else f"{size:g} GB, "
+            other = f"; for photographs add --model {better} ({size_said}downloaded once)"
+        note(f"using the small packaged model {spec}, which only knows {SHAPES}{other}")
+    return spec
 
 
 def read_paths(null: bool = False) -> list[str]:

@@ -9,11 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from lavis.cli import common, options
-from lavis.cli.options import CLASSIFIER, MATCHER
 from lavis.cli.pictures import Pictures, Row, file_of
 from lavis.common.files import existing
-
-_BETTER = "blip_retrieval/coco"
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +28,7 @@ def match(
         ),
     ],
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text. May be repeated.")] = None,
-    model: options.Model = MATCHER,
+    model: options.Model = None,
     checkpoint: options.Checkpoint = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
@@ -45,21 +42,21 @@ def match(
 
     Prints one JSON object per picture and text: {"image", "text", "match", "cosine"}, with "video" in place of "image"
     for a clip. match is the probability that the text fits, from the model's matching head (null for a model without
-    one, such as CLIP); cosine compares the vectors of both, from -1 to 1.
+    one); cosine compares the vectors of both, from -1 to 1.
 
     \b
     Examples:
-      lavis match photo.jpg "a dog on a beach" --model blip_retrieval/coco
+      lavis match photo.jpg "a dog on a beach" --model NAME/TYPE
       lavis match photos/ -t "a dog" -t "a cat" --out matches.jsonl
       lavis match drawing.png "a red circle" --pretty
-      lavis match clips/ -t "a dog jumps" --model alpro_retrieval/msrvtt
+      lavis match clips/ -t "a dog jumps" --model NAME/TYPE
     """
     paths, texts = common.split_last(arguments, text, "match", "text")
-    pictures = Pictures.of(paths, null, common.sees(model, MATCHER))
-    common.note_default(model, checkpoint, MATCHER, options.SHAPES, _BETTER)
+    pictures = Pictures.of(paths, null, common.sees(model))
+    spec = common.chosen(model, checkpoint, "match")
     from lavis.inference import Encoder
 
-    encoder = Encoder(common.load(model, checkpoint, device, precision))
+    encoder = Encoder(common.load(spec, checkpoint, device, precision))
 
     def predict(images: list[Any], paths: list[Path]) -> Iterator[Row]:
         chances, cosines = encoder.match_all(images, texts)
@@ -95,7 +92,7 @@ def classify(
             "--templates",
             "--template",
             help='Texts around a name, such as "a photo of a {}" (may be repeated), a file with one per line, or '
-            'imagenet (80, of CLIP). Default: "a picture of a {}".',
+            'imagenet (80). Default: "a picture of a {}".',
         ),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many labels to give.")] = 5,
@@ -106,7 +103,7 @@ def classify(
             autocompletion=common.one_of("itc", "itm"),
         ),
     ] = "itc",
-    model: options.Model = CLASSIFIER,
+    model: options.Model = None,
     checkpoint: options.Checkpoint = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
@@ -125,33 +122,31 @@ def classify(
 
     \b
     Examples:
-      lavis classify photos/ --labels cat,dog,horse --model clip/ViT-B-32
+      lavis classify photos/ --labels cat,dog,horse --model NAME/TYPE
       lavis classify photo.jpg --labels names.txt --template "a photo of a {}" --top-k 3
-      lavis classify photos/ --labels imagenet --templates imagenet --model clip/ViT-L-14
+      lavis classify photos/ --labels imagenet --templates imagenet --model NAME/TYPE
       lavis classify drawing.png --labels "red circle,blue star" --pretty
       lavis classify photos/ --model output/20260101_120000/checkpoint_best
     """
     given = None if labels is None else _labels(labels)
     fillable = _templates(templates or [])
-    pictures = Pictures.of(paths, null, common.sees(model, CLASSIFIER))
-    common.note_default(model, checkpoint, CLASSIFIER, options.SHAPES, "clip/ViT-B-32")
+    pictures = Pictures.of(paths, null, common.sees(model))
+    spec = common.chosen(model, checkpoint, "classify")
     from lavis.inference import Encoder, TrainedClasses, ZeroShot, has_classes
 
-    if given is None and model == CLASSIFIER:
+    if given is None and model is None:
         raise ValueError(
             "Missing option '--labels'; name them: --labels cat,dog,horse, or a file with one per line"
         )
-    loaded = common.load(model, checkpoint, device, precision)
+    loaded = common.load(spec, checkpoint, device, precision)
     chooser: TrainedClasses | ZeroShot
     if has_classes(loaded):
         if templates:
-            raise ValueError(
-                f"{model} has classes of its own, which it reads no --template for; leave it out"
-            )
+            raise ValueError(f"{spec} has classes of its own, which it reads no --template for; leave it out")
         chooser = TrainedClasses(loaded, given)
     elif given is None:
         raise ValueError(
-            f"Missing option '--labels': {model} has no classes of its own; name them: --labels cat,dog,horse"
+            f"Missing option '--labels': {spec} has no classes of its own; name them: --labels cat,dog,horse"
         )
     else:
         chooser = ZeroShot(Encoder(loaded), given, fillable, head)

@@ -36,7 +36,7 @@ def convert(
     activation: Annotated[
         str | None,
         typer.Option(
-            help="gelu or quick_gelu, of a CLIP of OpenCLIP's whose open_clip_config.json does not lie beside it.",
+            help="gelu or quick_gelu, of a model of OpenCLIP's whose open_clip_config.json does not lie beside it.",
             autocompletion=common.one_of("gelu", "quick_gelu"),
         ),
     ] = None,
@@ -54,10 +54,10 @@ def convert(
 
     \b
     Examples:
-      lavis convert model_base_capfilt_large.pth --model blip_feature_extractor/base --to blip_base
-      lavis convert ViT-B-32.pt --model clip/ViT-B-32 --to clip_b32 --half
-      lavis convert openai/clip-vit-base-patch32 --model clip/ViT-B-32 --to clip_b32
-      lavis convert open_clip_pytorch_model.bin --model clip/ViT-B-32 --activation gelu --to laion_b32
+      lavis convert official.pth --model NAME/TYPE --to my_model
+      lavis convert official.pt --model NAME/TYPE --to my_model --half
+      lavis convert organisation/repository --model NAME/TYPE --to my_model
+      lavis convert open_clip_pytorch_model.bin --model NAME/TYPE --activation gelu --to my_model
     """
     if to is None:
         raise ValueError("where should the model go? Name a folder: --to my_model")
@@ -67,7 +67,7 @@ def convert(
     name, model_type = (None, None) if model is None else split_model(model)
     if name is None and not is_file(Path(source) / "config.json"):
         raise ValueError(
-            f"which model are the weights {common.shortened(source)} of? Name it: --model <name>/<type> (see "
+            f"which model are the weights {common.shortened(source)} of? Name it: --model NAME/TYPE (see "
             "`lavis models`)"
         )
     done = run(source, to, name, model_type, half, for_training, activation)

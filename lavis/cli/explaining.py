@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from lavis.cli import common, options
-from lavis.cli.options import CAPTIONER
 from lavis.cli.pictures import save_png
 from lavis.common.files import is_clip, is_file, to_line
 
@@ -30,9 +29,7 @@ def explain(
     ] = None,
     right: Annotated[
         Path | None,
-        typer.Option(
-            "--right", help="The right picture, for a model that judges statements about two (blip_nlvr)."
-        ),
+        typer.Option("--right", help="The right picture, for a model that judges statements about two."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The PNG file to write: a heat map per word.")
@@ -49,7 +46,7 @@ def explain(
         typer.Option(
             "--model",
             help="A model with a matching head, a captioner, one that answers questions, or a classifier of texts "
-            f"(default: {CAPTIONER}).",
+            "(default: the small packaged captioner).",
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
@@ -64,17 +61,15 @@ def explain(
 
     \b
     Examples:
-      lavis explain photo.jpg "a dog on a beach" --out dog.png --model blip_retrieval/coco
-      lavis explain photo.jpg --out caption.png --model blip_caption/base_coco
-      lavis explain photo.jpg "what is the dog chasing?" --model blip_vqa/vqav2 --out why.png
+      lavis explain photo.jpg "a dog on a beach" --out dog.png --model NAME/TYPE
+      lavis explain photo.jpg --out caption.png
+      lavis explain photo.jpg "what is the dog chasing?" --model NAME/TYPE --out why.png
       lavis explain drawing.png "a red circle above a blue star" --word star --out star.png
-      lavis explain left.jpg --right right.jpg "both show a dog" --model blip_nlvr/nlvr --out pair.png
-      lavis explain clip.mp4 "a dog runs" --model blip_video_retrieval/coco --out frames.png
+      lavis explain left.jpg --right right.jpg "both show a dog" --model NAME/TYPE --out pair.png
+      lavis explain clip.mp4 "a dog runs" --model NAME/TYPE --out frames.png
     """
     if out is None and not as_json:
         raise ValueError("where should the maps go? Name a file, --out maps.png, or print them with --json")
-    # in a sentence about two objects a matcher mixes them up
-    spec = model or CAPTIONER
     from lavis.common.images import open_image
 
     # what can't be read is said before a large model is loaded
@@ -84,16 +79,17 @@ def explain(
     if text is not None:
         common.checked_text(text, "the text")
     files = [path.expanduser() for path in (picture, right) if path is not None]
-    clip = is_clip(files[0], common.sees(spec, CAPTIONER))
+    clip = is_clip(files[0], common.sees(model))
     shown = [] if clip else [open_image(file) for file in files]
-    common.note_default(spec, checkpoint, CAPTIONER, options.SHAPES, "blip_caption/base_coco")
+    spec = common.chosen(model, checkpoint, "explain")
     from lavis import inference
-    from lavis.inference.explain import explanation_sheet, reads_pairs
+    from lavis.inference.explain import explanation_sheet
+    from lavis.inference.protocols import Answers
 
     loaded = common.load(spec, checkpoint, device, precision)
     if clip:
         shown = loaded.pictures(files[0])
-    pair = reads_pairs(loaded.model)
+    pair = loaded.pairs
     if pair != (right is not None):
         needs = (
             "judges two pictures; give the second, --right PICTURE"
@@ -111,7 +107,7 @@ def explain(
     if right is not None:
         row["right"] = str(right)
     if text is not None and found.text != text:
-        row["question" if hasattr(loaded.model, "predict_answers") else "given"] = text
+        row["question" if isinstance(loaded.model, Answers) else "given"] = text
     if as_json:
         maps = found.maps if places is None else found.maps[places]
         row["maps"] = maps.round(8).tolist()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lavis.cli import common, options
-from lavis.cli.options import MATCHER
 from lavis.cli.pictures import Row, counter, file_of, save_png, write_whole
 from lavis.common.files import existing, is_file, printable, to_line
 
@@ -50,7 +49,9 @@ def index(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", help=f"<name>/<type> or a folder (default: the index's; {MATCHER})."),
+        typer.Option(
+            "--model", help="<name>/<type> or a folder (default: the index's, or a small packaged one)."
+        ),
     ] = None,
     checkpoint: options.Checkpoint = None,
     batch_size: options.BatchSize = 16,
@@ -66,11 +67,11 @@ def index(
 
     \b
     Examples:
-      lavis index photos/ --to photos.index --model blip_retrieval/coco
+      lavis index photos/ --to photos.index --model NAME/TYPE
       lavis index --to photos.index
       lavis index more_photos/ --to photos.index
       lavis index --remove more_photos/ --to photos.index
-      lavis index clips/ --to clips.index --model alpro_retrieval/msrvtt
+      lavis index clips/ --to clips.index --model NAME/TYPE
     """
     if to is None:
         raise ValueError("where should the index go? Name a folder: --to photos.index")
@@ -81,15 +82,14 @@ def index(
     if there is None and not given:
         raise ValueError(f"{to} is no index yet; name the folders that it should be of")
     roots = _roots(there, given, list(remove or []))
-    spec = model or (there.spec if there is not None else MATCHER)
-    sees = common.sees(spec, MATCHER)
+    named = model or (None if there is None else there.spec)
+    sees = common.sees(named)
     files, problems = common.find_media([*roots, *([_STDIN] if _STDIN in given else [])], null, sees)
     if there is None and not files:
         raise FileNotFoundError("; ".join(problems))
     if checkpoint is None and there is not None and model is None:
         checkpoint = there.checkpoint
-    if there is None:
-        common.note_default(spec, checkpoint, MATCHER, options.SHAPES, "blip_retrieval/coco")
+    spec = common.chosen(named, checkpoint, "match")
     encoder = Encoder(common.load(spec, checkpoint, device, precision))
     if there is None:
         there = Index.create(to, spec, checkpoint)

@@ -34,7 +34,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Show only models whose name holds this.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List models, their types, where the weights are, and under which licence.
+    """List models, their types, where the weights are, and under which licence; with --json also what they can do.
 
     \b
     Examples:
@@ -42,13 +42,15 @@ def models(
       lavis models vqa --json
     """
     from lavis.common.registry import registry
+    from lavis.inference.protocols import abilities
 
     rows = []
     for arch in registry.list_models():
         if name is not None and name not in arch:
             continue
-        for model_type, preset in registry.get_model_class(arch).PRESETS.items():
-            rows.append({"model": f"{arch}/{model_type}", **_preset(preset)})
+        model_class = registry.get_model_class(arch)
+        for model_type, preset in model_class.PRESETS.items():
+            rows.append({"model": f"{arch}/{model_type}", **_preset(preset), "can": abilities(model_class)})
     if not rows:
         raise ValueError(f"no model's name holds {name!r}; known: {', '.join(registry.list_models())}")
     if as_json:

@@ -116,7 +116,7 @@ def _globals(
       lavis ask photo.jpg "what colour is the car?"
       lavis index photos/ --to photos.index
       lavis search photos.index "a dog on a beach" --html found.html
-      lavis train blip/caption_shapes --options run.max_iters=500
+      lavis train my_recipe.yaml --options run.max_iters=500
       lavis train --task captioning --data train.jsonl --images photos/
       lavis models
     """

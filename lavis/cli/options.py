@@ -9,14 +9,6 @@ import typer
 
 from lavis.cli import common
 
-# the small packaged models that commands use by themselves
-CAPTIONER = "blip_caption/tiny_shapes"
-ANSWERER = "blip_vqa/tiny_shapes"
-MATCHER = "blip_retrieval/tiny_shapes"
-CLASSIFIER = "albef_retrieval/tiny_shapes"  # surer than MATCHER about texts that name one thing
-EXTRACTOR = "blip_feature_extractor/tiny_shapes"
-SHAPES = "drawings of coloured shapes"  # what they know
-
 _PATHS = "{}, folders or patterns; - reads paths from standard input."
 Paths = Annotated[list[str], typer.Argument(metavar="PATH...", help=_PATHS.format("Pictures"))]
 MediaList = typer.Argument(
@@ -25,8 +17,12 @@ MediaList = typer.Argument(
 MediaPaths = Annotated[list[str], MediaList]
 Null = Annotated[bool, typer.Option("--null", "-0", help="The paths that - reads are separated by NUL.")]
 Model = Annotated[
-    str,
-    typer.Option("--model", help="<name>/<type> as in `lavis models`, or the folder of a checkpoint."),
+    str | None,
+    typer.Option(
+        "--model",
+        help="<name>/<type> as in `lavis models`, or the folder of a checkpoint (default: a small packaged model, "
+        "which knows drawings).",
+    ),
 ]
 Checkpoint = Annotated[
     str | None,

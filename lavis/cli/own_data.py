@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lavis.cli.predict import ANSWERER, CAPTIONER
-
 EPOCHS = 10
 # Learning rates by what the weights were at bottom, whether the model was named or not; a checkpoint's folder says
 # what its own training began with (`lavis.models.base.origin_of`).
@@ -26,17 +24,6 @@ DEFAULTS: dict[str, Any] = {
 }
 # Of contrast, for packaged weights: their own 0.007 suits what they were trained on and nothing else.
 TEMPERATURE = 0.07
-# Task and kind of media: the small packaged model, and one for photographs or real videos.
-STARTING_MODELS = {
-    ("captioning", "image"): (CAPTIONER, "blip_caption/base_coco"),
-    ("vqa", "image"): (ANSWERER, "blip_vqa/vqav2"),
-    ("retrieval", "image"): ("albef_retrieval/tiny_shapes", "blip_retrieval/coco"),
-    ("classification", "image"): ("blip_classification/tiny_shapes", "blip_classification/base"),
-    ("captioning", "video"): ("blip_video_caption/tiny_shapes", "blip_video_caption/base_coco"),
-    ("vqa", "video"): ("blip_video_qa/tiny_shapes", "blip_video_qa/vqav2"),
-    ("retrieval", "video"): ("alpro_retrieval/tiny_shapes", "alpro_retrieval/msrvtt"),
-    ("classification", "video"): ("alpro_qa/tiny_shapes", "alpro_qa/msrvtt"),
-}
 _TEXTS = 20_000  # rows whose texts are looked at for the choice of a vocabulary
 
 
@@ -63,13 +50,13 @@ def recipe(
         run["test_splits"] = ["test"]
     media = media_of(table, columns)
     if model is None:
-        if (found, media) not in STARTING_MODELS:
-            raise ValueError(f"no packaged model is for {found} of clips; name one with --model")
-        model, real = STARTING_MODELS[found, media]
-        notes.append(
-            f"starting from the small packaged model {model} (64 px, made for drawings); "
-            f"for {'photographs' if media == 'image' else 'real clips'} add --model {real}"
+        from lavis.inference.defaults import default, needed
+
+        model, real = needed(found, media), default(found, media, "published")
+        other = (
+            f"; for {'photographs' if media == 'image' else 'real clips'} add --model {real}" if real else ""
         )
+        notes.append(f"starting from the small packaged model {model} (64 px, made for drawings){other}")
     own = {"task": found, **section}
     chosen = model_section(model)
     if found == "classification":
@@ -178,14 +165,14 @@ def _for_texts(config: Any, rows: list[dict[str, Any]], notes: list[str]) -> dic
     """BERT's full vocabulary in place of a small one that splits the texts' words."""
     from lavis.common.registry import registry
     from lavis.models.tokenizer import BERT_VOCABULARY, Tokenizer
-    from lavis.models.vision_text import VOCABULARIES, VisionTextModel
+    from lavis.models.vision_text import VOCABULARIES
     from lavis.models.vocabulary import TOO_MANY_SPLIT, share_of_split_words
 
     model_class = registry.get_model_class(config.model["arch"])
-    if not issubclass(model_class, VisionTextModel) or config.sources.get("model.vocabulary") == "options":
+    if config.sources.get("model.vocabulary") == "options" or not hasattr(model_class, "preset"):
         return {}
     preset = model_class.preset(config.model["model_type"]).config
-    if not config.model.get("cover", preset.cover):  # no small vocabulary
+    if not config.model.get("cover", getattr(preset, "cover", False)):  # no small WordPiece vocabulary
         return {}
     small = config.model.get("vocabulary", preset.vocabulary)
     tokenizer = Tokenizer(VOCABULARIES.get(small, small), extra=model_class.EXTRA_TOKENS, cover=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,10 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from lavis.cli import common, options
-from lavis.cli.options import ANSWERER, CAPTIONER
 from lavis.cli.pictures import Pictures, file_of
-
-_TRAINED_LENGTHS = {"max_length": 40, "min_length": 5}  # of CAPTIONER's captions
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def caption(
     paths: options.Paths,
-    model: options.Model = CAPTIONER,
+    model: options.Model = None,
     checkpoint: options.Checkpoint = None,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 3,
     nucleus: Annotated[bool, typer.Option("--nucleus", help="Sample instead of searching.")] = False,
@@ -58,37 +54,32 @@ def caption(
 
     \b
     Examples:
-      lavis caption photo.jpg --model blip_caption/base_coco
+      lavis caption photo.jpg --model NAME/TYPE
       lavis caption photos/ --scores --out captions.jsonl
       lavis caption "photos/**/*.png" --nucleus --num-captions 5 --seed 1
       lavis caption photos/ --model output/20260101_120000/checkpoint_best --pretty
-      lavis caption clips/ --model blip_video_caption/base_coco
+      lavis caption clips/ --model NAME/TYPE
       find photos -name "*.jpg" -newer last_run -print0 | lavis caption - -0
     """
-    pictures = Pictures.of(paths, null, common.sees(model, CAPTIONER))
-    common.note_default(model, checkpoint, CAPTIONER, options.SHAPES, "blip_caption/base_coco", "0.9 GB")
+    pictures = Pictures.of(paths, null, common.sees(model))
+    spec = common.chosen(model, checkpoint, "caption")
     import torch
 
-    loaded = common.load(model, checkpoint, device, precision)
-    network = _captioner(loaded)
-    lengths = {"max_length": max_length, "min_length": min_length}
-    arguments: dict[str, Any] = {
-        "use_nucleus_sampling": nucleus, "num_beams": num_beams, "num_captions": num_captions, "top_p": top_p,
-        "temperature": temperature, "repetition_penalty": repetition_penalty,
-        "max_new_tokens": max_new_tokens, "return_scores": True,
-        **(_TRAINED_LENGTHS if model == CAPTIONER else {}),
-        **{k: v for k, v in lengths.items() if v is not None},
-    }  # fmt: skip
-
+    from lavis.inference.writing import Writer
     from lavis.nn.generation import seed_of
+
+    loaded = common.load(spec, checkpoint, device, precision)
+    lengths = {"max_length": max_length, "min_length": min_length, "seed": seed}
+    writer = Writer(
+        loaded, num_captions, use_nucleus_sampling=nucleus, num_beams=num_beams, top_p=top_p, temperature=temperature,
+        repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens,
+        **{**loaded.generation, **{k: v for k, v in lengths.items() if v is not None}},
+    )  # fmt: skip
 
     def predict(images: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
         # of each file's own, so that neither the order of files nor the batch's size changes a draw
-        seeds = None if seed is None else [seed_of(seed, str(path)) for path in paths]
-        with loaded.autocast():
-            texts = network.generate(
-                {pictures.sees: torch.stack(images).to(network.device)}, seed=seeds, **arguments
-            )
+        each = {} if seed is None else {"seed": [seed_of(seed, str(path)) for path in paths]}
+        texts = writer(torch.stack(images), **each)
         for i, path in enumerate(paths):
             mine = slice(i * num_captions, (i + 1) * num_captions)
             yield _row({pictures.sees: str(path)}, "caption", texts, mine, scores)
@@ -98,19 +89,10 @@ def caption(
         **loaded.settings(),
         "precision": precision,
         "scores": scores,
-        **arguments,
+        "num_captions": num_captions,
+        **writer.options,
     }
     pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None, settings, overwrite)
-
-
-def _captioner(loaded: Any) -> Any:
-    # what a dialogue model has by that name writes answers, and takes none of a captioner's arguments
-    generate = getattr(loaded.model, "generate", None)
-    takes = {} if generate is None else inspect.signature(generate).parameters
-    if "num_captions" not in takes and all(p.kind is not p.VAR_KEYWORD for p in takes.values()):
-        better = "blip_video_caption/base_coco" if loaded.sees == "video" else "blip_caption/base_coco"
-        raise ValueError(f"{loaded.spec} does not write captions; choose a model such as {better}")
-    return loaded.model
 
 
 def ask(
@@ -131,7 +113,7 @@ def ask(
             help="Choose among these: a,b,c or a file with one per line, a JSON list or {answer: number}."
         ),
     ] = None,
-    model: options.Model = ANSWERER,
+    model: options.Model = None,
     checkpoint: options.Checkpoint = None,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams, where answers are written freely.")] = 3,
     max_len: Annotated[int, typer.Option(min=2, help="Tokens of a written answer, at most.")] = 10,
@@ -147,25 +129,24 @@ def ask(
     """Ask questions about pictures (or clips, with a model of clips).
 
     Prints one JSON object per picture and question: {"image", "question", "answer"} ("video" for a clip). Without
-    --answers the model writes its answer freely; alpro_qa, which knows answers by number, needs their names.
+    --answers the model writes its answer freely; one that knows answers by number needs their names.
 
     \b
     Examples:
-      lavis ask photo.jpg "how many people are there?" --model blip_vqa/vqav2
+      lavis ask photo.jpg "how many people are there?" --model NAME/TYPE
       lavis ask photos/ -q "is it day or night?" -q "is it raining?" --answers day,night,yes,no
       lavis ask drawing.png "what color is the star?" --answers answers.txt --scores
-      lavis ask clip.mp4 "what is the man doing?" --model blip_video_qa/vqav2
-      lavis ask clips/ -q "what is played?" --model alpro_qa/msrvtt --answers train_ans2label.json
+      lavis ask clips/ -q "what is played?" --model NAME/TYPE --answers train_ans2label.json
     """
     paths, questions = common.split_last(arguments, question, "ask", "question")
     choices = common.read_answers(answers)
-    pictures = Pictures.of(paths, null, common.sees(model, ANSWERER))
-    common.note_default(model, checkpoint, ANSWERER, options.SHAPES, "blip_vqa/vqav2", "1.4 GB")
+    pictures = Pictures.of(paths, null, common.sees(model))
+    spec = common.chosen(model, checkpoint, "ask")
     import torch
 
     from lavis.inference.answering import Answerer
 
-    loaded = common.load(model, checkpoint, device, precision)
+    loaded = common.load(spec, checkpoint, device, precision)
     answerer = Answerer(loaded, choices, num_beams, max_len)
 
     def predict(media: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:

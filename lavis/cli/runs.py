@@ -15,7 +15,7 @@ Recipes = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RECIPE...]",
-        help="A packaged recipe such as blip/caption_shapes, or YAML files, later ones over earlier ones.",
+        help="A packaged recipe, <family>/<task>_<data>, or YAML files, later ones over earlier ones.",
     ),
 ]
 Options = Annotated[
@@ -85,11 +85,10 @@ def train(
 
     \b
     Examples:
-      lavis train blip/caption_shapes
-      lavis train blip/caption_shapes --options run.max_iters=500 run.batch_size_train=16
+      lavis train my_recipe.yaml --options run.max_iters=500 run.batch_size_train=16
       lavis train my_recipe.yaml --out runs/ --resume
       lavis train --task captioning --data train.jsonl --images photos/ --epochs 5
-      lavis train --task vqa --data qa.csv --val val.csv --model blip_vqa/vqav2 --minutes 60
+      lavis train --task vqa --data qa.csv --val val.csv --model NAME/TYPE --minutes 60
       lavis train --task classification --data labels.csv --images photos/
       torchrun --nproc_per_node=8 -m lavis train my_recipe.yaml
     """
@@ -143,10 +142,10 @@ def evaluate(
 
     \b
     Examples:
-      lavis evaluate blip/caption_shapes --model output/20260101_120000/checkpoint_best
+      lavis evaluate my_recipe.yaml --model output/20260101_120000/checkpoint_best
       lavis evaluate my_recipe.yaml --options run.test_splits=[test] run.batch_size_eval=64
-      lavis evaluate --task captioning --data test.jsonl --images photos/ --model blip_caption/base_coco
-      lavis evaluate blip/caption_shapes --report
+      lavis evaluate --task captioning --data test.jsonl --images photos/ --model NAME/TYPE
+      lavis evaluate my_recipe.yaml --report
     """
     keys: dict[str, Any] = {
         "run.output_dir": out, "run.device": device, "run.precision": precision,

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from lavis.cli import common, options
-from lavis.cli.options import ANSWERER
 from lavis.common.files import is_file, to_line
 
 _ENDS = ("quit", "exit")
@@ -26,9 +25,7 @@ def dialogue(
     ],
     caption: Annotated[
         str | None,
-        typer.Option(
-            help="What it shows; needed by dialogue models (blip_vis_dialogue, blip_video_dialogue)."
-        ),
+        typer.Option(help="What it shows; a dialogue model may need it."),
     ] = None,
     answers: Annotated[
         str | None,
@@ -36,7 +33,7 @@ def dialogue(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
     pretty: Annotated[bool, typer.Option("--pretty", help="The question before each answer.")] = False,
-    model: options.Model = ANSWERER,
+    model: options.Model = None,
     checkpoint: options.Checkpoint = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -49,7 +46,7 @@ def dialogue(
 
     \b
     Examples:
-      lavis dialogue photo.jpg --model blip_vqa/vqav2
+      lavis dialogue photo.jpg --model NAME/TYPE
       lavis dialogue photo.jpg --model my_dialogue --caption "a street at night" --answers answers.txt
       lavis dialogue photo.jpg --json < questions.txt
     """
@@ -59,10 +56,10 @@ def dialogue(
     if caption is not None:
         common.checked_text(caption, "--caption")
     choices = common.read_answers(answers)
-    common.note_default(model, checkpoint, ANSWERER, options.SHAPES, "blip_vqa/vqav2", "1.4 GB")
+    spec = common.chosen(model, checkpoint, "ask")
     from lavis.inference.dialogue import Conversation
 
-    loaded = common.load(model, checkpoint, device, precision)
+    loaded = common.load(spec, checkpoint, device, precision)
     talk = Conversation(loaded, loaded.read(picture), caption, choices)
     failed = 0
     for question in _questions():

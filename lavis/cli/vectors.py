@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lavis.cli import common, options
-from lavis.cli.options import EXTRACTOR
 from lavis.cli.pictures import Pictures, counter
 from lavis.common.files import is_file, is_folder, to_line
 
@@ -54,7 +53,7 @@ def features(
         bool,
         typer.Option("--overwrite", help="Replace vectors in the folder of another model, kind or list."),
     ] = False,
-    model: options.Model = EXTRACTOR,
+    model: options.Model = None,
     checkpoint: options.Checkpoint = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
@@ -71,10 +70,10 @@ def features(
 
     \b
     Examples:
-      lavis features photos/ --out vectors --model clip/ViT-B-32
+      lavis features photos/ --out vectors --model NAME/TYPE
       lavis features --mode text --texts captions.txt --out text_vectors
       lavis features photos/ --mode multimodal --texts pairs.csv --out fused
-      lavis features clips/ --out clip_vectors --model alpro_feature_extractor/base
+      lavis features clips/ --out clip_vectors --model NAME/TYPE
       find photos -name "*.jpg" | lavis features - --out vectors --format parquet
       torchrun --nproc_per_node=4 -m lavis features photos/ --out vectors --device cuda
     """
@@ -83,13 +82,13 @@ def features(
     for name, value, choices in (("--mode", mode, _MODES), ("--format", format, _FORMATS)):
         if value not in choices:
             raise ValueError(f"{name} is {value!r}; it must be {', '.join(choices)}")
-    items, pictures = _inputs(list(paths or []), mode, texts, null, common.sees(model, EXTRACTOR))
-    common.note_default(model, checkpoint, EXTRACTOR, options.SHAPES, "blip_feature_extractor/base")
+    items, pictures = _inputs(list(paths or []), mode, texts, null, common.sees(model))
+    spec = common.chosen(model, checkpoint, "features")
     from lavis.common import dist
     from lavis.inference import Encoder
     from lavis.inference.features import extract
 
-    encoder = Encoder(common.load(model, checkpoint, device, precision))
+    encoder = Encoder(common.load(spec, checkpoint, device, precision))
     with counter("text" if mode == "text" else pictures.name) as tell:
         done = extract(
             encoder, items, out, mode, format, shard_size, batch_size, half,

@@ -1,4 +1,4 @@
-"""Answers to questions about pictures and clips, by every model that gives answers."""
+"""Answers to questions about images and videos, by every model that gives answers."""
 
 from __future__ import annotations
 
@@ -6,97 +6,71 @@ from collections.abc import Sequence
 
 import torch
 
+from lavis.common.arguments import accepted
 from lavis.inference.loading import Loaded
-from lavis.models.alpro import AlproQA
-from lavis.models.answers import Answering
-from lavis.models.classification import some_names
+from lavis.inference.protocols import Answers, AnswersFromList, require
 from lavis.models.outputs import Texts
+
+_BEAMS, _LONGEST = 3, 10  # of written answers
 
 
 class Answerer:
     """Answers questions: in the model's own words, or with one of some answers.
 
     Args:
-        loaded: a model for visual question answering, or ALPRO's, which has a class per answer.
-        answers: to choose from; None: the model writes. For ALPRO they name its classes, in order, unless its
-            checkpoint does; then None is all of them.
+        loaded: the model, one that `Answers`.
+        answers: to choose from; None: the model writes, or chooses among all that it was trained for
+            (`AnswersFromList`).
         num_beams, max_len: of written answers; max_len in tokens.
 
     Raises:
-        ValueError: another kind of model; answers that are missing or don't fit.
+        ValueError: the model does not answer questions; answers that are missing or don't fit; an option that it does
+            not take.
     """
 
     def __init__(
-        self, loaded: Loaded, answers: Sequence[str] | None = None, num_beams: int = 3, max_len: int = 10
+        self,
+        loaded: Loaded,
+        answers: Sequence[str] | None = None,
+        num_beams: int = _BEAMS,
+        max_len: int = _LONGEST,
     ) -> None:
-        model = loaded.model
-        if not isinstance(model, Answering | AlproQA):
-            raise ValueError(
-                f"{loaded.spec} does not answer questions; choose a model such as blip_vqa/vqav2, of clips "
-                "blip_video_qa/vqav2"
-            )
-        if isinstance(model, AlproQA):
-            classes, names = model.config.num_classes, model.classnames
-            answers = _among(loaded, names, answers) if names is not None else answers
-            if not answers:
-                raise ValueError(
-                    f"{loaded.spec} knows {classes} answers by number only; give their names, in order, as "
-                    "the file that came with its data has them (such as train_ans2label.json)"
-                )
-            if names is None and len(answers) != classes:
-                raise ValueError(
-                    f"{loaded.spec} knows {classes} answers, but {len(answers)} names are given; it takes the file "
-                    "that came with its data, such as train_ans2label.json"
-                )
+        self.model = require(loaded, Answers)  # type: ignore[type-abstract]
+        if isinstance(loaded.model, AnswersFromList):
+            try:
+                answers = loaded.model.answers_among(answers)
+            except ValueError as e:
+                raise ValueError(f"{loaded.spec}: {e}") from e
         self.loaded, self.answers = loaded, list(answers) if answers else None
-        self.num_beams, self.max_len = num_beams, max_len
+        self.options = accepted(
+            self.model.predict_answers,
+            {"num_beams": num_beams, "max_len": max_len},
+            {"num_beams": _BEAMS, "max_len": _LONGEST},
+            lambda name: f"{loaded.spec} answers without the option {name}; leave it out",
+        )
 
+    @torch.no_grad()
     def __call__(self, media: torch.Tensor, questions: Sequence[str]) -> Texts:
         """Answer.
 
         Args:
-            media: pictures (B, 3, h, w) or clips (B, 3, T, h, w), as `Loaded.prepare` makes them.
-            questions: B·G, a picture's next to one another.
+            media: images (B, 3, h, w) or videos (B, 3, T, h, w), as `Loaded.prepare` makes them.
+            questions: B·G, those about an image next to one another.
 
         Returns:
             B·G answers; `scores` are probabilities among the given answers, or of written ones logprob per token.
         """
-        model = self.loaded.model
         samples = {
-            self.loaded.sees: media.to(model.device),
+            self.loaded.sees: media.to(self.loaded.model.device),
             "text_input": [self.loaded.txt(q) for q in questions],
         }
         with self.loaded.autocast():
-            if isinstance(model, AlproQA):
-                return self._classified(model, samples)
-            assert isinstance(model, Answering)
-            found = model.predict_answers(
+            found = self.model.predict_answers(
                 samples,
-                num_beams=self.num_beams,
-                inference_method="rank" if self.answers else "generate",
-                max_len=self.max_len,
                 answer_list=self.answers,
+                inference_method="rank" if self.answers else "generate",
                 return_scores=True,
+                **self.options,
             )
         assert isinstance(found, Texts)
         return found
-
-    def _classified(self, model: AlproQA, samples: dict[str, object]) -> Texts:
-        logits = model.predict(samples)["predictions"]
-        assert logits is not None and self.answers is not None
-        if model.classnames is not None:
-            logits = logits[:, [model.classnames.index(name) for name in self.answers]]
-        best = logits.float().log_softmax(dim=1).max(dim=1)  # (B·G,)
-        return Texts(
-            [self.answers[i] for i in best.indices.tolist()], best.values.tolist(), best.values.exp().tolist()
-        )
-
-
-def _among(loaded: Loaded, names: Sequence[str], answers: Sequence[str] | None) -> list[str]:
-    """The answers, each once, of a model whose checkpoint names them."""
-    unknown = [a for a in answers or () if a not in names]
-    if unknown:
-        raise ValueError(
-            f"{loaded.spec} was not trained to answer {some_names(unknown)}; it knows {some_names(names)}"
-        )
-    return list(dict.fromkeys(answers or names))

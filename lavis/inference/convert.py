@@ -53,7 +53,7 @@ def convert(
         name, model_type: of the model; not needed for a folder of this library.
         half: store matrices as float16 (they are read as float32); vectors and single numbers stay as they are.
         for_training: keep EMA copies and queues, where the source has them.
-        activation: of a checkpoint for CLIP that does not say it; see `load_model`.
+        activation: of a checkpoint that does not say it; see `load_model`.
 
     Raises:
         ValueError: weights that do not fit the model or float16; the folder is in use.

@@ -1,4 +1,4 @@
-"""A conversation about a picture or clip: questions one after another, with the answers so far."""
+"""A conversation about an image or video: questions one after another, with the answers so far."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from lavis.inference.answering import Answerer
 from lavis.inference.loading import Loaded
-from lavis.models.blip_dialogue import BlipDialogue
+from lavis.inference.protocols import Answers, Chats, cannot
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,14 @@ class Turn:
 
 
 class Conversation:
-    """Questions about one picture or clip.
+    """Questions about one image or video.
 
-    A dialogue model (`blip_vis_dialogue`, `blip_video_dialogue`) reads the rounds before each question. A question
-    answering model answers each question by itself.
+    A model that `Chats` reads the rounds before each question. One that `Answers` takes each question by itself.
 
     Args:
         loaded: the model.
-        picture: a Pillow picture, a clip's file or frames, or what `loaded.prepare` made of one.
-        caption: what a dialogue model reads beside the picture; needed by it, unused by others.
+        picture: a Pillow image, a video's file or frames, or what `loaded.prepare` made of one.
+        caption: what a dialogue model may read beside the image; unused by others.
         candidates: answers to choose from; None: the model writes them.
 
     Attributes:
@@ -41,7 +42,7 @@ class Conversation:
         reads_history: whether the model heeds it.
 
     Raises:
-        ValueError: another kind of model; no caption or no candidates where they are needed.
+        ValueError: the model does neither; no caption or no candidates where they are needed.
     """
 
     def __init__(
@@ -52,18 +53,18 @@ class Conversation:
         candidates: Sequence[str] | None = None,
     ) -> None:
         model = loaded.model
-        self.reads_history = isinstance(model, BlipDialogue)
-        if isinstance(model, BlipDialogue):
-            if not (caption or "").strip():
-                raise ValueError(f"{loaded.spec} reads a caption beside the picture; give one")
-            if model.config.answering == "rank" and not candidates:
-                raise ValueError(f"{loaded.spec} chooses among answers; give some")
+        self.reads_history = isinstance(model, Chats)
+        if isinstance(model, Chats):
+            model.check_dialogue(caption, candidates)
+        elif not isinstance(model, Answers):
+            raise ValueError(cannot(loaded.spec, model, Answers))
         self.loaded, self.caption = loaded, caption
         self.candidates = None if candidates is None else list(candidates)
         self._answerer = None if self.reads_history else Answerer(loaded, candidates)
         self._media = loaded.prepare(picture)[None].to(model.device)
         self.turns: list[Turn] = []
 
+    @torch.no_grad()
     def ask(self, question: str) -> Turn:
         """Answer a question and remember both.
 
@@ -90,9 +91,5 @@ class Conversation:
             "text_input": [question],
             "dialog": [[(self.loaded.txt(t.question), t.answer) for t in self.turns]],
         }
-        if self.candidates is None:
-            found: Any = model.generate(samples, return_scores=True)
-            return found.texts[0], found.scores[0]
-        scores = model.predict({**samples, "answer_options": [self.candidates]})[0]
-        best = int(scores.argmax())
-        return self.candidates[best], float(scores.softmax(dim=0)[best])
+        found = model.reply(samples, self.candidates)
+        return found.texts[0], found.scores[0]

@@ -32,6 +32,7 @@ from lavis.common.files import is_file, locked, naming, write_json
 from lavis.datasets.tables import read_json
 from lavis.inference.encoder import Encoder
 from lavis.inference.entries import beneath, database, key_of, list_pictures, not_encoded, path_of, snapshot
+from lavis.inference.protocols import Matches, cannot
 from lavis.inference.reading import read_batches
 from lavis.nn.finite import usable
 
@@ -475,8 +476,8 @@ class Index:
             )
         if rerank and not encoder.matches:
             raise ValueError(
-                f"{encoder.loaded.spec} has no matching head to rerank with; build the index with a model that has, "
-                "such as blip_retrieval/coco or albef_retrieval/coco"
+                f"there is nothing to rerank with: {cannot(encoder.loaded.spec, encoder.loaded.model, Matches)}; build "
+                "the index with such a model"
             )
         if not len(self):
             return []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Loaded:
         precision: "fp32", "bf16" or "fp16", of the arithmetic.
         checkpoint: the weights that were asked for in place of the model's own.
         pointing: how often its heat maps find what a word names, in percent; None: not measured. See `Preset`.
+        generation: options of `generate` that suit its weights; see `Preset`.
     """
 
     spec: str
@@ -46,6 +47,7 @@ class Loaded:
     precision: str = "fp32"
     checkpoint: str | None = None
     pointing: float | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     def prepare(self, item: Any) -> torch.Tensor:
         """What the model takes of a picture or clip, or a tensor that is that already.
@@ -79,10 +81,14 @@ class Loaded:
         clip = is_clip(path, self.sees)
         if clip and self.sees == "image":
             raise ValueError(
-                f"{path} is a clip, and {self.spec} is for pictures; choose a model of clips, such as "
-                "blip_video_qa/vqav2 or alpro_retrieval/msrvtt"
+                f"{path} is a video, and {self.spec} is for images; choose a model of videos{_such_as(self.model)}"
             )
         return clip
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the model judges texts about two images, `image0` and `image1` of samples."""
+        return bool(getattr(self.model, "PAIRS", False))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A fresh context in which the model computes in its precision."""
@@ -98,6 +104,8 @@ class Loaded:
         """Whether the model has its random starting weights, so that its results mean nothing."""
         if self.checkpoint is not None or is_folder(self.spec) or self.model.model_type is None:
             return False
+        if next(self.model.parameters(), None) is None:
+            return False  # there is nothing to learn
         preset = self.model.preset(self.model.model_type)
         return preset.weights is None and preset.pretrained is None
 
@@ -167,6 +175,16 @@ def sees(spec: str) -> str:
     return _media_of(registry.get_model_class(arch)) if arch in registry.list_models() else "image"
 
 
+def _such_as(model: Any) -> str:
+    """Models of videos with an ability of a model of images, for a message."""
+    from lavis.inference.defaults import examples
+    from lavis.inference.protocols import ABILITIES
+
+    own = [ability for ability in ABILITIES if isinstance(model, ability)]
+    named = list(dict.fromkeys(spec for ability in own for spec in examples(ability, "video")[:2]))
+    return f", such as {', '.join(named[:4])}" if named else ""
+
+
 def _media_of(model_class: type) -> str:
     return str(getattr(model_class, "MEDIA", "image"))
 
@@ -191,6 +209,10 @@ def load(spec: str, checkpoint: str | None = None, device: str = "auto", precisi
     )
     if where.type == "cpu" and chosen == "fp32":
         model.pack_weights()
-    preset = None if checkpoint else getattr(type(model), "PRESETS", {}).get(model_type)
-    pointing = None if preset is None else preset.pointing
-    return Loaded(spec, model, pictures["eval"], texts["eval"], chosen, checkpoint, pointing)
+    preset = getattr(type(model), "PRESETS", {}).get(model_type)
+    if preset is None:
+        return Loaded(spec, model, pictures["eval"], texts["eval"], chosen, checkpoint)
+    pointing = None if checkpoint else preset.pointing
+    return Loaded(
+        spec, model, pictures["eval"], texts["eval"], chosen, checkpoint, pointing, preset.generation
+    )

@@ -1,4 +1,4 @@
-"""Classification by a trained head: which of its own classes a picture is."""
+"""Classification by a trained head: which of its own classes an image is."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any
 
 import torch
 
+from lavis.inference.defaults import default
 from lavis.inference.loading import Loaded
-from lavis.models.classification import Classifier, some_names
+from lavis.inference.protocols import Classifies, require
+from lavis.models.classification import some_names
+from lavis.nn.finite import check_finite
 
 
 def has_classes(loaded: Loaded) -> bool:
-    """Whether a model has a head for classes of single pictures or clips."""
-    return isinstance(loaded.model, Classifier) and loaded.model.registered_name.rpartition("_")[2] != "nlvr"
+    """Whether a model has a head for classes of single images or videos."""
+    return isinstance(loaded.model, Classifies) and not loaded.pairs
 
 
 class TrainedClasses:
-    """A classifier's head, to classify many pictures (or clips) with.
+    """A classifier's head, to classify many images (or videos) with.
 
     Args:
         loaded: a model whose checkpoint names its classes.
@@ -31,27 +34,29 @@ class TrainedClasses:
     """
 
     def __init__(self, loaded: Loaded, labels: Sequence[str] | None = None) -> None:
-        assert isinstance(loaded.model, Classifier)
-        self.loaded, self.model, known = loaded, loaded.model, loaded.model.classnames
+        self.loaded, self.model = loaded, require(loaded, Classifies)  # type: ignore[type-abstract]
+        known = self.model.classnames
         if known is None:
             raise ValueError(
-                f"{loaded.spec} tells {self.model.config.num_classes} classes apart, but its weights don't name them; "
+                f"{loaded.spec} tells classes apart, but its weights don't name them; "
                 "`lavis evaluate` scores them in the order of a table's classes, and training on a table names them"
             )
         unknown = [name for name in labels or () if name not in known]
         if unknown:
+            other = default("classify", origin="published")
             raise ValueError(
                 f"{loaded.spec} was not trained to tell {some_names(unknown)}; it knows {some_names(known)}. For "
-                "labels that a model was never trained on choose one such as clip/ViT-B-32"
+                f"labels that a model was never trained on choose one such as {other}"
             )
         self.labels = list(dict.fromkeys(labels or known))
         self._places = [known.index(name) for name in self.labels]
 
-    def __call__(self, pictures: Sequence[Any]) -> torch.Tensor:
-        """Probability of each label among all of them, (B, L), for pictures in one batch."""
-        batch = torch.stack([self.loaded.prepare(p) for p in pictures]).to(self.model.device)
-        samples = {self.loaded.sees: batch, "text_input": [self.loaded.txt("")] * len(pictures)}
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Any]) -> torch.Tensor:
+        """Probability of each label among all of them, (B, L), for images in one batch."""
+        batch = torch.stack([self.loaded.prepare(image) for image in images]).to(self.loaded.model.device)
+        samples = {self.loaded.sees: batch, "text_input": [self.loaded.txt("")] * len(images)}
         with self.loaded.autocast():
             logits = self.model.predict(samples)["predictions"]
-        assert logits is not None
+        check_finite(logits, len(images), self.loaded.sees)
         return logits.float()[:, self._places].softmax(dim=1)

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from lavis.inference.encoder import Encoder
+from lavis.inference.protocols import Matches, cannot
 from lavis.models.zero_shot import Template, fill
 from lavis.nn.losses import similarities
 
@@ -26,8 +27,8 @@ class ZeroShot:
         encoder: the model.
         labels: L different names.
         templates: texts with "{}" where the name goes (or functions of it). A label is the mean of them.
-        head: "itc" compares vectors (CLIP paper, section 3.1.4); "itm" asks the matching head about every picture with
-            every text: slower, and often better where labels differ in a detail.
+        head: "itc" compares vectors (Radford et al. 2021, section 3.1.4); "itm" asks the matching head about every
+            image with every text: slower, and often better where labels differ in a detail.
 
     Raises:
         ValueError: no labels, a label twice, a template without "{}", no such head.
@@ -51,8 +52,7 @@ class ZeroShot:
             raise ValueError(f"head is {head!r}; it must be itc (vectors) or itm (the matching head)")
         if head == "itm" and not encoder.matches:
             raise ValueError(
-                f"{encoder.loaded.spec} has no matching head for --head itm; use itc, or a model such as "
-                "blip_image_text_matching/base"
+                f"--head itm: {cannot(encoder.loaded.spec, encoder.loaded.model, Matches)}; or use --head itc"
             )
         self.encoder, self.labels, self.head = encoder, list(labels), head
         self._shape = (len(self.labels), len(templates))

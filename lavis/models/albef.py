@@ -12,7 +12,7 @@ feature, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,10 +20,10 @@ from torch import nn
 
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment, ContrastiveStep, TextStates
-from lavis.models.base import Preset, inference, own_step
+from lavis.models.base import inference, own_step
 from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, Rules
 from lavis.models.outputs import Features, LossOutput
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, for_shapes, untrained
+from lavis.models.presets import RESIZE
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.language_model import LanguageModel
@@ -33,7 +33,6 @@ from lavis.nn.text import Memory, TextConfig, TextTransformer
 # --------------------------------------------------------------------------------- configuration
 
 ALBEF_TEXT = TextConfig(vocab_size=30522, cross_from=6)
-TINY_ALBEF_TEXT = replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=2)
 
 
 @dataclass(frozen=True)
@@ -71,12 +70,6 @@ TOKEN_TYPES = "*.token_type_embeddings.weight"
 # How the fine-tuned models' entries are called in a pre-trained file, and what of it they don't use.
 BARE_TEXT = ((r"^(text_encoder(?:_m)?)\.bert\.", r"\1."),)
 PRETRAINING_ONLY = (*TRAINING_STATE, TOKEN_TYPES, "text_encoder.cls.*")
-
-
-TINY_ALBEF = {**TINY, "text": TINY_ALBEF_TEXT}
-_TINY = untrained(AlbefMatchingConfig(**TINY_ALBEF, embed_dim=64, queue_size=512), IMAGES, CAPTION)
-SHAPES = "albef_shapes"  # the packaged weights of `albef_pretrain` tiny_shapes
-_SMALL = {"tiny": _TINY, "tiny_shapes": for_shapes(_TINY, SHAPES, pointing=82.0)}
 
 
 # ------------------------------------------------------------------------------------------ base
@@ -136,20 +129,10 @@ class AlbefFeatureExtractor(AlbefAlignment):
 
     registered_name = "albef_feature_extractor"
     MATCHES = False
+    match_texts = explain_text = None  # type: ignore[assignment]  # for want of that head
     ENCODER = LanguageModel
     RULES = Rules(drop=(*TRAINING_STATE, TOKEN_TYPES, "itm_head.*"), resize=RESIZE)
     PRETRAINED_RULES = RULES
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "base": Preset(
-            config=AlbefMatchingConfig(image_size=224),
-            weights=PRETRAINED,
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 224 px, pre-trained",
-        ),
-        **_SMALL,
-    }
 
     @inference
     def extract_features(
@@ -183,18 +166,6 @@ class AlbefRetrieval(AlbefAlignment):
     PRETRAINED_RULES = Rules(
         rename=BARE_TEXT, drop=PRETRAINING_ONLY, resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES
     )
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        name: Preset(
-            config=AlbefMatchingConfig(),
-            weights=GS + f"LAVIS/models/ALBEF/albef_{name}_retrieval_lavis.pt",
-            pretrained=PRETRAINED,
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
-        )
-        for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
-    } | _SMALL
 
     @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
@@ -230,17 +201,6 @@ class AlbefPretrain(AlbefAlignment):
     ENCODER = LanguageModel
     RULES = Rules(drop=(*TRAINING_STATE, TOKEN_TYPES), resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = RULES
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "base": Preset(
-            config=AlbefMatchingConfig(image_size=224),
-            weights=PRETRAINED,
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 224 px",
-        ),
-        **_SMALL,
-    }
 
     def __init__(self, config: AlbefMatchingConfig) -> None:
         super().__init__(config)

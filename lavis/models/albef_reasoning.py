@@ -7,36 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from lavis.common.registry import registry
-from lavis.models.albef import (
-    ALBEF_TEXT,
-    BARE_TEXT,
-    PRETRAINED,
-    PRETRAINING_ONLY,
-    SHAPES,
-    TINY_ALBEF,
-    TINY_ALBEF_TEXT,
-    Albef,
-)
-from lavis.models.base import Preset
+from lavis.models.albef import ALBEF_TEXT, BARE_TEXT, PRETRAINING_ONLY, Albef
 from lavis.models.checkpoints import EMA_COPIES, TRAINING_STATE, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, for_shapes, untrained
+from lavis.models.presets import RESIZE
 from lavis.nn.text import TextTransformer
 
 OTHER_HEADS = ("vision_proj.*", "text_proj.*", "itm_head.*")
 HEADS = ("cls_head.*", "cls_head_m.*")
 # Twice as many fusion layers as elsewhere: one for each picture, in turn.
 PAIR_TEXT = replace(ALBEF_TEXT, depth=18, memories="alternate")
-TINY_PAIR_TEXT = replace(TINY_ALBEF_TEXT, depth=6, memories="alternate")
-_TINY_CLASSES = untrained(ClassifierConfig(**TINY_ALBEF, num_classes=3), IMAGES, CAPTION)
-_TINY_PAIRS = untrained(
-    ClassifierConfig(**{**TINY_ALBEF, "text": TINY_PAIR_TEXT}, num_classes=2), IMAGES, CAPTION
-)
 
 
 class AlbefClassifier(Albef, Classifier):
@@ -64,19 +49,6 @@ class AlbefClassification(AlbefClassifier):
         copy=EMA_COPIES,
         fresh=HEADS,
     )
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "ve": Preset(
-            config=ClassifierConfig(text=ALBEF_TEXT, num_classes=3),
-            weights=GS + "LAVIS/models/ALBEF/albef_snli_ve_lavis.pt",
-            pretrained=PRETRAINED,
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 384 px, fine-tuned on SNLI-VE",
-        ),
-        "tiny": _TINY_CLASSES,
-        "tiny_shapes": for_shapes(_TINY_CLASSES, SHAPES),
-    }
 
 
 @registry.register_model("albef_nlvr")
@@ -89,6 +61,7 @@ class AlbefNLVR(AlbefClassifier):
     """
 
     registered_name = "albef_nlvr"
+    PAIRS = True
     PRETRAINED_RULES = Rules(
         rename=BARE_TEXT,
         drop=(*PRETRAINING_ONLY, *OTHER_HEADS, "ta_head.*"),
@@ -97,32 +70,6 @@ class AlbefNLVR(AlbefClassifier):
         # a file that was pre-trained with one picture has 12 layers
         fresh=(*HEADS, "text_encoder*.encoder.layer.1[2-7].*"),
     )
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "nlvr": Preset(
-            config=ClassifierConfig(text=PAIR_TEXT, num_classes=2),
-            weights=GS + "LAVIS/models/ALBEF/albef_nlvr_lavis.pt",
-            pretrained=PRETRAINED.replace("ALBEF.pth", "pretrain_model_nlvr.pth"),
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
-        ),
-        "tiny": _TINY_PAIRS,
-        "tiny_shapes": replace(
-            for_shapes(_TINY_PAIRS, SHAPES),
-            # each of the two fusion layers begins two, as in the paper
-            pretrained_rules=replace(
-                PRETRAINED_RULES,
-                rename=(*BARE_TEXT, (r"\.layer\.3\.", ".layer.5.")),
-                copy=(
-                    (r"^text_encoder(_m)?\.encoder\.layer\.3\.", "text_encoder.encoder.layer.2."),
-                    (r"^text_encoder(_m)?\.encoder\.layer\.4\.", "text_encoder.encoder.layer.5."),
-                    *EMA_COPIES,
-                ),
-                fresh=HEADS,
-            ),
-        ),
-    }
 
     def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """States of statements over two pictures each (R, T, D), and the pictures' (2, B, N, D).

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from lavis.common.registry import registry
-from lavis.models.albef import (
-    BARE_TEXT,
-    PRETRAINED,
-    PRETRAINING_ONLY,
-    SHAPES,
-    TINY_ALBEF,
-    Albef,
-    AlbefConfig,
-)
+from lavis.models.albef import BARE_TEXT, PRETRAINING_ONLY, Albef
 from lavis.models.answers import Answering
-from lavis.models.base import Preset
 from lavis.models.checkpoints import EMA_COPIES, TRAINING_STATE, Rules
 from lavis.models.outputs import Texts
-from lavis.models.presets import GS, IMAGES, OFFICIAL, QUESTIONS, RESIZE, for_shapes, untrained
+from lavis.models.presets import RESIZE
 
 
 def decoder_copies(first: int, layers: int) -> tuple[tuple[str, str], ...]:
@@ -30,9 +20,6 @@ def decoder_copies(first: int, layers: int) -> tuple[tuple[str, str], ...]:
         (rf"{own}embeddings\.", f"{theirs}embeddings."),
         *((rf"{own}encoder\.layer\.{i}\.", f"{theirs}encoder.layer.{i + first}.") for i in range(layers)),
     )
-
-
-_TINY = untrained(AlbefConfig(**TINY_ALBEF, max_txt_len=25), IMAGES, QUESTIONS)
 
 
 @registry.register_model("albef_vqa")
@@ -52,22 +39,6 @@ class AlbefVQA(Albef, Answering):
         resize=RESIZE,
         copy=(*decoder_copies(6, 6), *EMA_COPIES),
     )
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "vqav2": Preset(
-            config=AlbefConfig(max_txt_len=25),
-            weights=GS + "LAVIS/models/ALBEF/albef_vqav2_lavis.pt",
-            pretrained=PRETRAINED,
-            vis_processor=IMAGES,
-            text_processor=QUESTIONS,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 384 px, fine-tuned on VQAv2",
-        ),
-        "tiny": _TINY,
-        "tiny_shapes": replace(
-            for_shapes(_TINY, SHAPES),
-            pretrained_rules=replace(PRETRAINED_RULES, copy=(*decoder_copies(2, 2), *EMA_COPIES)),
-        ),
-    }
 
     def predict_answers(  # type: ignore[override]  # the order of arguments is the original's
         self,

@@ -20,10 +20,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.common import dist
+from lavis.models import heat_maps
 from lavis.models.base import inference
 from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
-from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, LossOutput, Similarity
+from lavis.models.outputs import (
+    EncoderOutput,
+    Explanation,
+    Features,
+    IntermediateOutput,
+    LossOutput,
+    Matched,
+    Similarity,
+)
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
@@ -34,6 +43,7 @@ from lavis.nn.losses import contrastive_targets, hard_negatives, similarities, s
 TEMPERATURE = START_TEMPERATURE  # learned
 TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
+PAIRS_AT_ONCE = 256  # of images and texts that `match_texts` matches
 RERANKING_ROWS = 64  # texts that are matched with one picture at once
 BEGUN_BYTES = 2**29  # of texts' states that are kept where they could be computed anew for every picture
 _TOGETHER = 4  # statements of a picture that are matched at once
@@ -230,6 +240,73 @@ class Alignment(VisionTextModel):
             only_first: leave out what the head does not read; maps then have the first token's row only.
         """
         return self.itm_head(self.fuse(text, memory, only_first=only_first)[:, 0])
+
+    # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
+    @property
+    def embed_dim(self) -> int:
+        """Width of the common space."""
+        return int(self.config.embed_dim)
+
+    @property
+    def cosine_scale(self) -> float:
+        """One over the temperature (the usual one, where none is learned)."""
+        return 1 / float(torch.as_tensor(getattr(self, "temp", TEMPERATURE)).detach())
+
+    def _read(self, texts: Sequence[str]) -> tuple[Tokens, torch.Tensor]:
+        """Tokens of texts, cut to the length that the model was trained with, and their states (n, T, D)."""
+        tokens = self.tokens(texts, max_length=self.config.max_txt_len)
+        return tokens, self.encode_text(tokens)
+
+    @torch.no_grad()
+    def embed_images(self, media: torch.Tensor) -> torch.Tensor:
+        """Features of images or videos, (B, E)."""
+        return self.image_feature(self.encode_image(media))
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Features of texts, (n, E)."""
+        return self.text_feature(self._read(texts)[1])
+
+    @torch.no_grad()
+    def match_texts(self, media: torch.Tensor, texts: Sequence[str]) -> Matched:
+        """Every image with every text; each image is encoded once. All is on the CPU."""
+        image = self.encode_image(media)  # (B, N, D)
+        memory, batch = self.memorize(image), len(image)
+        logits = torch.zeros(batch, len(texts), 2)
+        vectors = torch.zeros(len(texts), self.embed_dim)
+        each = max(1, PAIRS_AT_ONCE // batch)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in range(0, len(order), each):
+            columns = order[start : start + each]
+            tokens, states = self._read([texts[i] for i in columns])  # (G, T), (G, T, D)
+            vectors[columns] = self.text_feature(states).float().cpu()
+            text = TextStates(tokens, self.begin(tokens, states))
+            rows = text.select(torch.arange(len(columns), device=self.device).repeat(batch))  # (B·G, T)
+            found = self.match_logits(rows, memory, only_first=True).float().cpu()
+            logits[:, columns] = found.unflatten(0, (batch, len(columns)))
+        return Matched(logits, self.image_feature(image).float().cpu(), vectors)
+
+    @torch.no_grad()
+    def embed_pairs(self, media: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """States of B texts that have read their images, the first token's: (B, D)."""
+        memory = self.memorize(self.encode_image(media))
+        tokens, states = self._read(texts)
+        return self.fuse(TextStates(tokens, self.begin(tokens, states)), memory, only_first=True)[:, 0]
+
+    def explain_text(
+        self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
+    ) -> Explanation:
+        """The logit that a text fits, by its words."""
+        given = text or ""
+        tokens = self.tokens([given], max_length=self.config.max_txt_len)
+        with torch.no_grad():
+            image_embeds = self.encode_image(samples[self.MEDIA])
+
+        def fits() -> torch.Tensor:
+            states = self.encode_text(tokens) if self.FUSES_STATES else None
+            return self.match_logits(TextStates(tokens, states), self.memorize(image_embeds))[:, 1]
+
+        return heat_maps.explained_text(self, given, layer, fits, lambda: given)
 
     # ------------------------------------------------------------------------------ training
     def _one_text_each(self, samples: Mapping[str, Any], pictures: int) -> list[str]:

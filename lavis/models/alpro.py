@@ -9,9 +9,9 @@ of a feature, C classes, W = B x ranks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,11 +20,18 @@ from torch.nn import functional as F
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment, Matching, TextStates
-from lavis.models.base import Preset, inference, own_step
+from lavis.models.base import inference, own_step
 from lavis.models.checkpoints import Rules, StateDict
-from lavis.models.classification import Classifier
-from lavis.models.outputs import EncoderOutput, Features, IntermediateOutput, LossOutput, OutputWithLogits
-from lavis.models.presets import CAPTION, GS, OFFICIAL, TINY, TINY_TEXT, for_shapes, untrained
+from lavis.models.classification import Classifier, some_names
+from lavis.models.outputs import (
+    EncoderOutput,
+    Features,
+    IntermediateOutput,
+    LossOutput,
+    OutputWithLogits,
+    Texts,
+)
+from lavis.models.presets import GS
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn.losses import contrastive_loss
@@ -79,42 +86,7 @@ _RESIZE = {
 }
 # heads and teacher of pre-training (masked words, entity prompts), and the TimeSformer's own classifier
 PRETRAINING = ("text_encoder.cls.*", "mpm_head.*", "prompter.*", "visual_encoder.model.head.*")
-SHAPES = "alpro_shapes"  # the packaged weights of `alpro_retrieval` tiny_shapes
 MATCHING = ("temp", "vision_proj.*", "text_proj.*", "itm_head.*")
-
-_TINY: dict[str, Any] = {
-    **TINY,
-    "text": replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=4, token_types=2),
-    "frames": 8,
-    "fuse_from": 2,
-    "embed_dim": 64,
-    "grad_checkpointing": 0,
-}
-
-
-def _videos(frames: int) -> dict[str, dict[str, Any]]:
-    return {phase: {"name": f"alpro_video_{phase}", "n_frms": frames} for phase in ("train", "eval")}
-
-
-def _official(config: AlproConfig, file: str, data: str) -> Preset:
-    return Preset(
-        config=config,
-        weights=FILES + file,
-        pretrained=PRETRAINED,
-        vis_processor=_videos(config.frames),
-        text_processor=CAPTION,
-        licence=OFFICIAL,
-        note=f"TimeSformer-B/16, {config.frames} frames at 224 px, {data}",
-    )
-
-
-def _tiny(config: AlproConfig) -> Preset:
-    return untrained(config, _videos(config.frames), CAPTION, note="8 frames at 64 px")
-
-
-_TINY_PRESET = _tiny(AlproConfig(**_TINY))
-_TINY_QA = _tiny(AlproQAConfig(**_TINY, num_classes=33))  # as many answers as shapes_video_qa has
-_SMALL = {"tiny": _TINY_PRESET, "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, max_txt_len=48)}
 
 
 @dataclass(frozen=True)
@@ -132,6 +104,7 @@ class Alpro(VisionTextModel):
 
     MEDIA = "video"
     IMAGE_BLOCKS = "visual_encoder.model.blocks"
+    explain_text: Any = None  # words don't cross-attend to videos
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -182,14 +155,10 @@ class AlproFeatureExtractor(Alpro, Alignment):
 
     registered_name = "alpro_feature_extractor"
     MATCHES = False
+    match_texts = None  # type: ignore[assignment]  # for want of that head
     # files of the retrieval models will do, too
     RULES = Rules(rename=RENAME, drop=(*PRETRAINING, "temp", "itm_head.*"), resize=_RESIZE)
     PRETRAINED_RULES = RULES
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        # sizes of the pre-training: 4 frames, 30 tokens
-        "base": _official(AlproConfig(frames=4, max_txt_len=30), "alpro_pretrain.pt", "pre-trained"),
-        **_SMALL,
-    }
 
     def __init__(self, config: AlproConfig) -> None:
         super().__init__(config)
@@ -237,11 +206,6 @@ class AlproRetrieval(Alpro, Alignment):
     registered_name = "alpro_retrieval"
     RULES = Rules(rename=RENAME, drop=PRETRAINING)
     PRETRAINED_RULES = Rules(rename=RENAME, drop=PRETRAINING, resize=_RESIZE)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "msrvtt": _official(AlproConfig(), "alpro_msrvtt_retrieval.pt", "fine-tuned on MSRVTT retrieval"),
-        "didemo": _official(AlproConfig(), "alpro_didemo_retrieval.pt", "fine-tuned on DiDeMo retrieval"),
-        **_SMALL,
-    }
 
     def __init__(self, config: AlproConfig) -> None:
         super().__init__(config)
@@ -318,16 +282,6 @@ class AlproQA(Alpro, Classifier):
     LABELS = "answers"
     RULES = Rules(rename=RENAME, drop=(*PRETRAINING, *MATCHING))
     PRETRAINED_RULES = replace(RULES, resize=_RESIZE, fresh=("classifier.*",))
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "msrvtt": _official(
-            AlproQAConfig(num_classes=1500), "alpro_msrvtt_qa.pth", "fine-tuned on MSRVTT-QA, 1500 answers"
-        ),
-        "msvd": _official(
-            AlproQAConfig(num_classes=2423), "alpro_msvd_qa.pth", "fine-tuned on MSVD-QA, 2423 answers"
-        ),
-        "tiny": _TINY_QA,
-        "tiny_shapes": for_shapes(_TINY_QA, SHAPES),
-    }
 
     def __init__(self, config: AlproQAConfig) -> None:
         super().__init__(config)
@@ -363,3 +317,62 @@ class AlproQA(Alpro, Classifier):
             loss=F.cross_entropy(logits.float(), labels),
             logits=logits,
         )
+
+    # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
+    def answers_among(self, answers: Sequence[str] | None) -> list[str]:
+        """The answers to choose from, each once: of a model whose answers have no names all of them, in order.
+
+        Raises:
+            ValueError: the model was not trained for one of them; names are missing, or are too many or too few.
+        """
+        classes, names = self.config.num_classes, self.classnames
+        if names is not None:
+            unknown = [a for a in answers or () if a not in names]
+            if unknown:
+                raise ValueError(
+                    f"{self.registered_name} was not trained to answer {some_names(unknown)}; it knows "
+                    f"{some_names(names)}"
+                )
+            return list(dict.fromkeys(answers or names))
+        if not answers:
+            raise ValueError(
+                f"this {self.registered_name} knows {classes} answers by number only; give their names, in order, as "
+                "the file that came with its data has them (such as train_ans2label.json)"
+            )
+        if len(answers) != classes:
+            raise ValueError(
+                f"this {self.registered_name} knows {classes} answers, but {len(answers)} names are given; it takes "
+                "the file that came with its data, such as train_ans2label.json"
+            )
+        return list(answers)
+
+    @inference
+    def predict_answers(
+        self,
+        samples: Mapping[str, Any],
+        *,
+        answer_list: Sequence[str] | None = None,
+        inference_method: str = "rank",
+        return_scores: bool = False,
+    ) -> list[str] | Texts:
+        """The likeliest answer to each question of those that the model knows.
+
+        Args:
+            samples: `video` (B, 3, T, h, w); `text_input`, B·G questions.
+            answer_list: see `answers_among`.
+            inference_method: "rank", of answers that are numbered there is no other.
+            return_scores: give `Texts`, whose scores are probabilities among them.
+        """
+        if inference_method != "rank":
+            raise ValueError(
+                f"inference_method is {inference_method!r}; {self.registered_name} chooses among answers, with 'rank'"
+            )
+        answers = self.answers_among(answer_list)
+        logits = self.predict(samples)["predictions"]
+        assert logits is not None
+        if self.classnames is not None:
+            logits = logits[:, [self.classnames.index(name) for name in answers]]
+        best = logits.float().log_softmax(dim=1).max(dim=1)  # (R,)
+        chances = best.values.exp().tolist()
+        out = Texts([answers[i] for i in best.indices.tolist()], best.values.tolist(), chances)
+        return out if return_scores else out.texts

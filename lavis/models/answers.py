@@ -12,8 +12,16 @@ from typing import Any
 
 import torch
 
+from lavis.models import heat_maps
 from lavis.models.base import inference, own_step
-from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
+from lavis.models.outputs import (
+    DecoderOutput,
+    EncoderOutput,
+    Explanation,
+    IntermediateOutput,
+    LossOutput,
+    Texts,
+)
 from lavis.models.presets import SMOOTHING
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokenizer
@@ -287,6 +295,26 @@ class Answering(VisionTextModel):
         places, logprobs, shares = found.tolist()
         chosen = [given[int(i)] for given, i in zip(candidates, places, strict=True)]
         return Texts(chosen, logprobs, shares)
+
+    def explain_text(
+        self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
+    ) -> Explanation:
+        """The log-probability of the model's answer, by the words of the question; see `lavis.inference.protocols`."""
+        samples = {**samples, "text_input": [text]}
+        found = Answering.predict_answers(self, samples, inference_method="generate")
+        assert isinstance(found, list)
+        ids, mask = self._answers(found, self.device)
+        labels = ids.masked_fill(~mask, IGNORE)
+
+        def likely() -> torch.Tensor:
+            states, question_mask, _ = self.forward_encoder(samples)
+            memory = self.text_decoder.project_memory(states, question_mask)
+            logits = self.text_decoder(ids, mask=mask, memory=memory)
+            return -language_modelling_loss(logits, labels, smoothing=0.0, per_text=True)
+
+        # the decoder reads every word's state, so the last layer counts
+        said = found[0].strip()
+        return heat_maps.explained_text(self, text or "", layer, likely, lambda: said, last=True)
 
 
 def _repeated(ids: torch.Tensor) -> list[bool]:

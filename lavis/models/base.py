@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -131,6 +132,12 @@ class Preset:
         note: one line for `lavis models`.
         pointing: of 100 drawings, in how many the map of the word that names an object peaks inside it
             (benchmarks/pointing.py); None: not measured.
+        default_for: where this preset is meant if nobody names a model: commands ("caption", "ask", "match",
+            "classify", "features", "explain") and tasks of training on own data ("captioning", "vqa", "retrieval",
+            "classification"). Of a task and a medium one packaged preset, which is used, and one published, which
+            messages recommend.
+        generation: options of `generate` that suit these weights better than its defaults; `lavis caption` uses them.
+        download_gb: gigabytes of the file of `weights`; None: not known.
     """
 
     config: Any
@@ -144,6 +151,9 @@ class Preset:
     commercial: bool | None = None
     note: str = ""
     pointing: float | None = None
+    default_for: tuple[str, ...] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    download_gb: float | None = None
 
 
 def override(config: T, values: Mapping[str, Any], where: str) -> T:
@@ -203,10 +213,20 @@ class OptimizerStep:
     new: list[NewFeatures] = field(default_factory=list)
 
 
-class BaseModel(nn.Module):
-    """A model with presets. Subclasses set `PRESETS`, `RULES`, and build themselves from a config."""
+class _Rows:
+    """A class's rows of `lavis.models.zoo`, read when they are first asked for, because they need all families."""
 
-    PRESETS: ClassVar[Mapping[str, Preset]] = {}
+    def __get__(self, model: object, model_class: type) -> dict[str, Preset]:
+        from lavis.models.zoo import presets_of
+
+        return presets_of(model_class)
+
+
+class BaseModel(nn.Module):
+    """A model with presets. Subclasses set `RULES`, those from outside also `PRESETS`, and build themselves from a
+    config."""
+
+    PRESETS: ClassVar[Mapping[str, Preset]] = _Rows()  # type: ignore[assignment]
     # of classes in the original's form: {model type: YAML file with the sections model and preprocess}
     PRETRAINED_MODEL_CONFIG_DICT: ClassVar[Mapping[str, str]] = {}
     # for files that hold this class's own weights, and for those it is fine-tuned from
@@ -540,7 +560,7 @@ class BaseModel(nn.Module):
     # ------------------------------------------------------------------------------ use
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     @property
     def dtype(self) -> torch.dtype:

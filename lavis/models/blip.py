@@ -11,22 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from lavis.common.registry import registry
-from lavis.models.base import Preset, check_heads, inference
+from lavis.models import heat_maps
+from lavis.models.base import check_heads, inference
 from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
-from lavis.models.outputs import DecoderOutput, IntermediateOutput, LossOutput, Texts
-from lavis.models.presets import GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, untrained
-from lavis.models.tokenizer import ASSETS
+from lavis.models.outputs import DecoderOutput, Explanation, IntermediateOutput, LossOutput, Texts
+from lavis.models.presets import RESIZE, SMOOTHING
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn import generation
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
-from lavis.nn.text import TextConfig
-from lavis.nn.vit import VIT_LARGE
 
 # --------------------------------------------------------------------------------- configuration
 
@@ -40,13 +38,6 @@ class BlipConfig(VisionTextConfig):
     """
 
     prompt: str = "a picture of "
-
-
-SHAPES = "blip_shapes"  # the packaged weights of `blip_pretrain` tiny_shapes
-CAPTIONS = {
-    "train": {"name": "blip_caption", "prompt": "a picture of "},
-    "eval": {"name": "blip_caption"},
-}
 
 
 # ------------------------------------------------------------------------------------------ base
@@ -91,40 +82,6 @@ class BlipCaption(Blip):
     )
     # a pre-trained file (model_base_capfilt_large.pth) captions as it is; others with a text encoder do not
     UNTUNED_RULES = replace(PRETRAINED_RULES, marker="itm_head.weight")
-    _TINY = BlipConfig(**TINY, max_txt_len=48)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "base_coco": Preset(
-            config=BlipConfig(),
-            weights=GS + "LAVIS/models/BLIP/blip_coco_caption_base.pth",
-            pretrained=GS + "BLIP/models/model_base_capfilt_large.pth",
-            vis_processor=IMAGES,
-            text_processor=CAPTIONS,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 384 px, fine-tuned on COCO captions",
-        ),
-        "large_coco": Preset(
-            config=BlipConfig(
-                vit=VIT_LARGE, text=TextConfig(memory_width=VIT_LARGE.width), grad_checkpointing=5
-            ),
-            weights=GS + "BLIP/models/model_large_caption.pth",
-            pretrained=GS + "BLIP/models/model_large.pth",
-            vis_processor=IMAGES,
-            text_processor=CAPTIONS,
-            licence=OFFICIAL,
-            note="ViT-L/16 at 384 px, fine-tuned on COCO captions",
-        ),
-        "tiny": untrained(_TINY, IMAGES, CAPTIONS),
-        "tiny_shapes": Preset(
-            config=_TINY,
-            weights=str(ASSETS / "tiny_shapes"),
-            vis_processor=IMAGES,
-            text_processor=CAPTIONS,
-            licence="BSD-3-Clause",
-            commercial=True,
-            note="in the package; knows drawings of coloured shapes and nothing else",
-            pointing=83.1,
-        ),
-    }
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
@@ -242,3 +199,32 @@ class BlipCaption(Blip):
         ids, logprobs, scores = decoded.read(items)
         texts = [self.tokenizer.decode(row, skip_special_tokens=True)[len(self.prompt) :] for row in ids]
         return Texts(texts, logprobs, scores) if return_scores else texts
+
+    def explain_text(
+        self, samples: Mapping[str, Any], text: str | None = None, layer: int | None = None
+    ) -> Explanation:
+        """Each word's log-probability by the row that predicts it; see `lavis.inference.protocols`."""
+        start, longest = self.prompt_length, self.config.max_txt_len
+        if text is None:
+            written = self.generate(samples, max_new_tokens=longest - start, min_new_tokens=1)
+            assert isinstance(written, list)
+            text = written[0].strip()
+        if not text:
+            raise ValueError("there is no caption to explain; give one")
+        words, places = heat_maps.words_of(self.tokenizer, text, longest - start + 1)
+        ids = self.tokenizer.batch([self.prompt + text], max_length=longest, device=self.device).ids.clone()
+        ids[:, 0] = self.bos_id
+        # a word's tokens, moved behind the prompt; what predicts a token is the row before it
+        rows = [torch.tensor([p + start - 2 for p in place], device=ids.device) for place in places]
+        with torch.no_grad():
+            image_embeds = self.forward_encoder(samples)
+
+        def likely() -> torch.Tensor:
+            memory = self.text_decoder.project_memory(image_embeds)
+            logits = self.text_decoder(ids.expand(len(words), -1), memory=memory)  # (W, T, V)
+            logs = logits.float().log_softmax(dim=-1)
+            return torch.stack([logs[w, row, ids[0, row + 1]].sum() for w, row in enumerate(rows)])
+
+        transformer = heat_maps.encoder_of(self.text_decoder)
+        maps, score = heat_maps.maps_of(self, transformer, layer, likely)  # (W, T, P, g, g)
+        return heat_maps.explanation(words, [maps[w, row] for w, row in enumerate(rows)], text, score)

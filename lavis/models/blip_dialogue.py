@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -17,21 +17,11 @@ from torch.nn import functional as F
 from lavis.common.registry import registry
 from lavis.models.alignment import RERANKING_ROWS
 from lavis.models.answers import write_answers
-from lavis.models.base import Preset, inference
-from lavis.models.blip import SHAPES, Blip, BlipConfig
+from lavis.models.base import inference
+from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
-from lavis.models.presets import (
-    GS,
-    IMAGES,
-    OFFICIAL,
-    QUESTIONS,
-    RESIZE,
-    SMOOTHING,
-    TINY,
-    for_shapes,
-    untrained,
-)
+from lavis.models.presets import RESIZE, SMOOTHING
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.nn import generation
@@ -93,9 +83,6 @@ class Context:
     history: Ids
 
 
-_TINY = untrained(BlipDialogueConfig(**TINY, max_txt_len=128), IMAGES, QUESTIONS)
-
-
 @registry.register_model("blip_vis_dialogue")
 class BlipDialogue(Blip):
     """Answers questions of a dialogue about a picture (BLIP paper, section 5.5 and figure 5c).
@@ -122,18 +109,6 @@ class BlipDialogue(Blip):
     PRETRAINED_RULES = Rules(
         drop=(*TRAINING_STATE, "vision_proj.*", "text_proj.*", "itm_head.*", "text_decoder.*"), resize=RESIZE
     )
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "base": Preset(
-            config=BlipDialogueConfig(),
-            pretrained=GS + "BLIP/models/model_base_capfilt_large.pth",
-            vis_processor=IMAGES,
-            text_processor=QUESTIONS,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned",
-        ),
-        "tiny": _TINY,
-        "tiny_shapes": for_shapes(_TINY, SHAPES),
-    }
 
     def __init__(self, config: BlipDialogueConfig) -> None:
         super().__init__(config)
@@ -429,3 +404,25 @@ class BlipDialogue(Blip):
             min_length,
         )
         return out if return_scores else out.texts
+
+    # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
+    def check_dialogue(self, caption: str | None, candidates: Sequence[str] | None) -> None:
+        """
+        Raises:
+            ValueError: there is no caption, or the model only ranks and there are no candidates.
+        """
+        if not (caption or "").strip():
+            raise ValueError(f"{self.registered_name} reads a caption beside the {self.MEDIA}; give one")
+        if self.config.answering == "rank" and not candidates:
+            raise ValueError(f"this {self.registered_name} chooses among answers; give some")
+
+    def reply(self, samples: Mapping[str, Any], candidates: Sequence[str] | None = None) -> Texts:
+        """The answer to one question: written, or the best of some candidates with its share among them."""
+        if candidates is None:
+            written = self.generate(samples, return_scores=True)
+            assert isinstance(written, Texts)
+            return written
+        found = self.predict({**samples, "answer_options": [list(candidates)]})[0]  # (K,)
+        best = int(found.argmax())
+        share = found.softmax(dim=0)[best]
+        return Texts([candidates[best]], [float(share.log())], [float(share)])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,16 +16,15 @@ from lavis.common import dist
 from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment, ContrastiveStep, Matching, TextStates
-from lavis.models.base import Preset, finite_results, inference, own_step
-from lavis.models.blip import SHAPES, Blip, BlipConfig
+from lavis.models.base import finite_results, inference, own_step
+from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, SMOOTHING, TINY, for_shapes, untrained
+from lavis.models.presets import RESIZE, SMOOTHING
 from lavis.models.tokenizer import Encoding, Tokens
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss, similarities
-from lavis.nn.text import Memory, TextConfig, TextTransformer
-from lavis.nn.vit import VIT_LARGE
+from lavis.nn.text import Memory, TextTransformer
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,6 @@ class BlipMatchingConfig(BlipConfig):
     queue_size: int = 57600
     negative_all_rank: bool = False
     losses: tuple[str, ...] = ("itc", "itm", "lm")
-
-
-_LARGE_TEXT = TextConfig(memory_width=VIT_LARGE.width)
-_TINY_PRESET = untrained(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512), IMAGES, CAPTION)
-_SMALL = {
-    "tiny": _TINY_PRESET,
-    "tiny_shapes": for_shapes(_TINY_PRESET, SHAPES, pointing=42.7, max_txt_len=48),
-}
 
 
 class BlipMatching(Blip, Alignment):
@@ -96,23 +87,10 @@ class BlipFeatureExtractor(BlipMatching):
 
     registered_name = "blip_feature_extractor"
     MATCHES = False
+    match_texts = explain_text = None  # type: ignore[assignment]  # for want of that head
     FOREIGN_RULES = (replace(TRANSFORMERS_BLIP, drop=("itm_head.*",), resize=RESIZE),)
     RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*", "itm_head.*"), resize=RESIZE)
     PRETRAINED_RULES = RULES
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        name: Preset(
-            config=BlipMatchingConfig(image_size=224, max_txt_len=30, text=text, vit=vit),
-            weights=GS + f"BLIP/models/{file}",
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note=f"{size} at 224 px, pre-trained",
-        )
-        for name, file, vit, text, size in (
-            ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16"),
-            ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
-        )
-    } | _SMALL
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -145,20 +123,6 @@ class BlipITM(BlipMatching):
     registered_name = "blip_image_text_matching"
     RULES = Rules(drop=TRAINING_STATE)
     PRETRAINED_RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*"), resize=RESIZE)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        name: Preset(
-            config=BlipMatchingConfig(text=text, vit=vit),
-            weights=GS + f"BLIP/models/model_{name}_retrieval_coco.pth",
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note=f"{size} at 384 px, fine-tuned on COCO retrieval",
-        )
-        for name, vit, text, size in (
-            ("base", BlipConfig.vit, TextConfig(), "ViT-B/16"),
-            ("large", VIT_LARGE, _LARGE_TEXT, "ViT-L/16"),
-        )
-    } | _SMALL
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -249,18 +213,6 @@ class BlipRetrieval(BlipMatching):
     PRETRAINED_RULES = Rules(
         drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES
     )
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        name: Preset(
-            config=BlipMatchingConfig(grad_checkpointing=4),
-            weights=GS + f"LAVIS/models/BLIP/blip_{name}_retrieval.pth",
-            pretrained=GS + "BLIP/models/model_base_capfilt_large.pth",
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note=f"ViT-B/16 at 384 px, fine-tuned on {data} retrieval",
-        )
-        for name, data in (("coco", "COCO"), ("flickr", "Flickr30k"))
-    } | _SMALL
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)
@@ -326,22 +278,6 @@ class BlipPretrain(BlipMatching):
     NEGATIVE_FLOOR = 1e-4
     RULES = Rules(drop=TRAINING_STATE, resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = RULES
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        name: Preset(
-            config=BlipMatchingConfig(
-                image_size=224, max_txt_len=30, vit=vit, text=text, grad_checkpointing=blocks
-            ),
-            weights=GS + f"BLIP/models/{file}",
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note=f"{size} at 224 px",
-        )
-        for name, file, vit, text, size, blocks in (
-            ("base", "model_base_capfilt_large.pth", BlipConfig.vit, TextConfig(), "ViT-B/16", 0),
-            ("large", "model_large.pth", VIT_LARGE, _LARGE_TEXT, "ViT-L/16", 5),
-        )
-    } | _SMALL
 
     def __init__(self, config: BlipMatchingConfig) -> None:
         super().__init__(config)

@@ -6,27 +6,18 @@ B pictures (or pairs of pictures), G texts for each, R = B·G texts, T tokens, N
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from lavis.common.registry import registry
-from lavis.models.base import Preset
-from lavis.models.blip import SHAPES, Blip
+from lavis.models.blip import Blip
 from lavis.models.checkpoints import EMA_COPIES, TRAINING_STATE, Rules
 from lavis.models.classification import Classifier, ClassifierConfig
-from lavis.models.presets import CAPTION, GS, IMAGES, OFFICIAL, RESIZE, TINY, TINY_TEXT, for_shapes, untrained
-from lavis.nn.text import TextConfig, TextTransformer
-from lavis.nn.vit import ViTConfig
+from lavis.models.presets import RESIZE
+from lavis.nn.text import TextTransformer
 
-PRETRAINED = GS + "BLIP/models/model_base_capfilt_large.pth"
 OTHER_HEADS = ("text_decoder.*", "vision_proj.*", "text_proj.*", "itm_head.*")
-_TINY = ClassifierConfig(**TINY)
-_TINY_PAIRS = untrained(
-    replace(_TINY, text=replace(TINY_TEXT, memories="twin"), num_classes=2), IMAGES, CAPTION
-)
-_TINY_CLASSES = untrained(replace(_TINY, num_classes=3), IMAGES, CAPTION)
 
 
 @registry.register_model("blip_nlvr")
@@ -36,6 +27,7 @@ class BlipNLVR(Blip, Classifier):
     section 5.4 and figure 5b)."""
 
     registered_name = "blip_nlvr"
+    PAIRS = True
     RULES = Rules(drop=TRAINING_STATE)
     PRETRAINED_RULES = Rules(
         drop=(*TRAINING_STATE, *OTHER_HEADS, "*.crossattention.self.*", "*.crossattention.output.dense.*"),
@@ -46,24 +38,6 @@ class BlipNLVR(Blip, Classifier):
         ),
         fresh=("cls_head.*", "*.merge_layer.*"),
     )
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "nlvr": Preset(
-            config=ClassifierConfig(
-                # what the published weights were trained with; the original library's preset left it out
-                vit=ViTConfig(drop_path=0.1),
-                text=TextConfig(memories="twin"),
-                num_classes=2,
-            ),
-            weights=GS + "BLIP/models/model_base_nlvr.pth",
-            pretrained=PRETRAINED,
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 384 px, fine-tuned on NLVR2",
-        ),
-        "tiny": _TINY_PAIRS,
-        "tiny_shapes": for_shapes(_TINY_PAIRS, SHAPES),
-    }
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__(config)
@@ -102,19 +76,6 @@ class BlipClassification(Blip, Classifier):
     PRETRAINED_RULES = Rules(
         drop=(*TRAINING_STATE, *OTHER_HEADS), resize=RESIZE, copy=EMA_COPIES, fresh=("cls_head*",)
     )
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "base": Preset(
-            config=ClassifierConfig(),
-            # the original names a captioner's file here, which has no text encoder
-            pretrained=PRETRAINED,
-            vis_processor=IMAGES,
-            text_processor=CAPTION,
-            licence=OFFICIAL,
-            note="ViT-B/16 at 384 px, pre-trained; to be fine-tuned, num_classes is to be given",
-        ),
-        "tiny": _TINY_CLASSES,
-        "tiny_shapes": for_shapes(_TINY_CLASSES, SHAPES),
-    }
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__(config)

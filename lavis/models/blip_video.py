@@ -7,17 +7,15 @@ B videos, F frames, N image tokens per frame, D width, E width of a feature.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lavis.common.registry import registry
-from lavis.models.base import Preset
 from lavis.models.blip import BlipCaption
 from lavis.models.blip_dialogue import BlipDialogue
-from lavis.models.blip_matching import BlipITM, BlipRetrieval
+from lavis.models.blip_matching import BlipRetrieval
 from lavis.models.blip_vqa import BlipVQA
 from lavis.models.presets import RESIZE
 from lavis.models.vision_text import VisionTextModel
@@ -51,16 +49,6 @@ class SeesVideo(VisionTextModel):
         return FrameTransformer(self.config.vit, self.config.image_size, self.config.grad_checkpointing)
 
 
-def _on_videos(preset: Preset, frames: int) -> Preset:
-    """A picture model's preset for its use on videos."""
-    return replace(
-        preset,
-        vis_processor={p: {"name": f"alpro_video_{p}", "n_frms": frames} for p in ("train", "eval")},
-        note=f"{preset.note}; on {frames} frames of a video",
-        pointing=None,  # measured on pictures
-    )
-
-
 @registry.register_model("blip_video_caption")
 class BlipVideoCaption(SeesVideo, BlipCaption):
     """Captions videos, zero-shot from a captioner of pictures, or fine-tuned. Not in the paper, which has questions and
@@ -68,10 +56,6 @@ class BlipVideoCaption(SeesVideo, BlipCaption):
 
     registered_name = "blip_video_caption"
     RULES = replace(BlipCaption.RULES, resize=RESIZE)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        name: _on_videos(BlipCaption.PRESETS[name], frames=8)
-        for name in ("base_coco", "large_coco", "tiny", "tiny_shapes")
-    }
 
 
 @registry.register_model("blip_video_qa")
@@ -81,10 +65,6 @@ class BlipVideoQA(SeesVideo, BlipVQA):
 
     registered_name = "blip_video_qa"
     RULES = replace(BlipVQA.RULES, resize=RESIZE)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "vqav2": _on_videos(BlipVQA.PRESETS["vqav2"], frames=16),
-        **{name: _on_videos(BlipVQA.PRESETS[name], frames=8) for name in ("tiny", "tiny_shapes")},
-    }
 
 
 @registry.register_model("blip_video_retrieval")
@@ -94,17 +74,6 @@ class BlipVideoRetrieval(SeesVideo, BlipRetrieval):
 
     registered_name = "blip_video_retrieval"
     RULES = replace(BlipRetrieval.RULES, resize=RESIZE)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "coco": _on_videos(BlipRetrieval.PRESETS["coco"], frames=8),
-        "large_coco": _on_videos(
-            replace(
-                BlipITM.PRESETS["large"],
-                config=replace(BlipITM.PRESETS["large"].config, grad_checkpointing=4),
-            ),
-            frames=8,
-        ),
-        **{name: _on_videos(BlipRetrieval.PRESETS[name], frames=8) for name in ("tiny", "tiny_shapes")},
-    }
 
     def image_feature(self, states: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
         """Mean over frames of the projected class tokens, length 1: (B, E)."""
@@ -121,11 +90,3 @@ class BlipVideoDialogue(SeesVideo, BlipDialogue):
     samples; writes its answers, because AVSD has no candidates (`answering: rank` where there are some)."""
 
     registered_name = "blip_video_dialogue"
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        name: _on_videos(replace(preset, config=replace(preset.config, answering="generate")), frames)
-        for name, preset, frames in (
-            ("base", BlipDialogue.PRESETS["base"], 8),
-            ("tiny", BlipDialogue.PRESETS["tiny"], 8),
-            ("tiny_shapes", BlipDialogue.PRESETS["tiny_shapes"], 8),
-        )
-    }

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lavis.models import heat_maps
 from lavis.models.base import CONFIG_NAME, BaseModel, inference, own_step, read_description
 from lavis.models.checkpoints import Rules, StateDict
-from lavis.models.outputs import EncoderOutput, IntermediateOutput, OutputWithLogits
+from lavis.models.outputs import EncoderOutput, Explanation, IntermediateOutput, OutputWithLogits
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
@@ -50,6 +51,7 @@ class Classifier(VisionTextModel):
     HEAD = "cls_head"
     HEAD_WIDTH = 1
     LABELS = "label"
+    PAIRS = False  # whether texts are about two images, `image0` and `image1`
 
     config: Any
 
@@ -276,6 +278,23 @@ class Classifier(VisionTextModel):
             assert logits is not None
             out["scores"] = logits.float().softmax(dim=1)
         return out
+
+    def explain_text(
+        self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
+    ) -> Explanation:
+        """The logit of the likeliest class, by the words of a text; see `lavis.inference.protocols`."""
+        found: list[int] = []
+
+        def greatest() -> torch.Tensor:
+            out: Any = self.forward({**samples, "text_input": [text]}, is_train=False)
+            logits = out["predictions"]  # (1, C)
+            found.append(int(logits.argmax()))
+            return logits[:, found[-1]]
+
+        def said() -> str:
+            return ("false", "true")[found[-1]] if self.PAIRS else f"class {found[-1]}"
+
+        return heat_maps.explained_text(self, text or "", layer, greatest, said)
 
 
 def some_names(names: Sequence[str]) -> str:

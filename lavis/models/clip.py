@@ -9,28 +9,25 @@ B pictures, R texts, C classes, T tokens, D width, E width of the shared space.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.common import dist
 from lavis.common.registry import registry
-from lavis.models.base import BaseModel, Output, Preset, inference, own_step
+from lavis.models.base import BaseModel, Output, inference, own_step
 from lavis.models.checkpoints import Rules
 from lavis.models.clip_checkpoints import RESIZE, TRANSFORMERS_CLIP, adapted
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
-from lavis.models.gallery import products, share_of, sum_over_ranks
+from lavis.models.gallery import TEXTS_AT_ONCE, cosine_matrix
 from lavis.models.outputs import Features
-from lavis.models.presets import untrained
 from lavis.models.samples import checked_batch
 from lavis.models.zero_shot import Template, fill, imagenet_templates
 from lavis.nn.clip import (
@@ -52,7 +49,7 @@ log = logging.getLogger("lavis")
 
 START_SCALE = 1 / 0.07  # what cosines are multiplied with at the start of training (section 2.5)
 MAX_SCALE = 100.0  # and at most; also the factor of `predict`
-_TEXTS_AT_ONCE, _CLASSES_AT_ONCE = 256, 64  # of encoding many texts
+_CLASSES_AT_ONCE = 64  # of encoding many texts
 
 # --------------------------------------------------------------------------------- configuration
 
@@ -76,31 +73,6 @@ class ClipConfig:
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
     quick_gelu: bool = True
     vocabulary: str = "clip"
-
-
-# 2.1 million parameters: for tests, for the embedded data, for a first try on own small data.
-_TINY = ClipConfig(
-    image_size=64,
-    embed_dim=128,
-    vision=ClipViTConfig(width=128, depth=4, heads=4, patch_size=8),
-    text=ClipTextConfig(width=128, depth=3, heads=4, context_length=48, vocab_size=4610),
-)
-_LARGE = ClipConfig(
-    embed_dim=768,
-    vision=ClipViTConfig(width=1024, depth=24, heads=16, patch_size=14),
-    text=ClipTextConfig(width=768, heads=12),
-)
-
-
-def _openai(config: ClipConfig, sha256: str, file: str, what: str) -> Preset:
-    return Preset(
-        config=config,
-        weights=f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file}",
-        sha256=sha256,
-        vis_processor={"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}},
-        licence="MIT (OpenAI's repository); the model card declares any deployed use out of scope",
-        note=f"{what}, trained on 400 million pictures of the web; English",
-    )
 
 
 # ----------------------------------------------------------------------------------------- outputs
@@ -143,42 +115,6 @@ class Clip(BaseModel):
     )
     PRETRAINED_RULES = RULES
     FOREIGN_RULES = (TRANSFORMERS_CLIP,)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "ViT-B-32": _openai(
-            ClipConfig(),
-            "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-            "ViT-B-32.pt",
-            "ViT-B/32 at 224 px",
-        ),
-        "ViT-B-16": _openai(
-            ClipConfig(vision=ClipViTConfig(patch_size=16)),
-            "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-            "ViT-B-16.pt",
-            "ViT-B/16 at 224 px",
-        ),
-        "ViT-L-14": _openai(
-            _LARGE,
-            "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-            "ViT-L-14.pt",
-            "ViT-L/14 at 224 px",
-        ),
-        "ViT-L-14-336": _openai(
-            dataclasses.replace(_LARGE, image_size=336),
-            "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-            "ViT-L-14-336px.pt",
-            "ViT-L/14 at 336 px",
-        ),
-        "RN50": _openai(
-            ClipConfig(embed_dim=1024, vision=ClipResNetConfig()),
-            "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
-            "RN50.pt",
-            "ResNet-50 at 224 px",
-        ),
-        "tiny": untrained(
-            _TINY, {"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}}
-        ),
-    }
-    PRESETS["base"] = PRESETS["ViT-B-32"]
 
     config: ClipConfig
     tokenizer: ClipTokenizer
@@ -324,6 +260,27 @@ class Clip(BaseModel):
             return found.image_embeds
         return found
 
+    # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
+    @property
+    def embed_dim(self) -> int:
+        """Width of the common space."""
+        return self.config.embed_dim
+
+    @property
+    def cosine_scale(self) -> float:
+        """What was learned to multiply cosines with."""
+        return math.exp(float(self.logit_scale.detach()))
+
+    @torch.no_grad()
+    def embed_images(self, media: torch.Tensor) -> torch.Tensor:
+        """As `encode_image`."""
+        return self.encode_image(media)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """As `encode_text`."""
+        return self.encode_text(texts)
+
     # ------------------------------------------------------------------------------ training
     def before_step(self, progress: float | None = None) -> None:
         super().before_step(progress)
@@ -450,35 +407,18 @@ class Clip(BaseModel):
         Returns:
             (pictures, texts) and (texts, pictures), float32.
         """
-        texts = self._encode_texts(list(data_loader.dataset.text), share=True)
-        images = self._nothing(len(data_loader.dataset))
-        for indices, image in share_of(data_loader, "image"):
-            images[indices] = _unit(self.encode_image(image))
-        sims = products(sum_over_ranks(images, self.device), texts)
-        return sims.numpy(), sims.t().contiguous().numpy()
+        return cosine_matrix(self, data_loader)
 
-    def _encode_texts(self, texts: Sequence[str], share: bool = False) -> torch.Tensor:
-        """Vectors of length 1 of any number of texts (R, E), texts of similar length in one batch.
-
-        With `share` each rank encodes some, and all ranks must call this together.
-        """
+    def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Vectors of length 1 of any number of texts (R, E), texts of similar length in one batch."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out = self._nothing(len(texts))
-        for number, start in enumerate(range(0, len(order), _TEXTS_AT_ONCE)):
-            if not (share and _others(number)):
-                rows = order[start : start + _TEXTS_AT_ONCE]
-                out[rows] = _unit(self.encode_text([texts[i] for i in rows]))
-        return sum_over_ranks(out, self.device).to(self.device) if share else out
-
-    def _nothing(self, rows: int) -> torch.Tensor:
-        return torch.zeros(rows, self.config.embed_dim, device=self.device)
+        out = torch.zeros(len(texts), self.config.embed_dim, device=self.device)
+        for start in range(0, len(order), TEXTS_AT_ONCE):
+            rows = order[start : start + TEXTS_AT_ONCE]
+            out[rows] = _unit(self.encode_text([texts[i] for i in rows]))
+        return out
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
     """The same directions with length 1, in float32."""
     return F.normalize(vectors.float(), dim=-1)
-
-
-def _others(batch: int) -> bool:
-    """Whether a batch is another rank's to encode."""
-    return batch % dist.world_size() != dist.rank()

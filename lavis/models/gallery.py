@@ -1,4 +1,4 @@
-"""A gallery of pictures or clips, read batch by batch and shared out among ranks. For `compute_sim_matrix`."""
+"""A gallery of images or videos, read batch by batch and shared out among ranks. For `compute_sim_matrix`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from itertools import repeat
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.nn.finite import check_finite
 from lavis.nn.losses import similarities
+
+TEXTS_AT_ONCE = 256
 
 
 def share_of(data_loader: Any, key: str) -> Iterator[tuple[list[int], torch.Tensor]]:
@@ -54,6 +58,31 @@ def products(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     check_finite(found[0])
     check_finite(found[1], kind="text")
     return similarities(*found)
+
+
+@torch.no_grad()
+def cosine_matrix(model: Any, data_loader: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all images (or videos) with all texts. Ranks share the work, and all of them get the whole.
+
+    Args:
+        model: has `embed_dim`, `embed_images` and `embed_texts`, see `lavis.inference.protocols.EmbedsBoth`.
+        data_loader: see `share_of`; `data_loader.dataset` has `text`, the texts, and as many items as there are images.
+
+    Returns:
+        (images, texts) and (texts, images), float32.
+    """
+    given = list(data_loader.dataset.text)
+    texts = torch.zeros(len(given), model.embed_dim, device=model.device)
+    order = sorted(range(len(given)), key=lambda i: len(given[i]))
+    for number, start in enumerate(range(0, len(order), TEXTS_AT_ONCE)):
+        if number % dist.world_size() == dist.rank():
+            rows = order[start : start + TEXTS_AT_ONCE]
+            texts[rows] = F.normalize(model.embed_texts([given[i] for i in rows]).float(), dim=-1)
+    images = torch.zeros(len(data_loader.dataset), model.embed_dim, device=model.device)
+    for indices, media in share_of(data_loader, getattr(model, "MEDIA", "image")):
+        images[indices] = F.normalize(model.embed_images(media.to(model.device)).float(), dim=-1)
+    sims = products(sum_over_ranks(images, model.device), sum_over_ranks(texts, model.device))
+    return sims.numpy(), sims.t().contiguous().numpy()
 
 
 @contextmanager

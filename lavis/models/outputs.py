@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lavis.nn.ema import NewFeatures
@@ -111,3 +112,39 @@ class Texts:
     texts: list[str]
     logprobs: list[float]
     scores: list[float]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Every image with every text.
+
+    Attributes:
+        logits: (B, n, 2), log-odds of "does not fit" and "fits".
+        images, texts: their vectors in the common space, (B, E) and (n, E).
+    """
+
+    logits: torch.Tensor
+    images: torch.Tensor
+    texts: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Heat maps of a text.
+
+    Attributes:
+        words: W of them; of a question its own, whatever the answer.
+        maps: (W, g, g) floats, 0 and above, of one image; (W, P, g, g) of a pair's two or a video's P frames. A word of
+            several tokens has their mean. Larger is more important; only values of one word compare.
+        whole: (g, g) or (P, g, g), the mean over words.
+        text: what is explained: the text that was given, the caption, the answer, or the class: "true" or "false" of
+            a statement about two images, "class 0" and so on of others.
+        score: what the maps are shares of: the logit of matching or of the class, or the natural logarithm of the
+            caption's or answer's probability.
+    """
+
+    words: list[str]
+    maps: np.ndarray
+    whole: np.ndarray
+    text: str
+    score: float

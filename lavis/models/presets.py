@@ -1,18 +1,12 @@
-"""What presets of several families have in common: addresses, licences, processors, small sizes."""
+"""What families and their rows in `lavis.models.zoo` have in common: processors, small sizes, position embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from lavis.common.hub import GS as GS
-from lavis.models.base import Preset
-from lavis.models.tokenizer import ASSETS
 from lavis.nn.text import TextConfig
 from lavis.nn.vit import ViTConfig, interpolate_positions
-
-OFFICIAL = "BSD-3-Clause (the official repository's; none is stated for the weights themselves)"
 
 IMAGES = {"train": {"name": "blip_image_train"}, "eval": {"name": "blip_image_eval"}}
 CAPTION = {"train": {"name": "blip_caption"}, "eval": {"name": "blip_caption"}}
@@ -50,38 +44,3 @@ TINY: dict[str, Any] = {
     "vocabulary": "tiny",
     "cover": True,
 }
-
-
-def untrained(
-    config: Any,
-    vis_processor: Mapping[str, Mapping[str, Any]],
-    text_processor: Mapping[str, Mapping[str, Any]] | None = None,
-    note: str = "64 px",
-) -> Preset:
-    """A small model with random starting weights."""
-    return Preset(
-        config=config,
-        vis_processor=vis_processor,
-        text_processor=text_processor or {},
-        licence="none needed: no weights",
-        commercial=True,
-        note=f"random starting weights, {note}; for tests and small data",
-    )
-
-
-def for_shapes(tiny: Preset, file: str, pointing: float | None = None, **config: Any) -> Preset:
-    """A small model that starts from weights in the package, pre-trained on the embedded data.
-
-    Args:
-        tiny: its preset with random weights. file: the folder of the pre-trained weights among the assets.
-        pointing: see `Preset`, where these weights make the finished model.
-        config: fields that differ.
-    """
-    return replace(
-        tiny,
-        config=replace(tiny.config, **config),
-        pretrained=str(ASSETS / file),
-        licence="BSD-3-Clause",
-        note="64 px; starts from packaged weights, pre-trained on drawn shapes",
-        pointing=pointing,
-    )

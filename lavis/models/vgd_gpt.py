@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +16,10 @@ from torch import nn
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.models import checkpoints
-from lavis.models.base import BaseModel, Output, Preset, inference, locate
+from lavis.models.base import BaseModel, Output, inference, locate
 from lavis.models.checkpoints import Rules, more_rows
 from lavis.models.gpt_tokenizer import ANSWERING, GPTTokenizer
 from lavis.models.outputs import Texts
-from lavis.models.presets import untrained
 from lavis.models.samples import require
 from lavis.nn import generation
 from lavis.nn.gpt import GPT, Decoding, GPTConfig
@@ -84,15 +83,6 @@ class Sequences:
     mask: torch.Tensor
 
 
-_TINY = GPTDialogueConfig(
-    transformer=GPTConfig(
-        width=128, depth=3, heads=4, max_positions=256, dropout=0.0, attention_dropout=0.0, init_std=0.06
-    ),
-    len_tokenizer=1024,
-    len_video_ft=3 * 16 * 16,
-)
-
-
 @registry.register_model("gpt_dialogue")
 class GPTDialogue(BaseModel):
     """Answers questions of a dialogue about a video (VGD-GPT paper, section 3).
@@ -111,22 +101,6 @@ class GPTDialogue(BaseModel):
 
     registered_name = "gpt_dialogue"
     FOREIGN_RULES = (ORIGINAL,)
-    PRESETS: ClassVar[dict[str, Preset]] = {
-        "base": Preset(
-            config=GPTDialogueConfig(),
-            vis_processor={"train": {"name": "gpt_video_ft"}, "eval": {"name": "gpt_video_ft"}},
-            text_processor={"train": {"name": "gpt_dialogue"}, "eval": {"name": "gpt_dialogue"}},
-            licence="none needed: no weights",
-            commercial=True,
-            note="GPT-2 small's size, features of I3D and VGGish; to be fine-tuned from GPT-2",
-        ),
-        "tiny": untrained(
-            _TINY,
-            {"train": {"name": "gpt_frame_ft"}, "eval": {"name": "gpt_frame_ft"}},
-            {"train": {"name": "gpt_dialogue"}, "eval": {"name": "gpt_dialogue"}},
-            note="frames as features",
-        ),
-    }
 
     tokenizer: GPTTokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lavis.common import moved
+from lavis.common.arguments import accepted
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, added, means_of
 from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, say_left_out
@@ -48,7 +48,7 @@ class CaptionSettings:
             )
 
 
-# these keys have another name in `model.generate`; the first three are always handed over
+# these keys have another name in `model.generate`, and are handed over even with their defaults
 _ARGUMENTS = {"num_beams": "num_beams", "max_len": "max_length", "min_len": "min_length"}
 
 
@@ -65,26 +65,27 @@ class CaptionTask(Task):
         self.primary = ("agg_metrics", "max") if self.settings.report_metric else None
 
     def generation_arguments(self, model: nn.Module) -> dict[str, Any]:
-        """What `model.generate` is called with: beams, lengths, and each other key that was set.
+        """What `model.generate` is called with: beams, lengths (where it takes them), and each other key that was set.
 
         Raises:
             ValueError: a key is set that this model's `generate` does not take.
         """
-        accepted = inspect.signature(model.generate).parameters  # type: ignore[arg-type]
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        out = {}
-        for field in fields(CaptionSettings):
-            value = getattr(self.settings, field.name)
-            name = _ARGUMENTS.get(field.name, field.name)
-            if field.name == "report_metric" or (field.name not in _ARGUMENTS and value == field.default):
-                continue
-            if name not in accepted and not open_ended:
-                kind = type(model).__name__
-                raise ValueError(
-                    f"run.{field.name}={value!r}: {kind}.generate takes no {name}; remove the key"
-                )
-            out[name] = value
-        return out
+        keys = {
+            _ARGUMENTS.get(f.name, f.name): f for f in fields(CaptionSettings) if f.name != "report_metric"
+        }
+        values = {name: getattr(self.settings, field.name) for name, field in keys.items()}
+        defaults = {name: field.default for name, field in keys.items()}
+        wanted = {
+            name: value
+            for name, value in values.items()
+            if keys[name].name in _ARGUMENTS or value != defaults[name]
+        }
+
+        def refuse(name: str) -> str:
+            key, kind = keys[name].name, type(model).__name__
+            return f"run.{key}={wanted[name]!r}: {kind}.generate takes no {name}; remove the key"
+
+        return accepted(model.generate, wanted, defaults, refuse)  # type: ignore[arg-type]
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
         captions = model.generate(samples, **self.generation_arguments(model))  # type: ignore[operator]

@@ -14,6 +14,7 @@ from lavis.common.registry import registry
 from lavis.datasets.captioning import as_list as texts_of
 from lavis.metrics.bootstrap import Contributions, Floats, Statistic
 from lavis.metrics.finite import refuse_not_finite
+from lavis.models.gallery import cosine_matrix
 from lavis.tasks.base import Case, Record, Task, say_left_out
 
 
@@ -58,7 +59,13 @@ class RetrievalTask(Task):
             raise ValueError(
                 f"{data.dataset!r} has no texts; retrieval needs captions that can be looked for"
             )
-        i2t, t2i = model.compute_sim_matrix(data, task_cfg=self.settings)  # type: ignore[operator]
+        compare: Any = getattr(
+            model, "compute_sim_matrix", None
+        )  # what else a model does beside comparing vectors
+        if compare is None:
+            i2t, t2i = cosine_matrix(model, data)
+        else:
+            i2t, t2i = compare(data, task_cfg=self.settings)
         refuse_not_finite(i2t, "the scores of picture")
         refuse_not_finite(t2i, "the scores of text")
         return [{"direction": "i2t", "scores": i2t}, {"direction": "t2i", "scores": t2i}]

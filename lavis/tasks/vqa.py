@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from lavis.common import moved
+from lavis.common.arguments import accepted
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, means_of
 from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, say_left_out, units_of
 
 __getattr__ = moved.names_of(__name__)
 
+_OPTIONS = ("num_beams", "max_len", "min_len", "num_ans_candidates")  # of `predict_answers`
 PADDING_ID = -1  # question_id of entries that only pad a batch of pictures with several questions
 
 
@@ -71,15 +73,20 @@ class VQATask(Task):
             )
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
-        s = self.settings
-        answers = model.predict_answers(  # type: ignore[operator]
+        method: Any = model.predict_answers
+        options = {name: getattr(self.settings, name) for name in _OPTIONS}
+        answers = method(
             samples=samples,
             answer_list=self.answer_list,
-            inference_method=s.inference_method,
-            num_beams=s.num_beams,
-            max_len=s.max_len,
-            min_len=s.min_len,
-            num_ans_candidates=s.num_ans_candidates,
+            inference_method=self.settings.inference_method,
+            **accepted(
+                method,
+                options,
+                {f.name: f.default for f in fields(VQASettings)},
+                lambda name: (
+                    f"run.{name}={options[name]!r}: {type(model).__name__} takes no {name}; remove the key"
+                ),
+            ),
         )
         ids = as_list(samples["question_id"])
         return [

@@ -18,7 +18,7 @@ or an entry point of the group `lavis.plugins`:
     class TextToImage(Page):
         title = "Text to image"
         about = "Draws what a text says."
-        models = ("my_generator",)
+        models = ("my_generator/base",)
         inputs = (TextInput("text", "Text", value="a red circle"),)
         outputs = (Pictures("drawn", "Drawings"),)
 

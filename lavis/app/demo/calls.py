@@ -79,7 +79,7 @@ class Caller:
 
     def _checked(self, values: Sequence[Any]) -> _Call:
         spec = None
-        if self.page.models:
+        if self.page.uses_models:
             spec, *values = values
             if spec not in self.offered:
                 raise ValueError("Model: choose one of the list")

@@ -69,7 +69,7 @@ def _page(pages: Sequence[Ready], ready: Ready) -> None:
     shown: dict[str, Any] = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=290):
-            if page.models:
+            if page.uses_models:
                 given.append(_picker(ready))
             for field in page.inputs:
                 if not field.more:

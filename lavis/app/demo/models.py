@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lavis.app.demo.page import Page
+
 PACKAGED, HERE, AWAY = "in the package", "on this machine", "not here"
 
 
@@ -33,35 +35,47 @@ class Choice:
         return f"{self.spec} ({AWAY})" if self.where == AWAY else self.spec
 
 
-def choices(models: Sequence[str], own: Sequence[str] = ()) -> list[Choice]:
-    """The models of a page: those that are on this machine first, packaged ones before others.
+def choices(page: Page | type[Page], own: Sequence[str] = ()) -> list[Choice]:
+    """The models of a page: those that are on this machine first, packaged ones before others, defaults before all.
 
     Args:
-        models: see `Page.models`.
-        own: specs that the person who starts the demo has named; those whose architecture is among `models` come first.
+        page: what they are for.
+        own: specs that the person who starts the demo has named; those that the page can use come first.
 
     Raises:
         ValueError: there is no such model.
         FileNotFoundError: a folder of `own` holds no model.
     """
-    from lavis.common.registry import registry
+    from lavis.inference.protocols import ability_named, models_with
 
-    architectures = {architecture(spec) for spec in models}
-    first = [_choice(spec) for spec in own if architecture(spec) in architectures]
-    rest: dict[str, Choice] = {}
-    for spec in models:
-        if Path(spec).expanduser().is_dir():
-            rest[spec] = _choice(spec)
-            continue
-        name, _, model_type = spec.partition("/")
-        presets = registry.get_model_class(name).PRESETS
-        types = [model_type] if model_type else [t for t, preset in presets.items() if preset.weights]
-        for each in types:
-            rest.setdefault(f"{name}/{each}", _choice(f"{name}/{each}"))
+    named = {architecture(spec) for spec in page.models}
+    fit = [s for s in own if (architecture(s) in named if named else page.can_use(_class(s)))]
+    first = [_choice(spec) for spec in fit]
+    rest = [_choice(spec) for spec in page.models]
+    if not page.models and page.needs:
+        found = [
+            (f"{name}/{model_type}", preset)
+            for name, model_class in models_with(ability_named(page.needs)).items()
+            if page.can_use(model_class)
+            for model_type, preset in model_class.PRESETS.items()
+            if page.offers(preset)
+        ]
+        found.sort(key=lambda item: page.task not in item[1].default_for)
+        seen = set()
+        for spec, preset in found:
+            source = (architecture(spec), preset.weights or preset.pretrained or spec)
+            rest += [] if source in seen else [_choice(spec)]  # a type may have a second name
+            seen.add(source)
     known = {choice.spec for choice in first}
     order = (PACKAGED, HERE, AWAY)
-    ordered = sorted(rest.values(), key=lambda choice: order.index(choice.where))
-    return first + [choice for choice in ordered if choice.spec not in known]
+    return first + [c for c in sorted(rest, key=lambda c: order.index(c.where)) if c.spec not in known]
+
+
+def _class(spec: str) -> type:
+    from lavis.common.registry import registry
+
+    found: type = registry.get_model_class(architecture(spec))
+    return found
 
 
 def architecture(spec: str) -> str:

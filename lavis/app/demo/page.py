@@ -51,8 +51,11 @@ class Page:
         title: of the page, two or three words.
         about: what it does, a sentence or two.
         button: what is on the button.
-        models: registered names of models that it can use ("blip_caption": every type with weights of its own; or
-            "name/type"), the preferred ones first. Empty: it needs none.
+        needs: the ability that a model must have to be offered, the name of a protocol of `lavis.inference.protocols`
+            such as "Writes"; "": the page needs no model, unless it names some in `models`.
+        sees: "image" or "video", what the offered models are for.
+        task: the presets that are the default for this task come first, see `Preset.default_for`.
+        models: the only ones that it can use, as <name>/<type> or folders, where that does not follow from `needs`.
         inputs, outputs: in the order in which they are shown.
         examples: files for the first input that takes a picture or a clip.
         order: of pages, smallest first.
@@ -65,6 +68,9 @@ class Page:
     title: ClassVar[str]
     about: str = ""
     button: ClassVar[str] = "Run"
+    needs: ClassVar[str] = ""
+    sees: ClassVar[str] = "image"
+    task: ClassVar[str] = ""
     models: Sequence[str] = ()
     inputs: ClassVar[Sequence[Field]] = ()
     outputs: ClassVar[Sequence[Result]] = ()
@@ -77,12 +83,34 @@ class Page:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
+    @property
+    def uses_models(self) -> bool:
+        """Whether a visitor chooses a model."""
+        return bool(self.models) or bool(self.needs)
+
+    @classmethod
+    def can_use(cls, model_class: type) -> bool:
+        """Whether the page can work with a class of models."""
+        from lavis.inference.protocols import ability_named
+
+        return (
+            bool(cls.needs)
+            and issubclass(model_class, ability_named(cls.needs))
+            and getattr(model_class, "MEDIA", "image") == cls.sees
+            and not getattr(model_class, "PAIRS", False)
+        )
+
+    @classmethod
+    def offers(cls, preset: Any) -> bool:
+        """Whether a preset of such a class is to be offered: one with finished weights, or the default for `task`."""
+        return bool(preset.weights) or cls.task in preset.default_for
+
     def run(self, loaded: Any, *args: Any, **inputs: Any) -> Any:
         """Inputs to outputs.
 
         Args:
             loaded: the chosen model (`lavis.inference.Loaded`), used by nobody else meanwhile; None if there are no
-                `models`.
+                models.
             inputs: by the names of `inputs`, checked.
 
         Returns:

@@ -107,7 +107,7 @@ def _app(options: Options, folder: Path) -> Any:
         name: cls(settings)
         for name, cls in sorted(classes.items(), key=lambda item: (item[1].order, item[0]))
     }
-    offered = {name: choices(page.models, options.models) for name, page in pages.items()}
+    offered = {name: choices(page, options.models) for name, page in pages.items()}
     _check_all_used(options.models, offered)
     pool = Pool(options.max_models, _loader(options, offered))
     ready = [
@@ -155,7 +155,17 @@ def _check_all_used(models: Sequence[str], offered: dict[str, list[Choice]]) -> 
     known = {choice.spec for each in offered.values() for choice in each}
     for spec in models:
         if spec not in known:
-            raise ValueError(f"--model {spec}: no page of the demo can use it")
+            raise ValueError(f"--model {spec}: no page of the demo can use it; {_can(spec)}")
+
+
+def _can(spec: str) -> str:
+    """What a model can do, for a message."""
+    from lavis.app.demo.models import architecture
+    from lavis.common.registry import registry
+    from lavis.inference.protocols import abilities
+
+    found = abilities(registry.get_model_class(architecture(spec)))
+    return f"it can {'; '.join(found)}" if found else "it has none of the abilities that pages need"
 
 
 def _loader(options: Options, offered: dict[str, list[Choice]]) -> Any:

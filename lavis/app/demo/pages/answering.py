@@ -17,7 +17,7 @@ class Answering(Page):
         "Beside the answer stands how sure the model is of it."
     )
     button = "Ask"
-    models = ("blip_vqa", "albef_vqa")
+    needs, task = "Answers", "ask"
     inputs = (
         PictureInput("picture", "Picture"),
         TextInput("question", "Question", value="what color is the triangle?"),
@@ -31,6 +31,11 @@ class Answering(Page):
     order = 20
     batched = ("picture", "question")
 
+    @classmethod
+    def offers(cls, preset: Any) -> bool:
+        """None that knows its answers by number only."""
+        return super().offers(preset) and names_its_answers(preset)
+
     def run(
         self, loaded: Any, picture: list[Any], question: list[str], answers: tuple[str, ...] = ()
     ) -> list[list[Row]]:
@@ -38,6 +43,12 @@ class Answering(Page):
         import torch
 
         return answer(loaded, torch.stack([loaded.prepare(p) for p in picture]), question, answers)
+
+
+def names_its_answers(preset: Any) -> bool:
+    """Whether a preset writes its answers, or has names for those that it chooses among."""
+    chooses = hasattr(preset.config, "classnames")
+    return not chooses or preset.config.classnames is not None
 
 
 def answer(loaded: Any, media: Any, questions: list[str], answers: tuple[str, ...]) -> list[list[Row]]:

@@ -28,7 +28,7 @@ class Captioning(Page):
         "Beside each stands its probability per token."
     )
     button = "Describe"
-    models = ("blip_caption",)
+    needs, task = "Writes", "caption"
     inputs = (
         PictureInput("picture", "Picture"),
         ChoiceInput("method", "Method", choices=(BEAMS, NUCLEUS)),
@@ -79,20 +79,16 @@ def describe(
     """Captions of each picture or clip of a batch, best first, with their probability per token.
 
     Args:
-        longest: tokens of a caption, at most. arguments: of the model's `generate`.
+        longest: tokens of a caption, at most. arguments: of the model's `generate`; those that it does not take are
+            left out.
     """
     import torch
 
-    samples = {loaded.sees: torch.stack([loaded.prepare(m) for m in media]).to(loaded.model.device)}
-    with loaded.autocast():
-        found = loaded.model.generate(
-            samples,
-            num_captions=captions,
-            max_new_tokens=longest,
-            min_new_tokens=min(5, longest),
-            return_scores=True,
-            **arguments,
-        )
+    from lavis.inference.writing import Writer
+
+    options = {"max_new_tokens": longest, "min_new_tokens": min(5, longest), **arguments}
+    writer = Writer(loaded, captions, tuple(options), **options)
+    found = writer(torch.stack([loaded.prepare(m) for m in media]))
     # of both methods the score is a log-probability per token
     rows = [
         Row(text.strip(), math.exp(score), percent(math.exp(score)))

@@ -13,9 +13,7 @@ class Classification(Page):
     title = "Zero-shot classification"
     about = "Chooses among labels that you write, without having been trained for them."
     button = "Classify"
-    # of the small models ALBEF is surest about texts that name one thing
-    models = ("albef_feature_extractor/tiny_shapes", "blip_feature_extractor/tiny_shapes",
-              "clip", "blip_feature_extractor", "albef_feature_extractor")  # fmt: skip
+    needs, task = "EmbedsBoth", "classify"
     inputs = (
         PictureInput("picture", "Picture"),
         LinesInput(

@@ -17,9 +17,7 @@ class Localization(Page):
         "makes the text fit."
     )
     button = "Locate"
-    # of the small models those whose maps point well (benchmarks/pointing.py)
-    models = ("blip_caption/tiny_shapes", "albef_retrieval/tiny_shapes",
-              "blip_image_text_matching", "blip_caption", "blip_retrieval", "albef_retrieval")  # fmt: skip
+    needs, task = "Explains", "explain"
     inputs = (
         PictureInput("picture", "Picture"),
         TextInput("text", "Text", value="a purple ring above a red triangle and a green square"),
@@ -27,6 +25,22 @@ class Localization(Page):
     outputs = (Layers("maps", "Words in the picture"),)
     examples = tuple(EXAMPLES / f"drawing_{i:02d}.png" for i in range(6))
     order = 40
+
+    @classmethod
+    def can_use(cls, model_class: type) -> bool:
+        """Of those that explain, the ones that take a text which describes the image."""
+        from lavis.inference.protocols import Matches, Writes
+
+        return super().can_use(model_class) and issubclass(model_class, (Matches, Writes))
+
+    @classmethod
+    def offers(cls, preset: Any) -> bool:
+        """None whose maps are known to point elsewhere (benchmarks/pointing.py)."""
+        from lavis.inference.explain import LEAST_POINTING
+
+        if preset.pointing is None:
+            return super().offers(preset)
+        return bool(preset.pointing >= LEAST_POINTING)
 
     def run(self, loaded: Any, picture: Any, text: str) -> list[tuple[str, Any]]:
         """The picture under each word's map, the mean of all first."""

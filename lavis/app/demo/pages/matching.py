@@ -17,8 +17,7 @@ class Matching(Page):
         "picture together, and the cosine of their two vectors (ITC), which are computed apart."
     )
     button = "Compare"
-    models = ("blip_image_text_matching/tiny_shapes", "albef_retrieval/tiny_shapes",
-              "blip_image_text_matching", "blip_retrieval", "albef_retrieval", "clip")  # fmt: skip
+    needs, task = "EmbedsBoth", "match"
     inputs = (
         PictureInput("picture", "Picture"),
         LinesInput(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -35,8 +34,7 @@ class Search(Page):
         "where there is a text, the nearest are read again by the matching head and put in its order."
     )
     button = "Search"
-    models: Sequence[str] = ("blip_image_text_matching/tiny_shapes", "albef_retrieval/tiny_shapes",
-              "blip_image_text_matching", "blip_retrieval", "albef_retrieval", "clip")  # fmt: skip
+    needs, task = "EmbedsBoth", "match"
     inputs = (
         TextInput("text", "Text", value="a purple ring above a red triangle and a green square", required=False),
         PictureInput("picture", "Picture", "To find similar ones; may be left out.", required=False),

@@ -1,11 +1,11 @@
-"""Questions about a clip (BLIP on videos)."""
+"""Questions about a video."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lavis.app.demo.page import EXAMPLES, Bars, ClipInput, LinesInput, Page, Row, TextInput
-from lavis.app.demo.pages.answering import answer
+from lavis.app.demo.pages.answering import answer, names_its_answers
 from lavis.common.registry import registry
 
 
@@ -14,7 +14,7 @@ class VideoAnswering(Page):
     title = "Video questions"
     about = "Answers a question about a short clip, of which evenly spread frames are read."
     button = "Ask"
-    models = ("blip_video_qa",)
+    needs, sees, task = "Answers", "video", "ask"
     inputs = (
         ClipInput("clip", "Clip"),
         TextInput("question", "Question", value="is there a heart?"),
@@ -25,6 +25,11 @@ class VideoAnswering(Page):
     outputs = (Bars("answer", "Answer"),)
     examples = tuple(EXAMPLES / f"clip_{i}.webm" for i in range(3))
     order = 80
+
+    @classmethod
+    def offers(cls, preset: Any) -> bool:
+        """None that knows its answers by number only."""
+        return super().offers(preset) and names_its_answers(preset)
 
     def run(self, loaded: Any, clip: Any, question: str, answers: tuple[str, ...] = ()) -> list[Row]:
         """The answer and its probability."""

@@ -1,4 +1,4 @@
-"""Captions of a clip (BLIP on videos)."""
+"""Captions of a video."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class VideoCaptioning(Page):
         "tell what is there rather than what happens."
     )
     button = "Describe"
-    models = ("blip_video_caption",)
+    needs, sees, task = "Writes", "video", "caption"
     inputs = (
         ClipInput("clip", "Clip"),
         NumberInput("captions", "Captions", value=3, minimum=1, maximum=5),

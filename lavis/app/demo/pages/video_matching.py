@@ -1,4 +1,4 @@
-"""How well sentences fit a clip (ALPRO and BLIP on videos)."""
+"""How well sentences fit a video."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class VideoMatching(Page):
     title = "Video and text"
     about = "Says how well sentences fit a short clip, of which evenly spread frames are read."
     button = "Compare"
-    models = ("alpro_retrieval/tiny_shapes", "alpro_retrieval", "blip_video_retrieval")
+    needs, sees, task = "EmbedsBoth", "video", "match"
     inputs = (
         ClipInput("clip", "Clip"),
         LinesInput(

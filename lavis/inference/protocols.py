@@ -1,0 +1,344 @@
+"""What a model can do. Commands, the demo and the docs ask by these protocols and know no family.
+
+A model has an ability if it has the methods (and properties) of the protocol under their names, and if each method
+takes the protocol's keyword-only arguments; nothing is inherited or registered. `isinstance(model, Writes)` and
+`issubclass(model_class, Writes)` tell; of a class, properties count that are class attributes, properties or
+annotated. Methods are called in evaluation mode and, but for `explain_text`, without autograd. For a method that
+users call themselves, `lavis.models.base.inference` sees to both, and refuses results that are not finite.
+
+Media of a batch are images (B, 3, h, w) or, of a model whose class says `MEDIA = "video"`, videos (B, 3, T, h, w),
+as the model's evaluation processor makes them, on the model's device. They come as a tensor, or in `samples` under
+"image" or "video". Texts are cleaned by the model's text processor; the model tokenizes them, and cuts them to the
+length that it reads. What a model can't do with its input it says by a ValueError: what is wrong, and what would do.
+
+B images or videos, G texts of each, R = B·G, n texts, E width of the common space, D width of states, C classes,
+W words, g x g places of a heat map.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+import torch
+
+from lavis.common.arguments import parameters
+from lavis.common.registry import registry, suggest
+from lavis.models.outputs import Explanation, Matched, Texts
+
+A = TypeVar("A")
+_NAMED = 6  # models that a message names
+
+
+class _Ability(type(Protocol)):  # type: ignore[misc]
+    """Makes isinstance and issubclass look at the arguments of methods, too: models that write answers have a
+    `generate` as those that write captions, but no `num_captions`."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        if not cls.__dict__.get("_is_protocol"):
+            return bool(super().__instancecheck__(instance))
+        return not lacking(instance, cls)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        if not cls.__dict__.get("_is_protocol") or not isinstance(subclass, type):
+            return bool(super().__subclasscheck__(subclass))
+        return not _lacking_in_class(subclass, cls)
+
+
+@runtime_checkable
+class EmbedsBoth(Protocol, metaclass=_Ability):
+    """Puts images and texts into one space, where cosines compare them: `match`, `classify`, `index`, `features`.
+
+    Retrieval is evaluated by these cosines, too, where the model has no `compute_sim_matrix` of its own.
+    """
+
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+
+    @property
+    def cosine_scale(self) -> float:
+        """What cosines are multiplied with before a softmax: one over the learned temperature."""
+
+    def embed_images(self, media: torch.Tensor) -> torch.Tensor:
+        """Vectors of images or videos, (B, E), of any length; only their directions count."""
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Vectors of texts, (n, E), likewise; at most 256 come at once, of similar length."""
+
+
+@runtime_checkable
+class EmbedsPairs(Protocol, metaclass=_Ability):
+    """Reads an image and a text together and gives one vector of both: `features --mode multimodal`."""
+
+    def embed_pairs(self, media: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """Vectors of B pairs, (B, D): of each image and the text in the same place."""
+
+
+@runtime_checkable
+class Matches(Protocol, metaclass=_Ability):
+    """Has a matching head, which reads an image and a text together: `match`, `search --rerank`, `classify --head itm`.
+
+    Commands also show cosines, so the model has to be an `EmbedsBoth`.
+    """
+
+    def match_texts(self, media: torch.Tensor, texts: Sequence[str]) -> Matched:
+        """Every image with every text; any number of texts, so memory is to be bounded here.
+
+        Returns:
+            logits (B, n, 2), log-odds of "does not fit" and "fits"; and what `embed_images` and `embed_texts` give
+            for the same (B, E), (n, E), which is usually computed on the way.
+        """
+
+
+@runtime_checkable
+class Writes(Protocol, metaclass=_Ability):
+    """Writes captions: `caption`, the demo, evaluation of captioning."""
+
+    def generate(
+        self, samples: Mapping[str, Any], *, num_captions: int = 1, return_scores: bool = False
+    ) -> list[str] | Texts:
+        """Caption images or videos.
+
+        Of the options of `lavis caption` (num_beams, max_length, min_length, max_new_tokens, min_new_tokens, top_p,
+        temperature, repetition_penalty, use_nucleus_sampling, seed: lengths in tokens; a seed for each image) the
+        method takes those that it heeds. Others are not passed, and refused where a user asks for one.
+
+        Args:
+            samples: "image" or "video".
+            num_captions: of each image.
+            return_scores: give `Texts` in place of strings, with `logprobs` (natural logarithm of a caption's
+                probability) and `scores` (log-probability per token).
+
+        Returns:
+            B·num_captions captions, those of an image next to one another, the best first.
+        """
+
+
+@runtime_checkable
+class Answers(Protocol, metaclass=_Ability):
+    """Answers questions: `ask`, `dialogue` (each question by itself), evaluation of visual question answering."""
+
+    def predict_answers(
+        self,
+        samples: Mapping[str, Any],
+        *,
+        answer_list: Sequence[str] | None = None,
+        inference_method: str = "rank",
+        return_scores: bool = False,
+    ) -> list[str] | Texts:
+        """Answer R questions.
+
+        Of num_beams, max_len, min_len (tokens) and num_ans_candidates the method takes those that it heeds, as
+        `Writes.generate` does.
+
+        Args:
+            samples: "image" or "video"; "text_input", R questions, those about an image next to one another.
+            inference_method: "rank" chooses one of `answer_list`, "generate" writes.
+            return_scores: give `Texts` in place of strings; `scores` are probabilities among the listed answers, or of
+                written ones log-probabilities per token; `logprobs` as in `Writes`.
+
+        Returns:
+            R answers, in the questions' order.
+        """
+
+
+@runtime_checkable
+class AnswersFromList(Protocol, metaclass=_Ability):
+    """Beside `Answers`: chooses among answers that it was trained for."""
+
+    def answers_among(self, answers: Sequence[str] | None) -> list[str]:
+        """Which answers `predict_answers` is to choose from, asked once, before the first question.
+
+        Args:
+            answers: those that a user gave; None: all that the model knows.
+
+        Raises:
+            ValueError: it doesn't know one of them, or knows none by name.
+        """
+
+
+@runtime_checkable
+class Chats(Protocol, metaclass=_Ability):
+    """Answers a question in the light of those before it: `dialogue`."""
+
+    def check_dialogue(self, caption: str | None, candidates: Sequence[str] | None) -> None:
+        """Asked once, before the first question.
+
+        Raises:
+            ValueError: the model needs a caption beside the image, or answers to choose from, and there are none.
+        """
+
+    def reply(self, samples: Mapping[str, Any], candidates: Sequence[str] | None = None) -> Texts:
+        """The answer to a question.
+
+        Args:
+            samples: "image" or "video", one; "caption", a list of one text ("" where there is none); "text_input", a
+                list of the question; "dialog", a list of one list: the rounds before, (question, answer) each.
+            candidates: answers to choose from; None: write.
+
+        Returns:
+            one text; its score is a log-probability per token, or a probability among the candidates.
+        """
+
+
+@runtime_checkable
+class Explains(Protocol, metaclass=_Ability):
+    """Says where in an image each word of a text has its evidence: `explain`."""
+
+    def explain_text(
+        self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
+    ) -> Explanation:
+        """Heat maps of a text's words. Autograd is on.
+
+        Args:
+            samples: one "image" (1, 3, h, w) or "video" (1, 3, T, h, w); where the class says `PAIRS = True`, the left
+                and the right image, "image0" and "image1".
+            text: a text that may fit, a caption, or a question. None only where the model also `Writes`: its own
+                caption.
+            layer: of the model, to look at; None: the one that shows places best.
+
+        Raises:
+            ValueError: there is no such layer, or no word to explain.
+        """
+
+
+@runtime_checkable
+class Classifies(Protocol, metaclass=_Ability):
+    """Tells classes apart that it was trained for: `classify` without labels, evaluation of classification.
+
+    `classify` leaves out models whose class says `PAIRS = True`, which judge two images.
+    """
+
+    @property
+    def classnames(self) -> Sequence[str] | None:
+        """What the C classes are called, in their order; None: unknown."""
+
+    def predict(self, samples: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Logits of the classes.
+
+        Args:
+            samples: "image" or "video"; "text_input", R texts, which may be empty.
+
+        Returns:
+            {"predictions": (R, C)}; "targets", the samples' "label", where they have it.
+        """
+
+
+# how messages say it
+ABILITIES: dict[type, str] = {
+    Writes: "write captions",
+    Answers: "answer questions",
+    Chats: "hold a dialogue",
+    EmbedsBoth: "put images and texts into one space",
+    Matches: "match images with texts by a matching head",
+    EmbedsPairs: "read image and text together",
+    Explains: "explain the words of a text",
+    Classifies: "tell classes apart that it was trained for",
+}
+
+
+def ability_named(name: str) -> type:
+    """The protocol of a name.
+
+    Raises:
+        ValueError: there is none; near names are suggested.
+    """
+    known = {ability.__name__: ability for ability in ABILITIES}
+    if name not in known:
+        raise ValueError(f"there is no ability {name!r}.{suggest(name, known)}")
+    return known[name]
+
+
+def abilities(model: Any) -> list[str]:
+    """What a model or a class of models can do, in words."""
+    return [words for ability, words in ABILITIES.items() if not lacking(model, ability)]
+
+
+def lacking(model: Any, ability: type) -> str:
+    """What a model or a class of models lacks for a protocol, in words; "" if nothing."""
+    if isinstance(model, type):
+        return _lacking_in_class(model, ability)
+    properties, methods = _members(ability)
+    missing = [name for name in properties if not hasattr(model, name)]
+    return _said(missing, {name: getattr(model, name, None) for name in methods}, methods)
+
+
+@functools.lru_cache(maxsize=4096)
+def _lacking_in_class(model_class: type, ability: type) -> str:
+    properties, methods = _members(ability)
+    annotated = {name for base in model_class.__mro__ for name in inspect.get_annotations(base)}
+    missing = [name for name in properties if not hasattr(model_class, name) and name not in annotated]
+    return _said(missing, {name: getattr(model_class, name, None) for name in methods}, methods)
+
+
+@functools.cache
+def _members(ability: type) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """A protocol's properties, and its methods with their keyword-only arguments."""
+    own = {name: value for name, value in vars(ability).items() if not name.startswith("_")}
+    methods = {name: value for name, value in own.items() if inspect.isfunction(value)}
+    needed = {
+        name: tuple(p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY)
+        for name, method in methods.items()
+    }
+    return tuple(name for name, value in own.items() if isinstance(value, property)), needed
+
+
+def _said(missing: list[str], found: Mapping[str, Any], needed: Mapping[str, tuple[str, ...]]) -> str:
+    lost = missing + [name for name, method in found.items() if not callable(method)]
+    if lost:
+        return f"it has no {' and no '.join(lost)}"
+    for name, method in found.items():
+        names, takes_any = parameters(method)
+        absent = [each for each in needed[name] if each not in names and not takes_any]
+        if absent:
+            return f"its {name} takes no {', '.join(absent)}"
+    return ""
+
+
+def models_with(ability: type, sees: str | None = None) -> dict[str, Any]:
+    """Registered names of the classes that have an ability, each class once.
+
+    Args:
+        sees: only those of "image" or of "video".
+    """
+    found: dict[str, Any] = {}
+    for name in registry.list_models():
+        model_class = registry.get_model_class(name)
+        own_name = getattr(model_class, "registered_name", name)
+        if issubclass(model_class, ability) and sees in (None, getattr(model_class, "MEDIA", "image")):
+            found.setdefault(own_name, model_class)
+    return found
+
+
+def require(loaded: Any, ability: type[A]) -> A:
+    """The model of a `Loaded`, as one that has an ability.
+
+    Raises:
+        ValueError: it has not; the message says what the model can do, and which models can do what was asked.
+    """
+    reason = lacking(loaded.model, ability)
+    if reason:
+        raise ValueError(cannot(loaded.spec, loaded.model, ability, reason))
+    return cast(A, loaded.model)
+
+
+def cannot(spec: str, model: Any, ability: type, reason: str = "") -> str:
+    """The message that a model or a class of models lacks an ability: what it can do, and which models have it.
+
+    Args:
+        spec: how the message calls it. reason: what `lacking` gave.
+    """
+    from lavis.inference.defaults import examples
+
+    why = (
+        f" ({reason})" if "takes no" in reason else ""
+    )  # that a method is not there at all goes without saying
+    able = abilities(model)
+    instead = f"it can {'; '.join(able)}" if able else "it can do nothing that commands ask for"
+    others = examples(ability, getattr(model, "MEDIA", "image"))
+    more = ", …" if len(others) > _NAMED else ""
+    named = f". Models that can: {', '.join(others[:_NAMED])}{more}" if others else ""
+    return f"{spec} can't {ABILITIES[ability]}{why}; {instead}{named}"

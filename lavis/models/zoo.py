@@ -1,0 +1,382 @@
+"""Every preset, one row each: `grep blip_caption/ lavis/models/zoo.py` shows a class's.
+
+A row is a `Preset` under <registered name>/<type>. A class finds its own as `Model.PRESETS`. Models from outside name
+theirs in their class (`PRESETS = {"base": Preset(…)}`), or add rows to any class with `add_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lavis.common.hub import GS
+from lavis.models.albef import ALBEF_TEXT, BARE_TEXT, AlbefConfig, AlbefMatchingConfig
+from lavis.models.albef import PRETRAINED as ALBEF_PRETRAINED
+from lavis.models.albef_reasoning import HEADS, PAIR_TEXT, AlbefNLVR
+from lavis.models.albef_vqa import AlbefVQA, decoder_copies
+from lavis.models.alpro import FILES as ALPRO
+from lavis.models.alpro import PRETRAINED as ALPRO_PRETRAINED
+from lavis.models.alpro import AlproConfig, AlproQAConfig
+from lavis.models.base import Preset
+from lavis.models.blip import BlipConfig
+from lavis.models.blip_dialogue import BlipDialogueConfig
+from lavis.models.blip_matching import BlipMatchingConfig
+from lavis.models.checkpoints import EMA_COPIES
+from lavis.models.classification import ClassifierConfig
+from lavis.models.clip import ClipConfig
+from lavis.models.presets import CAPTION, IMAGES, QUESTIONS, TINY, TINY_TEXT
+from lavis.models.tokenizer import ASSETS
+from lavis.models.vgd_gpt import GPTDialogueConfig
+from lavis.nn.clip import ClipResNetConfig, ClipTextConfig, ClipViTConfig
+from lavis.nn.gpt import GPTConfig
+from lavis.nn.text import TextConfig
+from lavis.nn.vit import VIT_LARGE, ViTConfig
+
+Rows = dict[str, Preset]
+Processors = Mapping[str, Mapping[str, Any]]
+
+# ------------------------------------------------------------------------- what rows have in common
+OFFICIAL = "BSD-3-Clause (the official repository's; none is stated for the weights themselves)"
+OPENAI = "MIT (OpenAI's repository); the model card declares any deployed use out of scope"
+PROMPTED = {"train": {"name": "blip_caption", "prompt": "a picture of "}, "eval": {"name": "blip_caption"}}
+CLIP_IMAGES = {"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}}
+DIALOGUES = {"train": {"name": "gpt_dialogue"}, "eval": {"name": "gpt_dialogue"}}
+BLIP, LAVIS_BLIP, LAVIS_ALBEF = GS + "BLIP/models/", GS + "LAVIS/models/BLIP/", GS + "LAVIS/models/ALBEF/"
+CAPFILT = BLIP + "model_base_capfilt_large.pth"  # BLIP's pre-trained weights, ViT-B/16
+ALBEF_PAIRS = ALBEF_PRETRAINED.replace("ALBEF.pth", "pretrain_model_nlvr.pth")
+LARGE: dict[str, Any] = {"vit": VIT_LARGE, "text": TextConfig(memory_width=VIT_LARGE.width)}  # of BLIP
+CLIP_LARGE: dict[str, Any] = {
+    "embed_dim": 768,
+    "vision": ClipViTConfig(width=1024, depth=24, heads=16, patch_size=14),
+    "text": ClipTextConfig(width=768, heads=12),
+}
+TINY_ALBEF_TEXT = replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=2)
+TINY_ALBEF: dict[str, Any] = {**TINY, "text": TINY_ALBEF_TEXT}
+TINY_ALPRO: dict[str, Any] = {
+    **TINY, "text": replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=4, token_types=2),
+    "frames": 8, "fuse_from": 2, "embed_dim": 64, "grad_checkpointing": 0,
+}  # fmt: skip
+# each of the two fusion layers begins two, as in the paper
+ALBEF_PAIRS_FROM_SHAPES = replace(
+    AlbefNLVR.PRETRAINED_RULES,
+    rename=(*BARE_TEXT, (r"\.layer\.3\.", ".layer.5.")),
+    copy=(
+        (r"^text_encoder(_m)?\.encoder\.layer\.3\.", "text_encoder.encoder.layer.2."),
+        (r"^text_encoder(_m)?\.encoder\.layer\.4\.", "text_encoder.encoder.layer.5."),
+        *EMA_COPIES,
+    ),
+    fresh=HEADS,
+)
+ALBEF_VQA_FROM_SHAPES = replace(AlbefVQA.PRETRAINED_RULES, copy=(*decoder_copies(2, 2), *EMA_COPIES))
+
+
+def official(
+    config: Any, note: str, text: Processors = CAPTION, vis: Processors = IMAGES, **row: Any
+) -> Preset:
+    """Weights of the original library or of a paper's authors."""
+    return Preset(config, vis_processor=vis, text_processor=text, licence=OFFICIAL, note=note, **row)
+
+
+def videos(frames: int) -> Processors:
+    return {phase: {"name": f"alpro_video_{phase}", "n_frms": frames} for phase in ("train", "eval")}
+
+
+def openai(config: ClipConfig, sha256: str, file: str, note: str, **row: Any) -> Preset:
+    note = f"{note}, trained on 400 million pictures of the web; English"
+    weights = f"https://openaipublic.azureedge.net/clip/models/{sha256}/{file}"
+    return Preset(config, weights, sha256=sha256, vis_processor=CLIP_IMAGES, licence=OPENAI, note=note, **row)
+
+
+def tiny(
+    config: Any, text: Processors | None = CAPTION, vis: Processors = IMAGES, note: str = "64 px"
+) -> Preset:
+    """A small model with random starting weights."""
+    note = f"random starting weights, {note}; for tests and small data"
+    return Preset(
+        config, vis_processor=vis, text_processor=text or {}, licence="none needed: no weights", commercial=True,
+        note=note,
+    )  # fmt: skip
+
+
+def shapes(tiny: Preset, file: str, changes: Mapping[str, Any] | None = None, **row: Any) -> Preset:
+    """A small model that starts from weights in the package, pre-trained on the embedded data.
+
+    Args:
+        tiny: its preset with random weights. file: the folder of the weights among the assets.
+        changes: fields of the config that differ.
+    """
+    common: dict[str, Any] = {
+        "config": replace(tiny.config, **(changes or {})), "pretrained": str(ASSETS / file),
+        "licence": "BSD-3-Clause", "note": "64 px; starts from packaged weights, pre-trained on drawn shapes",
+    }  # fmt: skip
+    return replace(tiny, **(common | row))
+
+
+def packaged(tiny: Preset, file: str, note: str, licence: str = "BSD-3-Clause", **row: Any) -> Preset:
+    """A small model whose finished weights are in the package."""
+    return replace(tiny, weights=str(ASSETS / file), licence=licence, note=note, **row)
+
+
+def alpro(config: AlproConfig, file: str, data: str, **row: Any) -> Preset:
+    note = f"TimeSformer-B/16, {config.frames} frames at 224 px, {data}"
+    return official(
+        config, note, vis=videos(config.frames), weights=ALPRO + file, pretrained=ALPRO_PRETRAINED, **row
+    )
+
+
+def on_videos(preset: Preset, frames: int, **row: Any) -> Preset:
+    """An image model's preset for its use on videos; what was measured on images does not hold."""
+    common: dict[str, Any] = {
+        "vis_processor": videos(frames), "note": f"{preset.note}; on {frames} frames of a video",
+        "pointing": None, "default_for": (), "generation": {},
+    }  # fmt: skip
+    return replace(preset, **(common | row))
+
+
+# ------------------------------------------------------------------------------------- small models
+CAPTIONER = tiny(BlipConfig(**TINY, max_txt_len=48), PROMPTED)
+ANSWERER = tiny(BlipConfig(**TINY, prompt=""), QUESTIONS)
+MATCHER = tiny(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512))
+MATCHER_SHAPES = shapes(MATCHER, "blip_shapes", {"max_txt_len": 48}, pointing=42.7)
+DIALOGUE = tiny(BlipDialogueConfig(**TINY, max_txt_len=128), QUESTIONS)
+CLASSES = tiny(ClassifierConfig(**TINY, num_classes=3))
+PAIRS = tiny(ClassifierConfig(**{**TINY, "text": replace(TINY_TEXT, memories="twin")}, num_classes=2))
+ALBEF_MATCHER = tiny(AlbefMatchingConfig(**TINY_ALBEF, embed_dim=64, queue_size=512))
+ALBEF_SHAPES = shapes(ALBEF_MATCHER, "albef_shapes", pointing=82.0)
+ALBEF_ANSWERER = tiny(AlbefConfig(**TINY_ALBEF, max_txt_len=25), QUESTIONS)
+ALBEF_CLASSES = tiny(ClassifierConfig(**TINY_ALBEF, num_classes=3))
+ALBEF_TWO = tiny(
+    ClassifierConfig(
+        **{**TINY_ALBEF, "text": replace(TINY_ALBEF_TEXT, depth=6, memories="alternate")}, num_classes=2
+    )
+)
+ALPRO_MATCHER = tiny(AlproConfig(**TINY_ALPRO), CAPTION, videos(8), "8 frames at 64 px")
+ALPRO_SHAPES = shapes(ALPRO_MATCHER, "alpro_shapes", {"max_txt_len": 48})
+# as many answers as shapes_video_qa has
+ALPRO_ANSWERER = tiny(AlproQAConfig(**TINY_ALPRO, num_classes=33), CAPTION, videos(8), "8 frames at 64 px")
+CLIP_TINY = ClipConfig(
+    image_size=64,
+    embed_dim=128,
+    vision=ClipViTConfig(width=128, depth=4, heads=4, patch_size=8),
+    text=ClipTextConfig(width=128, depth=3, heads=4, context_length=48, vocab_size=4610),
+)
+GPT_TINY = GPTDialogueConfig(
+    transformer=GPTConfig(
+        width=128, depth=3, heads=4, max_positions=256, dropout=0.0, attention_dropout=0.0, init_std=0.06
+    ),
+    len_tokenizer=1024,
+    len_video_ft=3 * 16 * 16,
+)
+# of videos there are no candidates to choose among
+WRITES = BlipDialogueConfig(answering="generate")
+TINY_WRITES = BlipDialogueConfig(**TINY, max_txt_len=128, answering="generate")
+VQA480 = BlipConfig(image_size=480, vit=ViTConfig(drop_path=0.1), prompt="", max_txt_len=35)
+
+# --------------------------------------------------------------------------------------------- rows
+# fmt: off
+ROWS: Rows = {
+    # BLIP, images
+    "blip_caption/base_coco": official(
+        BlipConfig(), "ViT-B/16 at 384 px, fine-tuned on COCO captions", PROMPTED, pretrained=CAPFILT, download_gb=0.9,
+        weights=LAVIS_BLIP + "blip_coco_caption_base.pth", default_for=("caption", "captioning", "explain")),
+    "blip_caption/large_coco": official(
+        BlipConfig(**LARGE, grad_checkpointing=5), "ViT-L/16 at 384 px, fine-tuned on COCO captions", PROMPTED,
+        weights=BLIP + "model_large_caption.pth", pretrained=BLIP + "model_large.pth"),
+    "blip_caption/tiny": CAPTIONER,
+    "blip_caption/tiny_shapes": packaged(
+        CAPTIONER, "tiny_shapes", "in the package; knows drawings of coloured shapes and nothing else", pointing=83.1,
+        default_for=("caption", "captioning", "explain"), generation={"max_length": 40, "min_length": 5}),
+    "blip_classification/base": official(
+        # the original names a captioner's file here, which has no text encoder
+        ClassifierConfig(), "ViT-B/16 at 384 px, pre-trained; to be fine-tuned, num_classes is to be given",
+        pretrained=CAPFILT, default_for=("classification",)),
+    "blip_classification/tiny": CLASSES,
+    "blip_classification/tiny_shapes": shapes(CLASSES, "blip_shapes", default_for=("classification",)),
+    "blip_feature_extractor/base": official(
+        BlipMatchingConfig(image_size=224, max_txt_len=30), "ViT-B/16 at 224 px, pre-trained", weights=CAPFILT,
+        default_for=("features",)),
+    "blip_feature_extractor/large": official(
+        BlipMatchingConfig(**LARGE, image_size=224, max_txt_len=30), "ViT-L/16 at 224 px, pre-trained",
+        weights=BLIP + "model_large.pth"),
+    "blip_feature_extractor/tiny": MATCHER,
+    "blip_feature_extractor/tiny_shapes": replace(MATCHER_SHAPES, default_for=("features",)),
+    "blip_image_text_matching/base": official(
+        BlipMatchingConfig(), "ViT-B/16 at 384 px, fine-tuned on COCO retrieval",
+        weights=BLIP + "model_base_retrieval_coco.pth"),
+    "blip_image_text_matching/large": official(
+        BlipMatchingConfig(**LARGE), "ViT-L/16 at 384 px, fine-tuned on COCO retrieval",
+        weights=BLIP + "model_large_retrieval_coco.pth"),
+    "blip_image_text_matching/tiny": MATCHER,
+    "blip_image_text_matching/tiny_shapes": MATCHER_SHAPES,
+    "blip_nlvr/nlvr": official(
+        # drop_path is what the published weights were trained with; the original library's preset left it out
+        ClassifierConfig(vit=ViTConfig(drop_path=0.1), text=TextConfig(memories="twin"), num_classes=2),
+        "ViT-B/16 at 384 px, fine-tuned on NLVR2", weights=BLIP + "model_base_nlvr.pth", pretrained=CAPFILT),
+    "blip_nlvr/tiny": PAIRS,
+    "blip_nlvr/tiny_shapes": shapes(PAIRS, "blip_shapes"),
+    "blip_pretrain/base": official(
+        BlipMatchingConfig(image_size=224, max_txt_len=30), "ViT-B/16 at 224 px", weights=CAPFILT),
+    "blip_pretrain/large": official(
+        BlipMatchingConfig(**LARGE, image_size=224, max_txt_len=30, grad_checkpointing=5), "ViT-L/16 at 224 px",
+        weights=BLIP + "model_large.pth"),
+    "blip_pretrain/tiny": MATCHER,
+    "blip_pretrain/tiny_shapes": MATCHER_SHAPES,
+    "blip_retrieval/coco": official(
+        BlipMatchingConfig(grad_checkpointing=4), "ViT-B/16 at 384 px, fine-tuned on COCO retrieval",
+        weights=LAVIS_BLIP + "blip_coco_retrieval.pth", pretrained=CAPFILT, default_for=("match", "retrieval")),
+    "blip_retrieval/flickr": official(
+        BlipMatchingConfig(grad_checkpointing=4), "ViT-B/16 at 384 px, fine-tuned on Flickr30k retrieval",
+        weights=LAVIS_BLIP + "blip_flickr_retrieval.pth", pretrained=CAPFILT),
+    "blip_retrieval/tiny": MATCHER,
+    "blip_retrieval/tiny_shapes": replace(MATCHER_SHAPES, default_for=("match",)),
+    "blip_vis_dialogue/base": official(
+        BlipDialogueConfig(), "ViT-B/16 at 384 px, pre-trained; to be fine-tuned", QUESTIONS, pretrained=CAPFILT),
+    "blip_vis_dialogue/tiny": DIALOGUE,
+    "blip_vis_dialogue/tiny_shapes": shapes(DIALOGUE, "blip_shapes"),
+    "blip_vqa/vqav2": official(
+        VQA480, "ViT-B/16 at 480 px, fine-tuned on VQAv2 (validation split included)", QUESTIONS, pretrained=CAPFILT,
+        weights=BLIP + "model_base_vqa_capfilt_large.pth", default_for=("ask", "vqa"), download_gb=1.4),
+    "blip_vqa/okvqa": official(
+        VQA480, "ViT-B/16 at 480 px, fine-tuned on OK-VQA", QUESTIONS, weights=LAVIS_BLIP + "blip_okvqa.pth",
+        pretrained=BLIP + "model_base_vqa_capfilt_large.pth"),
+    "blip_vqa/aokvqa": official(
+        VQA480, "ViT-B/16 at 480 px, fine-tuned on A-OKVQA", QUESTIONS, weights=LAVIS_BLIP + "blip_aokvqa.pth",
+        pretrained=BLIP + "model_base_vqa_capfilt_large.pth"),
+    "blip_vqa/tiny": ANSWERER,
+    "blip_vqa/tiny_shapes": shapes(
+        ANSWERER, "blip_shapes", weights=str(ASSETS / "blip_vqa_shapes"), default_for=("ask", "vqa"),
+        note="in the package; knows questions about drawings of coloured shapes"),
+    "blip_vqa/tiny_easy_vqa": packaged(
+        ANSWERER, "tiny_easy_vqa", "in the package; knows easy-VQA's questions about one coloured shape",
+        licence="BSD-3-Clause; trained on easy-VQA (MIT)"),
+    # ALBEF
+    "albef_classification/ve": official(
+        ClassifierConfig(text=ALBEF_TEXT, num_classes=3), "ViT-B/16 at 384 px, fine-tuned on SNLI-VE",
+        weights=LAVIS_ALBEF + "albef_snli_ve_lavis.pt", pretrained=ALBEF_PRETRAINED),
+    "albef_classification/tiny": ALBEF_CLASSES,
+    "albef_classification/tiny_shapes": shapes(ALBEF_CLASSES, "albef_shapes"),
+    "albef_feature_extractor/base": official(
+        AlbefMatchingConfig(image_size=224), "ViT-B/16 at 224 px, pre-trained", weights=ALBEF_PRETRAINED),
+    "albef_feature_extractor/tiny": ALBEF_MATCHER,
+    "albef_feature_extractor/tiny_shapes": ALBEF_SHAPES,
+    "albef_nlvr/nlvr": official(
+        ClassifierConfig(text=PAIR_TEXT, num_classes=2), "ViT-B/16 at 384 px, fine-tuned on NLVR2",
+        weights=LAVIS_ALBEF + "albef_nlvr_lavis.pt", pretrained=ALBEF_PAIRS),
+    "albef_nlvr/tiny": ALBEF_TWO,
+    "albef_nlvr/tiny_shapes": shapes(ALBEF_TWO, "albef_shapes", pretrained_rules=ALBEF_PAIRS_FROM_SHAPES),
+    "albef_pretrain/base": official(
+        AlbefMatchingConfig(image_size=224), "ViT-B/16 at 224 px", weights=ALBEF_PRETRAINED),
+    "albef_pretrain/tiny": ALBEF_MATCHER,
+    "albef_pretrain/tiny_shapes": ALBEF_SHAPES,
+    "albef_retrieval/coco": official(
+        AlbefMatchingConfig(), "ViT-B/16 at 384 px, fine-tuned on COCO retrieval",
+        weights=LAVIS_ALBEF + "albef_coco_retrieval_lavis.pt", pretrained=ALBEF_PRETRAINED),
+    "albef_retrieval/flickr": official(
+        AlbefMatchingConfig(), "ViT-B/16 at 384 px, fine-tuned on Flickr30k retrieval",
+        weights=LAVIS_ALBEF + "albef_flickr_retrieval_lavis.pt", pretrained=ALBEF_PRETRAINED),
+    "albef_retrieval/tiny": ALBEF_MATCHER,
+    # surer than BLIP about texts that name one thing
+    "albef_retrieval/tiny_shapes": replace(ALBEF_SHAPES, default_for=("classify", "retrieval")),
+    "albef_vqa/vqav2": official(
+        AlbefConfig(max_txt_len=25), "ViT-B/16 at 384 px, fine-tuned on VQAv2", QUESTIONS,
+        weights=LAVIS_ALBEF + "albef_vqav2_lavis.pt", pretrained=ALBEF_PRETRAINED),
+    "albef_vqa/tiny": ALBEF_ANSWERER,
+    "albef_vqa/tiny_shapes": shapes(ALBEF_ANSWERER, "albef_shapes", pretrained_rules=ALBEF_VQA_FROM_SHAPES),
+    # ALPRO
+    "alpro_feature_extractor/base": alpro(AlproConfig(frames=4, max_txt_len=30), "alpro_pretrain.pt", "pre-trained"),
+    "alpro_feature_extractor/tiny": ALPRO_MATCHER,
+    "alpro_feature_extractor/tiny_shapes": ALPRO_SHAPES,
+    "alpro_qa/msrvtt": alpro(
+        AlproQAConfig(num_classes=1500), "alpro_msrvtt_qa.pth", "fine-tuned on MSRVTT-QA, 1500 answers",
+        default_for=("classification",)),
+    "alpro_qa/msvd": alpro(
+        AlproQAConfig(num_classes=2423), "alpro_msvd_qa.pth", "fine-tuned on MSVD-QA, 2423 answers"),
+    "alpro_qa/tiny": ALPRO_ANSWERER,
+    "alpro_qa/tiny_shapes": shapes(ALPRO_ANSWERER, "alpro_shapes", default_for=("classification",)),
+    "alpro_retrieval/msrvtt": alpro(
+        AlproConfig(), "alpro_msrvtt_retrieval.pt", "fine-tuned on MSRVTT retrieval",
+        default_for=("match", "retrieval")),
+    "alpro_retrieval/didemo": alpro(
+        AlproConfig(), "alpro_didemo_retrieval.pt", "fine-tuned on DiDeMo retrieval"),
+    "alpro_retrieval/tiny": ALPRO_MATCHER,
+    "alpro_retrieval/tiny_shapes": replace(ALPRO_SHAPES, default_for=("match", "retrieval")),
+    # CLIP
+    "clip/ViT-B-32": openai(
+        ClipConfig(), "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt",
+        "ViT-B/32 at 224 px", default_for=("classify",)),
+    "clip/ViT-B-16": openai(
+        ClipConfig(vision=ClipViTConfig(patch_size=16)),
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "ViT-B-16.pt", "ViT-B/16 at 224 px"),
+    "clip/ViT-L-14": openai(
+        ClipConfig(**CLIP_LARGE), "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        "ViT-L-14.pt", "ViT-L/14 at 224 px"),
+    "clip/ViT-L-14-336": openai(
+        ClipConfig(**CLIP_LARGE, image_size=336),
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "ViT-L-14-336px.pt",
+        "ViT-L/14 at 336 px"),
+    "clip/RN50": openai(
+        ClipConfig(embed_dim=1024, vision=ClipResNetConfig()),
+        "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt", "ResNet-50 at 224 px"),
+    "clip/tiny": tiny(CLIP_TINY, None, CLIP_IMAGES),
+    # GPT-2
+    "gpt_dialogue/base": Preset(
+        GPTDialogueConfig(), vis_processor={"train": {"name": "gpt_video_ft"}, "eval": {"name": "gpt_video_ft"}},
+        text_processor=DIALOGUES, licence="none needed: no weights", commercial=True,
+        note="GPT-2 small's size, features of I3D and VGGish; to be fine-tuned from GPT-2"),
+    "gpt_dialogue/tiny": tiny(
+        GPT_TINY, DIALOGUES, {"train": {"name": "gpt_frame_ft"}, "eval": {"name": "gpt_frame_ft"}},
+        "frames as features"),
+}
+ROWS |= {
+    "clip/base": ROWS["clip/ViT-B-32"],
+    # BLIP on frames of videos
+    "blip_video_caption/base_coco": on_videos(ROWS["blip_caption/base_coco"], 8, default_for=("caption", "captioning")),
+    "blip_video_caption/large_coco": on_videos(ROWS["blip_caption/large_coco"], 8),
+    "blip_video_caption/tiny": on_videos(CAPTIONER, 8),
+    "blip_video_caption/tiny_shapes": on_videos(
+        ROWS["blip_caption/tiny_shapes"], 8, default_for=("caption", "captioning")),
+    "blip_video_dialogue/base": on_videos(ROWS["blip_vis_dialogue/base"], 8, config=WRITES),
+    "blip_video_dialogue/tiny": on_videos(DIALOGUE, 8, config=TINY_WRITES),
+    "blip_video_dialogue/tiny_shapes": on_videos(ROWS["blip_vis_dialogue/tiny_shapes"], 8, config=TINY_WRITES),
+    "blip_video_qa/vqav2": on_videos(ROWS["blip_vqa/vqav2"], 16, default_for=("ask", "vqa")),
+    "blip_video_qa/tiny": on_videos(ANSWERER, 8),
+    "blip_video_qa/tiny_shapes": on_videos(ROWS["blip_vqa/tiny_shapes"], 8, default_for=("ask", "vqa")),
+    "blip_video_retrieval/coco": on_videos(ROWS["blip_retrieval/coco"], 8),
+    "blip_video_retrieval/large_coco": on_videos(
+        ROWS["blip_image_text_matching/large"], 8, config=BlipMatchingConfig(**LARGE, grad_checkpointing=4)),
+    "blip_video_retrieval/tiny": on_videos(MATCHER, 8),
+    "blip_video_retrieval/tiny_shapes": on_videos(MATCHER_SHAPES, 8),
+}
+# fmt: on
+
+# ------------------------------------------------------------------------------------------- access
+_BY_NAME: dict[str, dict[str, Preset]] = {}
+
+
+def add_rows(rows: Mapping[str, Preset]) -> None:
+    """Add presets, such as your own weights for a model of the library: {"blip_caption/birds": Preset(…)}.
+
+    Raises:
+        ValueError: a name that is no <registered name>/<type>, or one that is taken.
+    """
+    for spec, preset in rows.items():
+        name, slash, model_type = spec.partition("/")
+        if not slash or not name or not model_type:
+            raise ValueError(f"{spec!r} names no preset; give <registered name>/<type>")
+        known = _BY_NAME.setdefault(name, {})
+        if known.get(model_type, preset) != preset:
+            raise ValueError(f"there is a preset {spec} already; choose another type")
+        known[model_type] = preset
+
+
+def presets_of(model_class: type) -> dict[str, Preset]:
+    """{type: preset} of a class; a class without rows of its own has those of the class that it derives from."""
+    for base in model_class.__mro__:
+        name = base.__dict__.get("registered_name")
+        if name in _BY_NAME:
+            return _BY_NAME[name]
+    return {}
+
+
+add_rows(ROWS)
