@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,23 +72,26 @@ def caption(
 
     loaded = common.load(model, checkpoint, device, precision)
     network = _captioner(loaded)
-    lengths = {"max_length": max_length, "min_length": min_length}
-    arguments: dict[str, Any] = {
-        "use_nucleus_sampling": nucleus, "num_beams": num_beams, "num_captions": num_captions, "top_p": top_p,
-        "temperature": temperature, "repetition_penalty": repetition_penalty,
-        "max_new_tokens": max_new_tokens, "return_scores": True,
-        **(_TRAINED_LENGTHS if model == CAPTIONER else {}),
-        **{k: v for k, v in lengths.items() if v is not None},
-    }  # fmt: skip
 
-    from lavis.nn.generation import seed_of
+    from lavis.nn.generation import GenerationOptions, seed_of
+
+    lengths = {"max_length": max_length, "min_length": min_length}
+    writing = GenerationOptions(
+        use_nucleus_sampling=nucleus, num_beams=num_beams, num_captions=num_captions, top_p=top_p,
+        temperature=temperature, repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens,
+        **{
+            **(_TRAINED_LENGTHS if model == CAPTIONER else {}),
+            **{k: v for k, v in lengths.items() if v is not None},
+        },
+    )  # fmt: skip
 
     def predict(images: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
         # of each file's own, so that neither the order of files nor the batch's size changes a draw
         seeds = None if seed is None else [seed_of(seed, str(path)) for path in paths]
+        arguments = replace(writing, seed=seeds).arguments(network.generate)
         with loaded.autocast():
             texts = network.generate(
-                {pictures.sees: torch.stack(images).to(network.device)}, seed=seeds, **arguments
+                {pictures.sees: torch.stack(images).to(network.device)}, return_scores=True, **arguments
             )
         for i, path in enumerate(paths):
             mine = slice(i * num_captions, (i + 1) * num_captions)
@@ -98,7 +102,8 @@ def caption(
         **loaded.settings(),
         "precision": precision,
         "scores": scores,
-        **arguments,
+        **asdict(writing),
+        "seed": seed,
     }
     pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None, settings, overwrite)
 
@@ -164,9 +169,10 @@ def ask(
     import torch
 
     from lavis.inference.answering import Answerer
+    from lavis.models.answers import WRITTEN
 
     loaded = common.load(model, checkpoint, device, precision)
-    answerer = Answerer(loaded, choices, num_beams, max_len)
+    answerer = Answerer(loaded, choices, replace(WRITTEN, num_beams=num_beams, max_length=max_len))
 
     def predict(media: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
         texts = answerer(torch.stack(media), questions * len(paths))

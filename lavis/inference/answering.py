@@ -8,9 +8,10 @@ import torch
 
 from lavis.inference.loading import Loaded
 from lavis.models.alpro import AlproQA
-from lavis.models.answers import Answering
+from lavis.models.answers import WRITTEN, Answering
 from lavis.models.classification import some_names
 from lavis.models.outputs import Texts
+from lavis.nn.generation import GenerationOptions
 
 
 class Answerer:
@@ -20,14 +21,17 @@ class Answerer:
         loaded: a model for visual question answering, or ALPRO's, which has a class per answer.
         answers: to choose from; None: the model writes. For ALPRO they name its classes, in order, unless its
             checkpoint does; then None is all of them.
-        num_beams, max_len: of written answers; max_len in tokens.
+        options: how answers are written.
 
     Raises:
         ValueError: another kind of model; answers that are missing or don't fit.
     """
 
     def __init__(
-        self, loaded: Loaded, answers: Sequence[str] | None = None, num_beams: int = 3, max_len: int = 10
+        self,
+        loaded: Loaded,
+        answers: Sequence[str] | None = None,
+        options: GenerationOptions = WRITTEN,
     ) -> None:
         model = loaded.model
         if not isinstance(model, Answering | AlproQA):
@@ -49,7 +53,7 @@ class Answerer:
                     "that came with its data, such as train_ans2label.json"
                 )
         self.loaded, self.answers = loaded, list(answers) if answers else None
-        self.num_beams, self.max_len = num_beams, max_len
+        self.options = options
 
     def __call__(self, media: torch.Tensor, questions: Sequence[str]) -> Texts:
         """Answer.
@@ -72,9 +76,10 @@ class Answerer:
             assert isinstance(model, Answering)
             found = model.predict_answers(
                 samples,
-                num_beams=self.num_beams,
+                num_beams=self.options.num_beams,
                 inference_method="rank" if self.answers else "generate",
-                max_len=self.max_len,
+                max_len=self.options.max_length,
+                min_len=self.options.min_length,
                 answer_list=self.answers,
                 return_scores=True,
             )

@@ -183,7 +183,7 @@ class Decoding:
         rows, length = mask.shape
         self.mask = torch.cat([mask, mask.new_ones(rows, room)], dim=1)
         transformer.check_length(length + room, self.mask)
-        self.cache = Cache(transformer.config, rows, length + room, next(transformer.parameters()).detach())
+        self.cache = Cache(transformer.config, length + room)
         states = transformer(prompt, mask=mask, cache=self.cache)
         last = (torch.arange(length, device=mask.device) * mask).amax(dim=1)  # (R,)
         self._first: torch.Tensor | None = self._logits(states[torch.arange(rows, device=mask.device), last])

@@ -83,6 +83,15 @@ class Memory:
     keys_values: list[tuple[KeysValues, ...]]
     mask: torch.Tensor | None
 
+    def __len__(self) -> int:
+        """B"""
+        return next(k.shape[0] for layer in self.keys_values for k, _ in layer)
+
+    def part(self, items: slice) -> Memory:
+        """The memory of some of the items (a view)."""
+        kv = [tuple((k[items], v[items]) for k, v in layer) for layer in self.keys_values]
+        return Memory(kv, None if self.mask is None else self.mask[items])
+
     def repeat(self, counts: torch.Tensor) -> Memory:
         """Item b's memory `counts[b]` times over, for groups of unequal size (copies)."""
         return self.select(torch.arange(len(counts), device=counts.device).repeat_interleave(counts))

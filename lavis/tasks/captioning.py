@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
@@ -12,6 +11,7 @@ from torch import nn
 from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, added, means_of
+from lavis.nn.generation import GenerationOptions
 from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, say_left_out
 
 __getattr__ = moved.names_of(__name__)
@@ -31,25 +31,16 @@ class CaptionSettings:
     num_beams: int = 5
     max_len: int = 30
     min_len: int = 1
-    use_nucleus_sampling: bool = False
-    top_p: float = 0.9
-    top_k: int | None = None
-    temperature: float = 1.0
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0
+    use_nucleus_sampling: bool = GenerationOptions.use_nucleus_sampling
+    top_p: float = GenerationOptions.top_p
+    top_k: int = GenerationOptions.top_k
+    temperature: float = GenerationOptions.temperature
+    repetition_penalty: float = GenerationOptions.repetition_penalty
+    length_penalty: float = GenerationOptions.length_penalty
     report_metric: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_beams < 1:
-            raise ValueError(f"run.num_beams is {self.num_beams}; it must be 1 or more")
-        if not 0 <= self.min_len <= self.max_len:
-            raise ValueError(
-                f"run.min_len is {self.min_len}; it must lie between 0 and run.max_len={self.max_len}"
-            )
-
-
-# these keys have another name in `model.generate`; the first three are always handed over
-_ARGUMENTS = {"num_beams": "num_beams", "max_len": "max_length", "min_len": "min_length"}
+        GenerationOptions.of_run(self)
 
 
 @registry.register_task("captioning")
@@ -64,30 +55,9 @@ class CaptionTask(Task):
         super().__init__(settings, **keys)
         self.primary = ("agg_metrics", "max") if self.settings.report_metric else None
 
-    def generation_arguments(self, model: nn.Module) -> dict[str, Any]:
-        """What `model.generate` is called with: beams, lengths, and each other key that was set.
-
-        Raises:
-            ValueError: a key is set that this model's `generate` does not take.
-        """
-        accepted = inspect.signature(model.generate).parameters  # type: ignore[arg-type]
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        out = {}
-        for field in fields(CaptionSettings):
-            value = getattr(self.settings, field.name)
-            name = _ARGUMENTS.get(field.name, field.name)
-            if field.name == "report_metric" or (field.name not in _ARGUMENTS and value == field.default):
-                continue
-            if name not in accepted and not open_ended:
-                kind = type(model).__name__
-                raise ValueError(
-                    f"run.{field.name}={value!r}: {kind}.generate takes no {name}; remove the key"
-                )
-            out[name] = value
-        return out
-
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
-        captions = model.generate(samples, **self.generation_arguments(model))  # type: ignore[operator]
+        generate: Any = model.generate
+        captions = generate(samples, **GenerationOptions.of_run(self.settings).arguments(generate))
         ids = as_list(samples["image_id"])
         return [{"image_id": i, "caption": c} for i, c in zip(ids, captions, strict=True)]
 

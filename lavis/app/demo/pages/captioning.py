@@ -61,38 +61,32 @@ class Captioning(Page):
         longest: int = 40,
     ) -> list[list[Row]]:
         """Captions of each picture of a batch, best first."""
+        nucleus = method == NUCLEUS
         return describe(
-            loaded,
-            picture,
-            captions,
-            longest,
-            use_nucleus_sampling=method == NUCLEUS,
-            num_beams=max(beams, captions),
-            top_p=top_p,
-            seed=seed,
-        )
+            loaded, picture, captions, longest, use_nucleus_sampling=nucleus, num_beams=max(beams, captions),
+            top_p=top_p, seed=seed,
+        )  # fmt: skip
 
 
 def describe(
-    loaded: Any, media: list[Any], captions: int, longest: int = 40, **arguments: Any
+    loaded: Any, media: list[Any], captions: int, longest: int = 40, **others: Any
 ) -> list[list[Row]]:
-    """Captions of each picture or clip of a batch, best first, with their probability per token.
+    """Captions of each image or video of a batch, best first, with their probability per token.
 
     Args:
-        longest: tokens of a caption, at most. arguments: of the model's `generate`.
+        longest: tokens of a caption, at most. others: of `GenerationOptions`.
     """
     import torch
 
+    from lavis.nn.generation import GenerationOptions
+
+    options = GenerationOptions(
+        num_captions=captions, max_new_tokens=longest, min_new_tokens=min(5, longest), **others
+    )
     samples = {loaded.sees: torch.stack([loaded.prepare(m) for m in media]).to(loaded.model.device)}
+    generate = loaded.model.generate
     with loaded.autocast():
-        found = loaded.model.generate(
-            samples,
-            num_captions=captions,
-            max_new_tokens=longest,
-            min_new_tokens=min(5, longest),
-            return_scores=True,
-            **arguments,
-        )
+        found = generate(samples, return_scores=True, **options.arguments(generate))
     # of both methods the score is a log-probability per token
     rows = [
         Row(text.strip(), math.exp(score), percent(math.exp(score)))
