@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lavis.nn import cache, generation, linear, slices
-from lavis.nn.attention import attend, attention_weights, merge_heads
+from lavis.nn.attention import attend, attention_weights, merge_heads, split_heads, triangle
 from lavis.nn.clip import Transformer as ClipTransformer
+from lavis.nn.gpt import GPT, GPTConfig
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.linear import ExactLinear, Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
@@ -65,7 +66,7 @@ def test_ragged_groups_equal_equal_ones():
     memory = model.project_memory(torch.randn(2, 6, 24), torch.arange(6) < torch.tensor([[6], [3]]))
     ids = torch.randint(5, 50, (4, 5))
     even = model(ids, memory=memory)
-    copied = model(ids, memory=memory.repeat(torch.tensor([2, 2])))
+    copied = model(ids, memory=memory.repeat([2, 2]))
     torch.testing.assert_close(even, copied, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be shared out evenly"):
         model(ids[:3], memory=memory)
@@ -105,6 +106,45 @@ def test_attention_equals_its_formula_for_any_number_of_keys(keys, items, groups
         weights = attention_weights(q, k, heads=2, mask=mask)
         wanted = merge_heads(weights @ v.repeat_interleave(groups, dim=0))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_causal_mask_is_the_triangle(dtype):
+    q, k, v = torch.randn(3, 4, 7, 8, dtype=dtype)
+    q, k, v = q, split_heads(k, 2), split_heads(v, 2)
+    q.requires_grad_()
+    seen = triangle(7, 7, q.device)
+    assert torch.equal(seen, torch.ones(7, 7).tril().bool())
+    assert torch.equal(triangle(2, 7, q.device), seen[5:])
+    close = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    found, wanted = (attend(q, k, v, heads=2, mask=mask) for mask in ("causal", seen))
+    torch.testing.assert_close(found, wanted, **close)
+    gradients = [torch.autograd.grad(out.float().square().sum(), q)[0] for out in (found, wanted)]
+    torch.testing.assert_close(*gradients, **close)
+    weights = [attention_weights(q, k, heads=2, mask=mask) for mask in ("causal", seen)]
+    assert torch.equal(*weights)
+    with pytest.raises(ValueError, match="a text with itself"):
+        attend(q, k[:2], v[:2], heads=2, mask="causal")
+
+
+def test_texts_without_padding_need_no_mask(monkeypatch):
+    calls, plain = [], F.scaled_dot_product_attention
+
+    def watched(*args, **options):
+        calls.append((options["attn_mask"], options["is_causal"]))
+        return plain(*args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    model = decoder()
+    with torch.no_grad():
+        decoding = model.begin(None, 5)
+        decoding.step(torch.randint(5, 50, (2, 3)))
+        decoding.step(torch.randint(5, 50, (2, 1)))
+        assert calls == [(None, True)] * 3 + [(None, False)] * 3
+        calls.clear()
+        ClipTransformer(32, 2, 2, quick_gelu=True)(torch.randn(2, 5, 32), causal=True)
+        GPT(GPTConfig(width=16, depth=2, heads=2, max_positions=16), 20).eval()(torch.randn(2, 4, 16))
+    assert calls == [(None, True)] * 4
 
 
 @pytest.mark.parametrize("large", [0, 8 << 20])

@@ -29,7 +29,13 @@ from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import momentum
 from lavis.nn.linear import ExactLinear
-from lavis.nn.losses import contrastive_targets, hard_negatives, similarities, soft_cross_entropy
+from lavis.nn.losses import (
+    check_negatives,
+    contrastive_targets,
+    hard_negatives,
+    similarities,
+    soft_cross_entropy,
+)
 
 TEMPERATURE = START_TEMPERATURE  # learned
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -335,8 +341,9 @@ class Alignment(VisionTextModel):
             images, texts: the C to draw from, where they are not the batch itself (all ranks').
         """
         batch, device = image_embeds.shape[0], image_embeds.device
-        wrong_image = hard_negatives(sims_t2i, same, self.NEGATIVE_FLOOR)
-        wrong_text = hard_negatives(sims_i2t, same, self.NEGATIVE_FLOOR)
+        check_negatives(same, sims_t2i, sims_i2t)
+        wrong_image = hard_negatives(sims_t2i, same, self.NEGATIVE_FLOOR, True)
+        wrong_text = hard_negatives(sims_i2t, same, self.NEGATIVE_FLOOR, True)
         memory = self.memorize(image_embeds)
         own = self.fuse(interleaved(text, (texts or text).select(wrong_text)), memory)
         own = own.unflatten(0, (batch, 2))  # (B, 2, T, D)

@@ -125,12 +125,12 @@ class Answering(VisionTextModel):
         alpha = self._alpha(samples) if self.distilled else 0.0
         states, mask, image_embeds = self.forward_encoder(samples)
         questions, device = states.shape[0], states.device
-        counts = torch.as_tensor(samples["n_answers"], device=device)
+        counts: list[int] = torch.as_tensor(samples["n_answers"]).tolist()  # the loader's, so on the host
         weight = torch.as_tensor(samples["weight"], device=device, dtype=torch.float32)
         ids, answer_mask = self._answers(samples["answer"], device)
-        if counts.shape[0] != questions or int(counts.sum()) != len(ids) or weight.shape[0] != len(ids):
+        if len(counts) != questions or sum(counts) != len(ids) or weight.shape[0] != len(ids):
             raise ValueError(
-                f"{questions} questions, n_answers for {counts.shape[0]} of them with the sum {int(counts.sum())}, "
+                f"{questions} questions, n_answers for {len(counts)} of them with the sum {sum(counts)}, "
                 f"{len(ids)} answers and {weight.shape[0]} weights do not go together"
             )
         labels = ids.masked_fill(~answer_mask, IGNORE)
@@ -159,13 +159,11 @@ class Answering(VisionTextModel):
         )
 
     def _question_memory(
-        self, states: torch.Tensor, mask: torch.Tensor, counts: torch.Tensor, *, twin: bool = False
+        self, states: torch.Tensor, mask: torch.Tensor, counts: Sequence[int], *, twin: bool = False
     ) -> Memory:
         """The questions' memory, as a view where all have as many answers, else copied."""
         memory = self.part("text_decoder", twin).project_memory(states, mask)
-        if bool((counts == counts[0]).all()):
-            return memory
-        return memory.repeat(counts)
+        return memory if len(set(counts)) == 1 else memory.repeat(counts)
 
     # ------------------------------------------------------------------------------ answers
     @inference

@@ -284,10 +284,11 @@ class BlipDialogue(Blip):
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
         states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)  # (Q·K, T, D)
         logits = self.itm_head(states[:, 0])
-        labels = torch.tensor([int(i == place) for kept, place in drawn for i in range(len(kept))])
-        labels = labels.to(logits.device)
+        kinds = [int(i == place) for kept, place in drawn for i in range(len(kept))]
+        labels = torch.tensor(kinds, device=logits.device)
         each = F.cross_entropy(logits.float(), labels, reduction="none")
-        loss = (each[labels == 1].mean() + each[labels == 0].mean()) / 2
+        right_ones, wrong_ones = (each[[i for i, k in enumerate(kinds) if k == kind]] for kind in (1, 0))
+        loss = (right_ones.mean() + wrong_ones.mean()) / 2
         return LossOutput(
             loss=loss,
             loss_itm=loss,

@@ -74,12 +74,11 @@ def enqueue(model: Any, images: torch.Tensor, texts: torch.Tensor, ids: torch.Te
     """
     images, texts = dist.all_gather(images), dist.all_gather(texts)
     size = model.image_queue.shape[1]
-    start = int(model.queue_ptr)
     count = len(images)
     kept = slice(max(0, count - size), count)  # of a batch larger than the queue, the last ones
-    places = (start + torch.arange(count, device=images.device))[kept] % size
+    places = (model.queue_ptr + torch.arange(count, device=images.device))[kept] % size
     model.image_queue[:, places] = images[kept].T.to(model.image_queue.dtype)
     model.text_queue[:, places] = texts[kept].T.to(model.text_queue.dtype)
     if ids is not None:
         model.idx_queue[:, places] = dist.all_gather(ids)[kept]
-    model.queue_ptr[0] = (start + count) % size
+    model.queue_ptr.copy_((model.queue_ptr + count) % size)
