@@ -255,6 +255,29 @@ def test_pictures_that_are_matched_side_by_side_get_the_same_scores(precision):
         np.testing.assert_allclose(one, several, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["blip_retrieval", "albef_retrieval", "alpro_retrieval"])
+def test_candidates_of_several_images_are_matched_together(monkeypatch, name):
+    """As on a GPU: some images have more candidates than others, one has none."""
+    model = random_model(name)
+    texts, _ = model._encode_texts([f"{'very ' * (i % 5)}odd thing number {i}" for i in range(9)])
+    media = images(4) if model.MEDIA == "image" else torch.randn(4, 3, model.config.frames, 64, 64)
+    which = [torch.tensor(w, dtype=torch.long) for w in ([3, 1, 8], list(range(9)), [], [6])]
+    monkeypatch.setattr(alignment, "rows_at_once", lambda device: 6)
+    with torch.no_grad():
+        embeds = model.encode_image(media)
+        together = model._match_all(embeds, texts, which)
+        for b, found in enumerate(together):
+            (alone,) = model._match_all(embeds[b : b + 1], texts, which[b : b + 1])
+            assert found.shape == which[b].shape
+            torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
+    gallery = Gallery(media, TEXTS, key=model.MEDIA)
+    monkeypatch.setattr(Gallery, "__iter__", lambda self: iter([(range(4), {self.key: self.pictures})]))
+    alone = model.compute_sim_matrix(gallery, {"k_test": 2})
+    monkeypatch.setattr(alignment, "images_at_once", lambda device: 3)
+    for a, b in zip(model.compute_sim_matrix(gallery, {"k_test": 2}), alone):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_what_goes_wrong_beside_other_pictures_is_raised(monkeypatch):
     model, before = random_model("blip_retrieval"), torch.get_num_threads()
 

@@ -132,8 +132,8 @@ def test_nan_that_comes_late_is_seen(beams):
         def select(self, index):
             pass
 
-    rules = generation.Rules(max_length=8, min_length=7, end=1, pad=0, num_beams=beams)
-    decoded = generation.generate(Late(), torch.full((2, 1), 2), rules)
+    options = generation.GenerationOptions(max_length=8, min_length=7, num_beams=beams)
+    decoded = generation.generate(Late(), torch.full((2, 1), 2), options, end=1, pad=0)
     with pytest.raises(NonFiniteError) as e:
         decoded.read(2)
     assert e.value.places == [1]

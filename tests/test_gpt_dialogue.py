@@ -239,8 +239,8 @@ def test_greedy_ids_equal_transformers(model, theirs):
     with torch.no_grad():
         prompt = model.transformer.embed(ids)
         decoding = Decoding(model.transformer, model.lm_head, prompt, mask, None, 12)
-        rules = generation.Rules(max_length=13, min_length=1, end=5, pad=0)
-        found = generation.generate(decoding, ids[:, -1:], rules).ids[:, 1:]
+        options = generation.GenerationOptions(num_beams=1, max_length=13, min_length=1)
+        found = generation.generate(decoding, ids[:, -1:], options, end=5, pad=0).ids[:, 1:]
     assert torch.equal(found, wanted)
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lavis.nn import cache, generation, linear, slices
-from lavis.nn.attention import attend, attention_weights, merge_heads
+from lavis.nn.attention import attend, attention_weights, merge_heads, split_heads, triangle
 from lavis.nn.clip import Transformer as ClipTransformer
+from lavis.nn.gpt import GPT, GPTConfig
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.linear import ExactLinear, Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
@@ -65,7 +66,7 @@ def test_ragged_groups_equal_equal_ones():
     memory = model.project_memory(torch.randn(2, 6, 24), torch.arange(6) < torch.tensor([[6], [3]]))
     ids = torch.randint(5, 50, (4, 5))
     even = model(ids, memory=memory)
-    copied = model(ids, memory=memory.repeat(torch.tensor([2, 2])))
+    copied = model(ids, memory=memory.repeat([2, 2]))
     torch.testing.assert_close(even, copied, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be shared out evenly"):
         model(ids[:3], memory=memory)
@@ -81,7 +82,7 @@ def test_cached_equals_uncached(rows, pieces, seed):
     memory = model.project_memory(torch.randn(rows, 6, 24))
     with torch.no_grad():
         whole = model(ids, memory=memory)
-        decoding = model.begin(memory, rows, total)
+        decoding = model.begin(memory, total)
         done = 0
         for piece in pieces:
             last = decoding.step(ids[:, done : done + piece])
@@ -107,6 +108,45 @@ def test_attention_equals_its_formula_for_any_number_of_keys(keys, items, groups
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_causal_mask_is_the_triangle(dtype):
+    q, k, v = torch.randn(3, 4, 7, 8, dtype=dtype)
+    q, k, v = q, split_heads(k, 2), split_heads(v, 2)
+    q.requires_grad_()
+    seen = triangle(7, 7, q.device)
+    assert torch.equal(seen, torch.ones(7, 7).tril().bool())
+    assert torch.equal(triangle(2, 7, q.device), seen[5:])
+    close = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    found, wanted = (attend(q, k, v, heads=2, mask=mask) for mask in ("causal", seen))
+    torch.testing.assert_close(found, wanted, **close)
+    gradients = [torch.autograd.grad(out.float().square().sum(), q)[0] for out in (found, wanted)]
+    torch.testing.assert_close(*gradients, **close)
+    weights = [attention_weights(q, k, heads=2, mask=mask) for mask in ("causal", seen)]
+    assert torch.equal(*weights)
+    with pytest.raises(ValueError, match="a text with itself"):
+        attend(q, k[:2], v[:2], heads=2, mask="causal")
+
+
+def test_texts_without_padding_need_no_mask(monkeypatch):
+    calls, plain = [], F.scaled_dot_product_attention
+
+    def watched(*args, **options):
+        calls.append((options["attn_mask"], options["is_causal"]))
+        return plain(*args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    model = decoder()
+    with torch.no_grad():
+        decoding = model.begin(None, 5)
+        decoding.step(torch.randint(5, 50, (2, 3)))
+        decoding.step(torch.randint(5, 50, (2, 1)))
+        assert calls == [(None, True)] * 3 + [(None, False)] * 3
+        calls.clear()
+        ClipTransformer(32, 2, 2, quick_gelu=True)(torch.randn(2, 5, 32), causal=True)
+        GPT(GPTConfig(width=16, depth=2, heads=2, max_positions=16), 20).eval()(torch.randn(2, 4, 16))
+    assert calls == [(None, True)] * 4
+
+
 @pytest.mark.parametrize("large", [0, 8 << 20])
 def test_selecting_rows_goes_on_from_them(monkeypatch, large):
     monkeypatch.setattr(cache, "_LARGE", large)
@@ -114,7 +154,7 @@ def test_selecting_rows_goes_on_from_them(monkeypatch, large):
     memory = model.project_memory(torch.randn(2, 6, 24))
     ids = torch.randint(5, 50, (2, 3))
     with torch.no_grad():
-        decoding = model.begin(memory, 2, 8)
+        decoding = model.begin(memory, 8)
         decoding.step(ids)
         decoding.select(torch.tensor([0, 0, 0, 1, 1, 1]))  # expand
         nxt = torch.randint(5, 50, (6, 1))
@@ -314,8 +354,13 @@ class Table:
         pass
 
 
-def rules(**kwargs) -> generation.Rules:
-    return generation.Rules(**{"max_length": 6, "min_length": 0, "end": 1, "pad": 0, **kwargs})
+def options(**kwargs) -> generation.GenerationOptions:
+    plain = {"max_length": 6, "min_length": 0, "num_beams": 1, "top_p": 1.0, "top_k": 0}
+    return generation.GenerationOptions(**{**plain, **kwargs})
+
+
+def written(decoder, prompt: torch.Tensor, **kwargs) -> generation.Decoded:
+    return generation.generate(decoder, prompt, options(**kwargs), end=1, pad=0)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 2))
@@ -325,7 +370,7 @@ def test_beam_search_with_many_beams_finds_the_best_text(seed, items):
     vocabulary, length = 4, 4
     table = torch.randn(vocabulary, vocabulary) * 2
     prompt = torch.full((items, 1), 2)
-    out = generation.generate(Table(table, items), prompt, rules(num_beams=40, max_length=length))
+    out = written(Table(table, items), prompt, num_beams=40, max_length=length)
     logp = table.log_softmax(-1)
     best = -1e9
     texts = [([2], 0.0)]
@@ -347,9 +392,9 @@ def test_greedy_equals_one_step_at_a_time_and_stops_at_the_end():
     table = torch.tensor(
         [[0.0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 5, 1], [0, 0, 0, 0, 4], [0, 6, 0, 0, 0]]
     )
-    out = generation.generate(Table(table, 1), torch.tensor([[2]]), rules())
+    out = written(Table(table, 1), torch.tensor([[2]]))
     assert out.ids.tolist() == [[2, 3, 4, 1]]
-    late = generation.generate(Table(table, 1), torch.tensor([[2]]), rules(min_length=5))
+    late = written(Table(table, 1), torch.tensor([[2]]), min_length=5)
     assert 1 not in late.ids[0, :5].tolist()
 
 
@@ -358,22 +403,20 @@ def test_sampling_follows_seed_top_k_top_p_and_temperature():
     table = torch.randn(12, 12)
     table[:, 1] = -50
     prompt = torch.full((4, 1), 2)
-    once = generation.generate(Table(table, 4), prompt, rules(sample=True, seed=5, num_return=2))
-    again = generation.generate(Table(table, 4), prompt, rules(sample=True, seed=5, num_return=2))
-    single = generation.generate(Table(table, 1), prompt[:1], rules(sample=True, seed=5, num_return=2))
+    once = written(Table(table, 4), prompt, use_nucleus_sampling=True, seed=5, num_captions=2)
+    again = written(Table(table, 4), prompt, use_nucleus_sampling=True, seed=5, num_captions=2)
+    single = written(Table(table, 1), prompt[:1], use_nucleus_sampling=True, seed=5, num_captions=2)
     assert torch.equal(once.ids, again.ids) and torch.equal(once.ids[:2], single.ids)
-    greedy = generation.generate(Table(table, 4), prompt, rules())
+    greedy = written(Table(table, 4), prompt)
     for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
-        out = generation.generate(Table(table, 4), prompt, rules(sample=True, **narrow))
+        out = written(Table(table, 4), prompt, use_nucleus_sampling=True, **narrow)
         assert torch.equal(out.ids, greedy.ids)
     torch.manual_seed(0)
     many = torch.full((4000, 1), 2)
-    drawn = generation.generate(Table(table, 4000), many, rules(sample=True, max_length=2)).ids[:, 1]
+    drawn = written(Table(table, 4000), many, use_nucleus_sampling=True, max_length=2).ids[:, 1]
     shares = torch.bincount(drawn, minlength=12) / 4000
     torch.testing.assert_close(shares, table[2].softmax(0), rtol=0, atol=0.03)
-    nucleus = generation.generate(Table(table, 4000), many, rules(sample=True, max_length=2, top_p=0.5)).ids[
-        :, 1
-    ]
+    nucleus = written(Table(table, 4000), many, use_nucleus_sampling=True, max_length=2, top_p=0.5).ids[:, 1]
     likely, order = table[2].softmax(0).sort(descending=True)
     kept = order[: int((likely.cumsum(0) < 0.5).sum()) + 1]
     assert set(nucleus.tolist()) == set(kept.tolist())
@@ -383,9 +426,9 @@ def test_repetition_penalty_makes_repeats_rarer():
     table = torch.zeros(6, 6)
     table[:, 3] = 1.0
     table[:, 1] = -9
-    plain = generation.generate(Table(table, 1), torch.tensor([[2]]), rules())
+    plain = written(Table(table, 1), torch.tensor([[2]]))
     assert plain.ids[0, 1:].tolist() == [3] * 5
-    penal = generation.generate(Table(table, 1), torch.tensor([[2]]), rules(repetition_penalty=100.0))
+    penal = written(Table(table, 1), torch.tensor([[2]]), repetition_penalty=100.0)
     assert penal.ids[0, 1:3].tolist() == [3, 3] or penal.ids[0].tolist().count(3) < 5
 
 
@@ -399,14 +442,14 @@ def test_repetition_penalty_makes_repeats_rarer():
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0"),
     ],
 )
-def test_impossible_rules_are_refused(bad, message):
+def test_impossible_options_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
-        rules(**bad)
+        options(**bad)
 
 
 def test_prompt_longer_than_max_length_is_refused():
     with pytest.raises(ValueError, match="counts the prompt"):
-        generation.generate(Table(torch.zeros(4, 4), 1), torch.full((1, 6), 2), rules())
+        written(Table(torch.zeros(4, 4), 1), torch.full((1, 6), 2))
 
 
 def test_too_long_a_text_is_refused():

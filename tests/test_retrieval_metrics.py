@@ -43,6 +43,36 @@ def test_rank_is_the_number_of_better_candidates(seed, queries, candidates):
     assert recall_percent(ranks_of_first_match(scores, right), candidates) == 100.0
 
 
+def ordered_ranks(scores, matches):
+    """By sorting, which ties make arbitrary."""
+    ranks = []
+    for row, right in zip(scores, matches):
+        place = np.empty(len(row), dtype=int)
+        place[np.argsort(row)[::-1]] = np.arange(len(row))
+        ranks.append(place[np.asarray(right)].min())
+    return ranks
+
+
+@given(st.integers(0, 10_000), st.integers(1, 600), st.integers(1, 9))
+@settings(max_examples=50, deadline=None)
+def test_counting_equals_sorting_where_there_are_no_ties(seed, queries, candidates):
+    rng = np.random.default_rng(seed)
+    scores = rng.permutation(queries * candidates).reshape(queries, candidates).astype(np.float32)
+    right = [rng.integers(0, candidates, rng.integers(1, 4)).tolist() for _ in scores]  # some twice
+    assert ranks_of_first_match(scores, right).tolist() == ordered_ranks(scores, right)
+
+
+def test_ties_count_against_the_query_and_right_candidates_do_not_compete():
+    assert ranks_of_first_match(np.zeros((2, 5)), [[0], [4]]).tolist() == [4, 4]
+    scores = np.array([[1.0, 2.0, 2.0, 2.0, 0.0]])
+    assert ranks_of_first_match(scores, [[1, 2]]).tolist() == [1]
+    assert ranks_of_first_match(scores, [[1, 2, 3]]).tolist() == [0]
+    with pytest.raises(ValueError, match="scores of query 0 are not finite"):
+        ranks_of_first_match(np.array([[np.nan, 1.0]]), [[1]])
+
+
 def test_nothing_to_find_is_an_error():
     with pytest.raises(ValueError, match="query 1 has no right candidate"):
         ranks_of_first_match(np.zeros((2, 2)), [[0], []])
+    with pytest.raises(ValueError, match="candidates 0 to 2, and scores have 2"):
+        ranks_of_first_match(np.zeros((2, 2)), [[0], [2]])

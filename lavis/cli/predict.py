@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,15 +67,16 @@ def caption(
     import torch
 
     from lavis.inference.writing import Writer
-    from lavis.nn.generation import seed_of
+    from lavis.nn.generation import GenerationOptions, seed_of
 
     loaded = common.load(spec, checkpoint, device, precision)
-    lengths = {"max_length": max_length, "min_length": min_length, "seed": seed}
-    writer = Writer(
-        loaded, num_captions, use_nucleus_sampling=nucleus, num_beams=num_beams, top_p=top_p, temperature=temperature,
-        repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens,
+    lengths = {"max_length": max_length, "min_length": min_length}
+    writing = GenerationOptions(
+        use_nucleus_sampling=nucleus, num_beams=num_beams, num_captions=num_captions, top_p=top_p,
+        temperature=temperature, repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens, seed=seed,
         **{**loaded.generation, **{k: v for k, v in lengths.items() if v is not None}},
     )  # fmt: skip
+    writer = Writer(loaded, writing)
 
     def predict(images: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
         # of each file's own, so that neither the order of files nor the batch's size changes a draw
@@ -89,8 +91,7 @@ def caption(
         **loaded.settings(),
         "precision": precision,
         "scores": scores,
-        "num_captions": num_captions,
-        **writer.options,
+        **asdict(writing),
     }
     pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None, settings, overwrite)
 
@@ -145,9 +146,10 @@ def ask(
     import torch
 
     from lavis.inference.answering import Answerer
+    from lavis.models.answers import WRITTEN
 
     loaded = common.load(spec, checkpoint, device, precision)
-    answerer = Answerer(loaded, choices, num_beams, max_len)
+    answerer = Answerer(loaded, choices, replace(WRITTEN, num_beams=num_beams, max_length=max_len))
 
     def predict(media: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
         texts = answerer(torch.stack(media), questions * len(paths))

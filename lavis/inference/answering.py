@@ -9,9 +9,14 @@ import torch
 from lavis.common.arguments import accepted
 from lavis.inference.loading import Loaded
 from lavis.inference.protocols import Answers, AnswersFromList, require
+from lavis.models.answers import WRITTEN
 from lavis.models.outputs import Texts
+from lavis.nn.generation import GenerationOptions
 
-_BEAMS, _LONGEST = 3, 10  # of written answers
+
+def _arguments(options: GenerationOptions) -> dict[str, int]:
+    """By their names in the original's `predict_answers`."""
+    return {"num_beams": options.num_beams, "max_len": options.max_length, "min_len": options.min_length}
 
 
 class Answerer:
@@ -21,7 +26,7 @@ class Answerer:
         loaded: the model, one that `Answers`.
         answers: to choose from; None: the model writes, or chooses among all that it was trained for
             (`AnswersFromList`).
-        num_beams, max_len: of written answers; max_len in tokens.
+        options: how answers are written.
 
     Raises:
         ValueError: the model does not answer questions; answers that are missing or don't fit; an option that it does
@@ -32,8 +37,7 @@ class Answerer:
         self,
         loaded: Loaded,
         answers: Sequence[str] | None = None,
-        num_beams: int = _BEAMS,
-        max_len: int = _LONGEST,
+        options: GenerationOptions = WRITTEN,
     ) -> None:
         self.model = require(loaded, Answers)  # type: ignore[type-abstract]
         if isinstance(loaded.model, AnswersFromList):
@@ -44,8 +48,8 @@ class Answerer:
         self.loaded, self.answers = loaded, list(answers) if answers else None
         self.options = accepted(
             self.model.predict_answers,
-            {"num_beams": num_beams, "max_len": max_len},
-            {"num_beams": _BEAMS, "max_len": _LONGEST},
+            _arguments(options),
+            _arguments(WRITTEN),
             lambda name: f"{loaded.spec} answers without the option {name}; leave it out",
         )
 

@@ -8,32 +8,49 @@ import numpy as np
 
 from lavis.metrics.finite import refuse_not_finite
 
+_ROWS = 256  # queries that are compared at once, which bounds the memory
+
 
 def ranks_of_first_match(
     scores: np.ndarray, matches: Sequence[Sequence[int]], what: str = "query"
 ) -> np.ndarray:
     """The best place that a right candidate takes in each query's order, 0 for the first.
 
+    It is the number of wrong candidates that are scored as high or higher: ties count against the query, so that a
+    model that scores all alike finds nothing.
+
     Args:
-        scores: (queries, candidates); larger is better. Ties go to the later candidate, as in the original.
+        scores: (queries, candidates); larger is better.
         matches: the right candidates of each query; a query with none is an error. what: messages call a query so.
 
     Returns:
         (queries,) integers.
 
     Raises:
-        ValueError: a query has no right candidate, or a score is not finite.
+        ValueError: a query has no right candidate, or one that there is no score of, or a score is not finite.
     """
     if len(matches) != len(scores):
         raise ValueError(f"scores have {len(scores)} queries, matches {len(matches)}")
     refuse_not_finite(scores, f"the scores of {what}")
-    ranks = np.empty(len(scores), dtype=np.int64)
-    for query, (row, right) in enumerate(zip(scores, matches)):
-        if not len(right):
-            raise ValueError(f"{what} {query} has no right candidate; leave it out")
-        place = np.empty(len(row), dtype=np.int64)
-        place[np.argsort(row)[::-1]] = np.arange(len(row))
-        ranks[query] = place[np.asarray(right)].min()
+    counts = np.array([len(right) for right in matches], dtype=np.int64)
+    if not counts.all():
+        raise ValueError(f"{what} {int(np.argmin(counts))} has no right candidate; leave it out")
+    if not len(counts):
+        return np.empty(0, dtype=np.int64)
+    width, wanted = scores.shape[1], np.concatenate(matches).astype(np.int64)
+    if wanted.min() < 0 or wanted.max() >= width:
+        raise ValueError(f"matches name candidates {wanted.min()} to {wanted.max()}, and scores have {width}")
+    # each right pair once, as query x candidates + candidate
+    pairs = np.unique(np.repeat(np.arange(len(counts)), counts) * width + wanted)
+    queries, right = np.divmod(pairs, width)
+    starts = np.searchsorted(queries, np.arange(len(counts)))
+    own = scores[queries, right]
+    best = np.maximum.reduceat(own, starts)  # (queries,)
+    as_high = np.add.reduceat((own >= best[queries]).astype(np.int64), starts)
+    ranks = -as_high
+    for start in range(0, len(scores), _ROWS):
+        rows = slice(start, start + _ROWS)
+        ranks[rows] += np.count_nonzero(scores[rows] >= best[rows, None], axis=1)
     return ranks
 
 

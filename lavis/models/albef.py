@@ -242,11 +242,12 @@ class AlbefPretrain(AlbefAlignment):
             never=(self.tokenizer.pad_id, self.tokenizer.cls_id),
             vocab_size=self.config.text.vocab_size,
         )
-        masked = labels != IGNORE
+        labels = labels.flatten()
+        masked = (labels != IGNORE).nonzero().squeeze(1)  # (M,)
 
         def guesses(memory: Memory, ema: bool) -> torch.Tensor:  # (M, V)
             states = self.bert(ema)(ids, mask=step.tokens.mask, memory=memory)
-            return self.part("text_encoder", ema).cls(states[masked])
+            return self.part("text_encoder", ema).cls(states.flatten(0, 1)[masked])
 
         with torch.no_grad():
             opinion = guesses(self.memorize(step.image_embeds_m, ema=True), ema=True)

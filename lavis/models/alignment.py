@@ -38,13 +38,20 @@ from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn.ema import NewFeatures, add_queue, enqueue
 from lavis.nn.linear import ExactLinear
-from lavis.nn.losses import contrastive_targets, hard_negatives, similarities, soft_cross_entropy
+from lavis.nn.losses import (
+    check_negatives,
+    contrastive_targets,
+    hard_negatives,
+    similarities,
+    soft_cross_entropy,
+)
 
 TEMPERATURE = START_TEMPERATURE  # learned
 TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
 PAIRS_AT_ONCE = 256  # of images and texts that `match_texts` matches
 RERANKING_ROWS = 64  # texts that are matched with one picture at once
+RERANKING_ROWS = 64  # texts that are matched with images at once, on a CPU
 BEGUN_BYTES = 2**29  # of texts' states that are kept where they could be computed anew for every picture
 _TOGETHER = 4  # statements of a picture that are matched at once
 NOT_SCORED = -100.0  # of pairs that were not matched, as in the original
@@ -440,8 +447,9 @@ class Alignment(VisionTextModel):
             images, texts: the C to draw from, where they are not the batch itself (all ranks').
         """
         batch, device = image_embeds.shape[0], image_embeds.device
-        wrong_image = hard_negatives(sims_t2i, same, self.NEGATIVE_FLOOR)
-        wrong_text = hard_negatives(sims_i2t, same, self.NEGATIVE_FLOOR)
+        check_negatives(same, sims_t2i, sims_i2t)
+        wrong_image = hard_negatives(sims_t2i, same, self.NEGATIVE_FLOOR, True)
+        wrong_text = hard_negatives(sims_i2t, same, self.NEGATIVE_FLOOR, True)
         memory = self.memorize(image_embeds)
         own = self.fuse(interleaved(text, (texts or text).select(wrong_text)), memory)
         own = own.unflatten(0, (batch, 2))  # (B, 2, T, D)
@@ -568,14 +576,17 @@ class Alignment(VisionTextModel):
         wanted = wanted_i2t | wanted_t2i
         matched = torch.zeros_like(sims)
 
-        def match(index: int, embeds: torch.Tensor) -> torch.Tensor:
-            return self._match_all(embeds, texts, wanted[index].nonzero().squeeze(1))
+        def match(indices: Sequence[int], embeds: torch.Tensor) -> list[torch.Tensor]:
+            return self._match_all(embeds, texts, [wanted[i].nonzero().squeeze(1) for i in indices])
 
+        together = images_at_once(self.device)
         with side_by_side(self.device) as run:
             for indices, media in share_of(data_loader, self.MEDIA):
-                pictures = self.encode_image(media.to(self.device)).split(1)
-                for index, found in zip(indices, run(match, indices, pictures)):
-                    matched[index, wanted[index]] = found
+                embeds = self.encode_image(media.to(self.device)).split(together)
+                groups = [indices[i : i + together] for i in range(0, len(indices), together)]
+                for group, found in zip(groups, run(match, groups, embeds)):
+                    for index, logits in zip(group, found, strict=True):
+                        matched[index, wanted[index]] = logits
         scores = sum_over_ranks(matched, self.device) + sims
         i2t = scores.masked_fill(~wanted_i2t, NOT_SCORED)
         t2i = scores.masked_fill(~wanted_t2i, NOT_SCORED).T
@@ -600,14 +611,29 @@ class Alignment(VisionTextModel):
         ragged = RaggedTexts(torch.cat(ids), torch.cat(begun) if begins else None, starts, lengths)
         return ragged, torch.cat(feats)[order.argsort()]
 
-    def _match_all(self, embeds: torch.Tensor, texts: RaggedTexts, which: torch.Tensor) -> torch.Tensor:
-        """Matching logits of one picture (1, N, D) with some of the texts, (len(which),)."""
-        out = torch.zeros(len(which))
-        memory = self.memorize(embeds)
-        for rows in texts.lengths[which].argsort().split(RERANKING_ROWS):
-            logits = self.match_logits(texts.take(which[rows], self.device), memory, only_first=True)
-            out[rows] = logits[:, 1].float().cpu()
-        return out
+    def _match_all(
+        self, embeds: torch.Tensor, texts: RaggedTexts, which: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Matching logits of images (B, N, D), each with those of the texts that `which` names: (len(which[b]),) each.
+
+        They are matched in chunks of about one length, equally many texts of each image: one that has fewer left
+        repeats its last one, and one that has none leaves.
+        """
+        order = [mine[texts.lengths[mine].argsort()] for mine in which]
+        scores = torch.zeros(len(which), len(texts.lengths))
+        memory, left, start = self.memorize(embeds), list(range(len(which))), 0
+        while going := [place for place, b in enumerate(left) if len(order[b]) > start]:
+            if len(going) < len(left):
+                memory = memory.select(torch.tensor(going, device=self.device))
+                left = [left[place] for place in going]
+            each = max(1, rows_at_once(self.device) // len(left))
+            end = min(start + each, max(len(order[b]) for b in left))
+            columns = torch.arange(start, end)
+            rows = torch.stack([order[b][columns.clamp(max=len(order[b]) - 1)] for b in left])  # (b, columns)
+            logits = self.match_logits(texts.take(rows.flatten(), self.device), memory, only_first=True)
+            scores[torch.tensor(left)[:, None], rows] = logits[:, 1].float().cpu().view(rows.shape)
+            start = end
+        return [row[mine] for row, mine in zip(scores, which, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -627,6 +653,16 @@ class RaggedTexts:
         at = self.starts[which, None] + place.minimum(lengths - 1)  # (R, T)
         tokens = Tokens(self.ids[at].to(device), (place < lengths).to(device))
         return TextStates(tokens, None if self.states is None else self.states[at].to(device))
+
+
+def images_at_once(device: torch.device) -> int:
+    """Images whose candidates are matched together: on a CPU each has a thread of its own."""
+    return 1 if device.type == "cpu" else 64
+
+
+def rows_at_once(device: torch.device) -> int:
+    """Texts that are matched with images at once: a GPU needs more of them to be busy."""
+    return RERANKING_ROWS if device.type == "cpu" else 16 * RERANKING_ROWS
 
 
 def interleaved(first: TextStates, second: TextStates) -> TextStates:

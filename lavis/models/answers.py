@@ -28,9 +28,13 @@ from lavis.models.tokenizer import Tokenizer
 from lavis.models.vision_text import VisionTextModel
 from lavis.nn import generation
 from lavis.nn.finite import check_finite
+from lavis.nn.generation import GenerationOptions
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, distilled_language_modelling_loss, language_modelling_loss
 from lavis.nn.text import Memory, TextTransformer
+
+# how answers are written unless somebody says otherwise
+WRITTEN = GenerationOptions(max_length=10, min_length=1)
 
 
 def write_answers(
@@ -39,21 +43,12 @@ def write_answers(
     bos_id: int,
     states: torch.Tensor,
     mask: torch.Tensor,
-    num_beams: int,
-    max_len: int,
-    min_len: int,
+    options: GenerationOptions,
 ) -> Texts:
-    """Write an answer to each question (Q, T, D) with beam search; lengths in tokens, start token included."""
-    rules = generation.Rules(
-        max_length=max_len,
-        min_length=min_len,
-        end=tokenizer.sep_id,
-        pad=tokenizer.pad_id,
-        num_beams=num_beams,
-    )
-    decoding = decoder.begin(decoder.project_memory(states, mask), len(states), max_len)
+    """Write an answer to each question, whose states are (Q, T, D)."""
     start = torch.full((len(states), 1), bos_id, dtype=torch.long, device=states.device)
-    decoded = generation.generate(decoding, start, rules)
+    decoding = decoder.begin(decoder.project_memory(states, mask), options.lengths(1)[0])
+    decoded = generation.generate(decoding, start, options, end=tokenizer.sep_id, pad=tokenizer.pad_id)
     ids, logprobs, scores = decoded.read(len(states))
     return Texts([tokenizer.decode(row, skip_special_tokens=True) for row in ids], logprobs, scores)
 
@@ -141,12 +136,12 @@ class Answering(VisionTextModel):
         alpha = self._alpha(samples) if self.distilled else 0.0
         states, mask, image_embeds = self.forward_encoder(samples)
         questions, device = states.shape[0], states.device
-        counts = torch.as_tensor(samples["n_answers"], device=device)
+        counts: list[int] = torch.as_tensor(samples["n_answers"]).tolist()  # the loader's, so on the host
         weight = torch.as_tensor(samples["weight"], device=device, dtype=torch.float32)
         ids, answer_mask = self._answers(samples["answer"], device)
-        if counts.shape[0] != questions or int(counts.sum()) != len(ids) or weight.shape[0] != len(ids):
+        if len(counts) != questions or sum(counts) != len(ids) or weight.shape[0] != len(ids):
             raise ValueError(
-                f"{questions} questions, n_answers for {counts.shape[0]} of them with the sum {int(counts.sum())}, "
+                f"{questions} questions, n_answers for {len(counts)} of them with the sum {sum(counts)}, "
                 f"{len(ids)} answers and {weight.shape[0]} weights do not go together"
             )
         labels = ids.masked_fill(~answer_mask, IGNORE)
@@ -174,23 +169,21 @@ class Answering(VisionTextModel):
         )
 
     def _question_memory(
-        self, states: torch.Tensor, mask: torch.Tensor, counts: torch.Tensor, *, ema: bool = False
+        self, states: torch.Tensor, mask: torch.Tensor, counts: Sequence[int], *, ema: bool = False
     ) -> Memory:
         """The questions' memory, as a view where all have as many answers, else copied."""
         memory = self.part("text_decoder", ema).project_memory(states, mask)
-        if bool((counts == counts[0]).all()):
-            return memory
-        return memory.repeat(counts)
+        return memory if len(set(counts)) == 1 else memory.repeat(counts)
 
     # ------------------------------------------------------------------------------ answers
     @inference
     def predict_answers(
         self,
         samples: Mapping[str, Any],
-        num_beams: int = 3,
+        num_beams: int = WRITTEN.num_beams,
         inference_method: str = "rank",
-        max_len: int = 10,
-        min_len: int = 1,
+        max_len: int = WRITTEN.max_length,
+        min_len: int = WRITTEN.min_length,
         num_ans_candidates: int = 128,
         answer_list: Sequence[str] | None = None,
         *,
@@ -213,9 +206,8 @@ class Answering(VisionTextModel):
             raise ValueError(f"inference_method is {inference_method!r}; it must be 'rank' or 'generate'")
         states, mask, _ = self.forward_encoder(samples)
         if inference_method == "generate":
-            out = write_answers(
-                self.text_decoder, self.tokenizer, self.bos_id, states, mask, num_beams, max_len, min_len
-            )
+            options = GenerationOptions(num_beams=num_beams, max_length=max_len, min_length=min_len)
+            out = write_answers(self.text_decoder, self.tokenizer, self.bos_id, states, mask, options)
         else:
             if not answer_list:
                 raise ValueError("inference_method 'rank' needs answer_list, the answers to choose from")

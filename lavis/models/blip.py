@@ -8,7 +8,7 @@ B pictures, G texts per picture, T tokens, N image tokens, D width, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lavis.models.outputs import DecoderOutput, Explanation, IntermediateOutput,
 from lavis.models.presets import RESIZE, SMOOTHING
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn import generation
+from lavis.nn.generation import GenerationOptions
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
 
@@ -136,64 +137,39 @@ class BlipCaption(Blip):
     def generate(
         self,
         samples: Mapping[str, Any],
-        use_nucleus_sampling: bool = False,
-        num_beams: int = 3,
-        max_length: int = 30,
-        min_length: int = 10,
-        top_p: float = 0.9,
-        repetition_penalty: float = 1.0,
-        num_captions: int = 1,
+        use_nucleus_sampling: bool = GenerationOptions.use_nucleus_sampling,
+        num_beams: int = GenerationOptions.num_beams,
+        max_length: int = GenerationOptions.max_length,
+        min_length: int = GenerationOptions.min_length,
+        top_p: float = GenerationOptions.top_p,
+        repetition_penalty: float = GenerationOptions.repetition_penalty,
+        num_captions: int = GenerationOptions.num_captions,
         *,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        length_penalty: float = 1.0,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        seed: int | Sequence[int] | None = None,
         return_scores: bool = False,
+        **more: Any,
     ) -> list[str] | Texts:
-        """Caption pictures.
+        """Caption images.
 
         Args:
             samples: `image` (B, 3, h, w).
-            use_nucleus_sampling: draw from the likeliest tokens (`top_p`, `top_k`, `temperature`)
-                instead of beam search; `seed` makes the draw repeatable. A picture draws in a batch what it draws
-                alone: give a list with a seed for each. A single seed is the first picture's, the others' follow from
-                it and their places.
-            num_beams: 1 is greedy.
-            max_length, min_length: tokens of the whole text, start token and prompt included.
-            max_new_tokens, min_new_tokens: the same without start token and prompt; they win.
-            top_p, top_k, temperature: of nucleus sampling; top_k 0 is off (50 is what the original's
-                generator did without saying).
-            repetition_penalty: above 1 makes tokens that have occurred less likely.
-            length_penalty: exponent of the length that beam scores are divided by.
-            num_captions: texts per picture; with beams, the best ones found, and at least as many beams.
             return_scores: give `Texts` (with log-probabilities) instead of strings.
+            more: the others are those of `generation.GenerationOptions`.
 
         Returns:
-            B·num_captions captions without the prompt, a picture's next to one another, best first.
+            B·num_captions captions without the prompt, an image's next to one another, best first.
         """
+        options = GenerationOptions(
+            use_nucleus_sampling, num_beams, max_length, min_length, top_p, repetition_penalty, num_captions, **more
+        )  # fmt: skip
         image_embeds = self.forward_encoder(samples)
         items = image_embeds.shape[0]
         prompt_ids = [self.bos_id, *self.tokenizer.encode(self.prompt)[1:-1]]
-        rules = generation.Rules(
-            max_length=max_length if max_new_tokens is None else len(prompt_ids) + max_new_tokens,
-            min_length=min_length if min_new_tokens is None else len(prompt_ids) + min_new_tokens,
-            end=self.tokenizer.sep_id,
-            pad=self.tokenizer.pad_id,
-            num_beams=num_beams,
-            num_return=num_captions,
-            repetition_penalty=repetition_penalty,
-            length_penalty=length_penalty,
-            sample=use_nucleus_sampling,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-        )
         prompt = torch.tensor([prompt_ids] * items, device=image_embeds.device)
         memory = self.text_decoder.project_memory(image_embeds)
-        decoded = generation.generate(self.text_decoder.begin(memory, items, rules.max_length), prompt, rules)
+        decoding = self.text_decoder.begin(memory, options.lengths(len(prompt_ids))[0])
+        decoded = generation.generate(
+            decoding, prompt, options, end=self.tokenizer.sep_id, pad=self.tokenizer.pad_id
+        )
         # Cut by characters, as the original does: a caption that begins with a "##" piece is glued
         # to the prompt and loses its first character.
         ids, logprobs, scores = decoded.read(items)

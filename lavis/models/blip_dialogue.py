@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from lavis.common.registry import registry
-from lavis.models.alignment import RERANKING_ROWS
+from lavis.models.alignment import rows_at_once
 from lavis.models.answers import write_answers
 from lavis.models.base import inference
 from lavis.models.blip import Blip, BlipConfig
@@ -25,6 +25,7 @@ from lavis.models.presets import RESIZE, SMOOTHING
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.nn import generation
+from lavis.nn.generation import GenerationOptions
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.linear import ExactLinear
 from lavis.nn.losses import IGNORE, language_modelling_loss
@@ -258,10 +259,11 @@ class BlipDialogue(Blip):
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
         states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)  # (Q·K, T, D)
         logits = self.itm_head(states[:, 0])
-        labels = torch.tensor([int(i == place) for kept, place in drawn for i in range(len(kept))])
-        labels = labels.to(logits.device)
+        kinds = [int(i == place) for kept, place in drawn for i in range(len(kept))]
+        labels = torch.tensor(kinds, device=logits.device)
         each = F.cross_entropy(logits.float(), labels, reduction="none")
-        loss = (each[labels == 1].mean() + each[labels == 0].mean()) / 2
+        right_ones, wrong_ones = (each[[i for i, k in enumerate(kinds) if k == kind]] for kind in (1, 0))
+        loss = (right_ones.mean() + wrong_ones.mean()) / 2
         return LossOutput(
             loss=loss,
             loss_itm=loss,
@@ -330,41 +332,48 @@ class BlipDialogue(Blip):
         seen = self.look(samples)
         contexts = self._contexts(samples, len(seen.states))
         options = self._options(samples, len(contexts))
-        rounds = len(contexts) // len(seen.states)
-        found = []
-        for i in range(len(seen.states)):
-            memory = self.text_encoder.project_memory(seen.states[i : i + 1], seen.mask[i : i + 1])
+        memory = self.text_encoder.project_memory(seen.states, seen.mask)
 
-            def score(tokens: Tokens, memory: Any = memory) -> torch.Tensor:
-                states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)
-                logits = self.itm_head(states[:, 0]).float()
-                return logits[:, 1] - logits[:, 0]
+        def score(tokens: Tokens) -> torch.Tensor:
+            states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)
+            logits = self.itm_head(states[:, 0]).float()
+            return logits[:, 1] - logits[:, 0]
 
-            mine = range(i * rounds, (i + 1) * rounds)
-            rows = [self._text(contexts[q], answer) for q in mine for answer in options[q]]
-            found.append(self._scored(rows, score))
-        return torch.cat(found).view(len(contexts), -1)
+        texts = [
+            self._text(c, answer) for c, given in zip(contexts, options, strict=True) for answer in given
+        ]
+        return self._scored(texts, len(seen.states), score).view(len(contexts), -1)
 
     def _likelihoods(self, samples: Mapping[str, Any]) -> torch.Tensor:
         states, tokens, _ = self._encode(samples)
-        found = []
-        for i, options in enumerate(self._options(samples, len(states))):
-            memory = self.text_decoder.project_memory(states[i : i + 1], tokens.mask[i : i + 1])
+        memory = self.text_decoder.project_memory(states, tokens.mask)
 
-            def score(answers: Tokens, memory: Any = memory) -> torch.Tensor:
-                return -generation.sequence_losses(self.text_decoder, memory, answers.ids, answers.mask, 0.0)
+        def score(answers: Tokens) -> torch.Tensor:
+            return -generation.sequence_losses(self.text_decoder, memory, answers.ids, answers.mask, 0.0)
 
-            rows = [[self.bos_id, *self._pieces(answer), self.tokenizer.sep_id] for answer in options]
-            found.append(self._scored(rows, score))
-        return torch.stack(found)
+        texts = [
+            [self.bos_id, *self._pieces(answer), self.tokenizer.sep_id]
+            for options in self._options(samples, len(states))
+            for answer in options
+        ]
+        return self._scored(texts, len(states), score)
 
-    def _scored(self, rows: Sequence[Ids], score: Callable[[Tokens], torch.Tensor]) -> torch.Tensor:
-        """Scores of texts, in chunks of about one length."""
-        out = torch.empty(len(rows), device=self.device)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        for start in range(0, len(order), RERANKING_ROWS):
-            places = order[start : start + RERANKING_ROWS]
-            out[places] = score(self.tokenizer.pad([rows[i] for i in places], device=self.device))
+    def _scored(
+        self, texts: Sequence[Ids], items: int, score: Callable[[Tokens], torch.Tensor]
+    ) -> torch.Tensor:
+        """Scores (B, G) of the texts of B items, G each, an item's side by side.
+
+        They are scored in chunks of about one length: `score` gets rows that are c texts of each item.
+        """
+        rows = [texts[i : i + len(texts) // items] for i in range(0, len(texts), len(texts) // items)]
+        order = [sorted(range(len(row)), key=lambda i: len(row[i])) for row in rows]
+        out = torch.empty(items, len(rows[0]), device=self.device)
+        each = max(1, rows_at_once(self.device) // items)
+        for start in range(0, len(rows[0]), each):
+            places = [row[start : start + each] for row in order]
+            chunk = [row[i] for row, chosen in zip(rows, places, strict=True) for i in chosen]
+            found = score(self.tokenizer.pad(chunk, device=self.device)).view(items, -1)
+            out.scatter_(1, torch.tensor(places, device=self.device), found.to(out.dtype))
         return out
 
     @inference
@@ -376,13 +385,14 @@ class BlipDialogue(Blip):
         min_length: int = 1,
         *,
         return_scores: bool = False,
+        **more: Any,
     ) -> list[str] | Texts:
-        """Write an answer to each question with beam search.
+        """Write an answer to each question.
 
         Args:
             samples: `image`, `caption`, `text_input`, `dialog` as in `forward`.
-            num_beams: 1 is greedy. max_length, min_length: in tokens, start token included.
             return_scores: give `Texts` instead of strings.
+            more: the others are those of `generation.GenerationOptions`.
 
         Raises:
             ValueError: the model only ranks.
@@ -392,17 +402,9 @@ class BlipDialogue(Blip):
                 f"this {self.registered_name} ranks candidates (predict) and has no decoder to write with; "
                 "build or load one with model.answering: generate"
             )
+        options = GenerationOptions(num_beams=num_beams, max_length=max_length, min_length=min_length, **more)
         states, tokens, _ = self._encode(samples)
-        out = write_answers(
-            self.text_decoder,
-            self.tokenizer,
-            self.bos_id,
-            states,
-            tokens.mask,
-            num_beams,
-            max_length,
-            min_length,
-        )
+        out = write_answers(self.text_decoder, self.tokenizer, self.bos_id, states, tokens.mask, options)
         return out if return_scores else out.texts
 
     # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`

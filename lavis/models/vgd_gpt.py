@@ -22,6 +22,7 @@ from lavis.models.gpt_tokenizer import ANSWERING, GPTTokenizer
 from lavis.models.outputs import Texts
 from lavis.models.samples import require
 from lavis.nn import generation
+from lavis.nn.generation import GenerationOptions
 from lavis.nn.gpt import GPT, Decoding, GPTConfig
 from lavis.nn.linear import Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
@@ -293,47 +294,33 @@ class GPTDialogue(BaseModel):
         max_length: int = 20,
         min_length: int = 5,
         *,
-        use_nucleus_sampling: bool = False,
-        top_p: float = 0.9,
-        temperature: float = 1.0,
-        seed: int | Sequence[int] | None = None,
-        length_penalty: float = 1.0,
         return_scores: bool = False,
+        **more: Any,
     ) -> list[str] | Texts:
         """Write an answer to each question.
 
         Args:
             samples: as in `forward`; answers, if there are any, aren't read.
-            num_beams: 1 is greedy.
             max_length, min_length: tokens of the answer.
-            use_nucleus_sampling: draw from the likeliest tokens (`top_p`, `temperature`) instead of beam
-                search; `seed` makes the draw repeatable: one, or one for each question, see `BlipCaption.generate`.
-            length_penalty: exponent of the length that beam scores are divided by.
             return_scores: give `Texts` (with log-probabilities) instead of strings.
+            more: the others are those of `generation.GenerationOptions`.
 
         Returns:
             R answers.
         """
+        options = GenerationOptions(
+            num_beams=num_beams, **{"max_new_tokens": max_length, "min_new_tokens": min_length, **more}
+        )
         given = self._sequences(samples, answers=False)
         mask = given.mask if given.labels is None else given.mask & (given.labels == IGNORE)
-        # counted from the question's end on, which is the prompt
-        rules = generation.Rules(
-            max_length=1 + max_length,
-            min_length=1 + min_length,
-            end=self.tokenizer.eos_id,
-            pad=self.tokenizer.pad_id,
-            num_beams=num_beams,
-            length_penalty=length_penalty,
-            sample=use_nucleus_sampling,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
+        room = options.lengths(1)[0] - 1  # counted from the question's end on, which is the prompt
         decoding = Decoding(
-            self.transformer, self.lm_head, self._embed(given), mask, self.tokenizer.id(ANSWERING), max_length
+            self.transformer, self.lm_head, self._embed(given), mask, self.tokenizer.id(ANSWERING), room
         )
         prompt = torch.full((len(mask), 1), self.tokenizer.eos_id, device=mask.device)
-        decoded = generation.generate(decoding, prompt, rules)
+        decoded = generation.generate(
+            decoding, prompt, options, end=self.tokenizer.eos_id, pad=self.tokenizer.pad_id
+        )
         ids, logprobs, scores = decoded.read(len(mask))
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
         return Texts(texts, logprobs, scores) if return_scores else texts

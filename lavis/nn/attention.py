@@ -5,10 +5,15 @@ B pictures, G texts per picture, T queries per text, N keys, H heads, Dh width o
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch.nn import functional as F
 
 from lavis.common.device import bfloat16_is_slow
+
+# True where a query may look; "causal": at its own token and those before it, of as many keys; None: everywhere
+Mask = torch.Tensor | Literal["causal"] | None
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:  # (R, T, H·Dh) -> (R, H, T, Dh)
@@ -19,13 +24,18 @@ def merge_heads(x: torch.Tensor) -> torch.Tensor:  # (R, H, T, Dh) -> (R, T, H·
     return x.transpose(1, 2).flatten(2)
 
 
+def triangle(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """The mask (T, N) of T tokens, the last of N, each of which sees itself and those before it."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
 def attend(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     *,
     heads: int,
-    mask: torch.Tensor | None = None,
+    mask: Mask = None,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """Scaled dot-product attention in which G groups of queries may share one set of keys.
@@ -38,8 +48,8 @@ def attend(
         q: projected queries (B·G, T, H·Dh).
         k, v: keys and values with heads split, (B, H, N, Dh).
         heads: H.
-        mask: bool, True where a query may look, broadcastable to (B·G, H, T, N); with G > 1 it must
-            not depend on the query: (B, 1, 1, N).
+        mask: see `Mask`; bool, broadcastable to (B·G, H, T, N); with G > 1 it must not depend on the query:
+            (B, 1, 1, N).
         dropout: probability of dropping an attention weight.
 
     Returns:
@@ -50,7 +60,12 @@ def attend(
     if rows % items:
         raise ValueError(f"{rows} rows of queries cannot be shared out evenly among {items} memories")
     grouped = split_heads(q.reshape(items, (rows // items) * length, width), heads)  # (B, H, G·T, Dh)
-    k, v, mask = _in_whole_vectors(k, v, mask)
+    causal = isinstance(mask, str)  # the kernels then skip what is not looked at, and need no mask
+    if causal and rows != items:
+        raise ValueError(
+            f"{rows} rows of queries for {items} of keys: a causal mask is of a text with itself"
+        )
+    k, v, seen = _in_whole_vectors(k, v, None if isinstance(mask, str) else mask)
     if (
         q.device.type == "cpu"
         and q.dtype == torch.bfloat16
@@ -60,10 +75,12 @@ def attend(
         # products are slow in it altogether.
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(
-                grouped.float(), k.float(), v.float(), attn_mask=mask, dropout_p=dropout
+                grouped.float(), k.float(), v.float(), attn_mask=seen, dropout_p=dropout, is_causal=causal
             ).to(q.dtype)
     else:
-        out = F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(
+            grouped, k, v, attn_mask=seen, dropout_p=dropout, is_causal=causal
+        )
     return merge_heads(out).reshape(rows, length, width)
 
 
@@ -85,9 +102,7 @@ def _in_whole_vectors(
     return F.pad(k, pad), F.pad(v, pad), F.pad(mask, (0, lacking))
 
 
-def attention_weights(
-    q: torch.Tensor, k: torch.Tensor, *, heads: int, mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def attention_weights(q: torch.Tensor, k: torch.Tensor, *, heads: int, mask: Mask = None) -> torch.Tensor:
     """The weights that `attend` uses without showing them, for maps and Grad-CAM.
 
     Args:
@@ -101,6 +116,8 @@ def attention_weights(
     queries = split_heads(q, heads).unflatten(0, (items, rows // items))  # (B, G, H, T, Dh)
     scores = queries @ k.unsqueeze(1).transpose(-1, -2) / queries.shape[-1] ** 0.5  # (B, G, H, T, N)
     scores = scores.flatten(0, 1)
+    if isinstance(mask, str):
+        mask = triangle(q.shape[1], k.shape[2], q.device)
     if mask is not None:
         if mask.ndim == 4 and mask.shape[0] == items != rows:
             mask = mask.repeat_interleave(rows // items, dim=0)
@@ -123,9 +140,7 @@ class Reader:
     weight_dropout: float = 0.0
     kept: list[torch.Tensor] | None = None
 
-    def read(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None) -> torch.Tensor:
         """What projected queries (R, T, D) find in keys and values (B, H, N, Dh): (R, T, D)."""
         if self.kept is None:
             dropout = self.weight_dropout if self.training else 0.0

@@ -116,35 +116,26 @@ def write(
     visual_embeds: torch.Tensor,
     sep_token_id: int,
     pad_token_id: int,
-    use_nucleus_sampling: bool = False,
-    num_beams: int = 3,
-    max_length: int = 30,
-    min_length: int = 10,
-    top_p: float = 0.9,
-    repetition_penalty: float = 1.0,
+    *args: Any,
+    **options: Any,
 ) -> torch.Tensor:
     """Ids (B, longest) of texts written about images, prompt included.
 
     Args:
         tokenized_prompt: its `input_ids` (B, T) begin the texts. visual_embeds: (B, N, D) of the images.
-        max_length, min_length: tokens, the prompt's included.
+        args, options: those of `generation.GenerationOptions`, in its order, which is the original's, or by name.
     """
     from lavis.nn import generation  # which knows this module's users
 
-    rules = generation.Rules(
-        max_length=max_length,
-        min_length=min_length,
-        end=sep_token_id,
-        pad=pad_token_id,
-        num_beams=num_beams,
-        repetition_penalty=repetition_penalty,
-        sample=use_nucleus_sampling,
-        top_p=top_p,
-    )
+    chosen = generation.GenerationOptions(*args, **options)
     prompt = tokenized_prompt.input_ids
+    longest, _ = chosen.lengths(prompt.shape[1])
     memory = decoder.project_memory(visual_embeds)
     with torch.no_grad():
-        return generation.generate(decoder.begin(memory, len(prompt), max_length), prompt, rules).ids
+        decoding = decoder.begin(memory, longest)
+        ids = generation.generate(decoding, prompt, chosen, end=sep_token_id, pad=pad_token_id).ids
+    used = (ids != pad_token_id).any(dim=0).nonzero()
+    return ids[:, : int(used.max()) + 1]
 
 
 def _memory(transformer: TextTransformer, states: Any, mask: Any) -> Memory:

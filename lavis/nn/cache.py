@@ -16,26 +16,23 @@ class Sizes(Protocol):
     """What a cache knows of a transformer."""
 
     @property
-    def width(self) -> int: ...
-
-    @property
     def depth(self) -> int: ...
-
-    @property
-    def heads(self) -> int: ...
 
 
 class Cache:
-    """Keys and values of the tokens read so far, preallocated for `max_length` tokens."""
+    """Keys and values of the tokens read so far, preallocated for `max_length` tokens with the first that come, whose
+    rows, number format (that of autocast, where it is on) and device it takes."""
 
-    def __init__(self, config: Sizes, rows: int, max_length: int, like: torch.Tensor) -> None:
-        head_width = config.width // config.heads
-        # (L, 2, R, H, max_length, Dh)
-        self.data = like.new_empty(config.depth, 2, rows, config.heads, max_length, head_width)
-        self.length = 0
+    data: torch.Tensor  # (L, 2, R, H, max_length, Dh)
+
+    def __init__(self, config: Sizes, max_length: int) -> None:
+        self.depth, self.max_length, self.length = config.depth, max_length, 0
 
     def append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a layer's new keys and values (R, H, t, Dh); give all so far as views."""
+        if layer == 0 and not self.length:
+            rows, heads, _, width = k.shape
+            self.data = k.new_empty(self.depth, 2, rows, heads, self.max_length, width)
         end = self.length + k.shape[2]
         self.data[layer, 0, :, :, self.length : end] = k
         self.data[layer, 1, :, :, self.length : end] = v

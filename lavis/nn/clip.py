@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.nn.attention import Reader, attend, split_heads
+from lavis.nn.attention import Mask, Reader, attend, split_heads
 from lavis.nn.linear import Linear, gelu
 from lavis.nn.slices import in_slices
 
@@ -79,7 +79,7 @@ class Attention(Linear, Reader):
     def bias(self) -> torch.Tensor:  # type: ignore[override]
         return self.in_proj_bias
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # (R, N, D)
+    def forward(self, x: torch.Tensor, mask: Mask = None) -> torch.Tensor:  # (R, N, D)
         q, k, v = super().forward(x).chunk(3, dim=-1)
         k, v = split_heads(k, self.heads), split_heads(v, self.heads)
         return self.out_proj(self.read(q, k, v, mask))
@@ -115,7 +115,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, quick_gelu)
         self.ln_2 = nn.LayerNorm(width, eps=_EPS)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:  # (R, N, D)
+    def forward(self, x: torch.Tensor, mask: Mask = None) -> torch.Tensor:  # (R, N, D)
         x = x + self.attn(self.ln_1(x), mask)
         return x + self.mlp(self.ln_2(x))
 
@@ -146,12 +146,9 @@ class Transformer(nn.Module):
 
     def forward(self, x: torch.Tensor, *, causal: bool = False) -> torch.Tensor:  # (R, N, D)
         """States of tokens; with `causal` a token sees only itself and those before it."""
-        mask = None
-        if causal:
-            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-        return in_slices(lambda part: self._run(part, mask), x, self.resblocks)
+        return in_slices(lambda part: self._run(part, "causal" if causal else None), x, self.resblocks)
 
-    def _run(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _run(self, x: torch.Tensor, mask: Mask) -> torch.Tensor:
         for block in self.resblocks:
             x = block(x, mask)
         return x

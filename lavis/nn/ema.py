@@ -76,11 +76,10 @@ def add_queue(model: nn.Module, width: int, size: int, with_ids: bool) -> None:
 def enqueue(model: Any, new: NewFeatures) -> None:
     """Write features over the oldest places of the queues that `add_queue` gave a model."""
     size, count = model.image_queue.shape[1], len(new.images)
-    start = int(model.queue_ptr)
     kept = slice(max(0, count - size), count)  # of more than the queue holds, the last ones
-    places = (start + torch.arange(count, device=new.images.device))[kept] % size
+    places = (model.queue_ptr + torch.arange(count, device=new.images.device))[kept] % size
     model.image_queue[:, places] = new.images[kept].T.to(model.image_queue.dtype)
     model.text_queue[:, places] = new.texts[kept].T.to(model.text_queue.dtype)
     if new.ids is not None:
         model.idx_queue[:, places] = new.ids[kept]
-    model.queue_ptr[0] = (start + count) % size
+    model.queue_ptr.copy_((model.queue_ptr + count) % size)

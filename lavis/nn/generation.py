@@ -1,7 +1,7 @@
 """Decoding: greedy, beam search, nucleus sampling, and ranking given texts by likelihood.
 
 Works with anything that has `step(ids) -> logits` and `select(index)` (`nn.language_model.Decoding`); knows no
-tokenizer and no model family. R rows = B items x G hypotheses or samples, T tokens, V vocabulary.
+tokenizer and no model family. R rows = B items x G hypotheses or samples, K beams, T tokens, V vocabulary.
 
 The rules are those that the official checkpoints were evaluated with (transformers 4.26): a finished
 beam scores its sum of log-probabilities, that of the end token included, divided by its length, which
@@ -15,20 +15,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import repeat
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 
+from lavis.common.arguments import accepted
 from lavis.nn.finite import check_logprobs
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import Memory
 
 log = logging.getLogger("lavis")
+
+LOGITS_AT_ONCE = (
+    1 << 25
+)  # numbers (128 MiB in float32) that are computed at once where given texts are scored
 
 
 class Decoder(Protocol):
@@ -39,51 +42,119 @@ class Decoder(Protocol):
     def select(self, index: torch.Tensor) -> None: ...
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How to decode. Lengths are in tokens and count the prompt, its start token included."""
+_ALWAYS = ("num_beams", "max_length", "min_length")  # models of the original have other defaults of their own
+_RECIPE_NAMES = {"max_length": "max_len", "min_length": "min_len"}  # of options, as keys of `run`
 
-    max_length: int
-    min_length: int
-    end: int  # id of the token that ends a text
-    pad: int  # id put after the end
-    num_beams: int = 1
-    num_return: int = 1  # texts per item
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How texts are written, for every model, task, command and page; the names are those of the original's `generate`.
+
+    Attributes:
+        use_nucleus_sampling: draw from the likeliest tokens (`top_p`, `top_k`, `temperature`) instead of searching.
+        num_beams: of the search; 1 is greedy.
+        max_length, min_length: tokens of the whole text, start token and prompt included.
+        top_p: the smallest set of likely tokens that holds this share of the probability is drawn from.
+        repetition_penalty: above 1 makes tokens that have occurred less likely.
+        num_captions: texts per item; with beams, the best ones found, and at least as many beams.
+        max_new_tokens, min_new_tokens: lengths without start token and prompt; they win.
+        length_penalty: exponent of the length that scores are divided by.
+        temperature: logits are divided by it before drawing.
+        top_k: tokens to draw from at most; 0: all (50 is what the original's generator did without saying).
+        seed: makes a draw repeatable; None draws from torch's global stream. An item draws in a batch what it draws
+            alone: a sequence has a seed for each. A single seed is the first item's, the others' follow from it and
+            their places, see `seed_of`.
+
+    Raises:
+        ValueError: a value with which nothing can be written.
+    """
+
+    use_nucleus_sampling: bool = False
+    num_beams: int = 3
+    max_length: int = 30
+    min_length: int = 10
+    top_p: float = 0.9
     repetition_penalty: float = 1.0
-    length_penalty: float = 1.0  # beam search divides by length ** length_penalty
-    sample: bool = False
+    num_captions: int = 1
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    length_penalty: float = 1.0
     temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0: all
-    # of the sampler; None draws from torch's global stream. A list has one for each item; a single one is the first
-    # item's, the others' follow from it and their places, see `seed_of`.
+    top_k: int = 50
     seed: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        def need(ok: bool, text: str) -> None:
-            if not ok:
-                raise ValueError(text)
+        for name, least in (("num_beams", 1), ("num_captions", 1), ("min_length", 0), ("top_k", 0)):
+            value = getattr(self, name)
+            _need(value >= least, f"{name} is {value}; it must be {least} or more")
+        for name in ("repetition_penalty", "temperature"):
+            value = getattr(self, name)
+            _need(value > 0, f"{name} is {value}; it must be above 0")
+        _need(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.max_new_tokens is None and self.min_new_tokens is None:  # else the prompt's length decides
+            self.lengths(0)
 
-        need(self.num_beams >= 1, f"num_beams is {self.num_beams}; it must be at least 1")
-        need(self.num_return >= 1, f"num_captions is {self.num_return}; it must be at least 1")
-        need(
-            self.min_length <= self.max_length,
-            f"the least length ({self.min_length}) is above the greatest ({self.max_length}), in tokens with prompt",
+    def lengths(self, prompt: int) -> tuple[int, int]:
+        """The greatest and the least length of a text that begins with `prompt` tokens, these included."""
+        most = self.max_length if self.max_new_tokens is None else prompt + self.max_new_tokens
+        least = self.min_length if self.min_new_tokens is None else prompt + self.min_new_tokens
+        _need(
+            least <= most,
+            f"min_length is {least} and max_length {most}, in tokens with the prompt; the least length must not be "
+            "above the greatest",
         )
-        need(
-            self.repetition_penalty > 0,
-            f"repetition_penalty is {self.repetition_penalty}; it must be above 0",
-        )
-        need(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
-        need(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        need(self.top_k >= 0, f"top_k is {self.top_k}; it must be 0 (all) or more")
+        return most, least
+
+    @classmethod
+    def of_run(cls, settings: object) -> GenerationOptions:
+        """The options among a task's settings, the keys of `run`; lengths are `max_len` and `min_len` there."""
+        keys = {field.name: _RECIPE_NAMES.get(field.name, field.name) for field in fields(cls)}
+        try:
+            given = {name: getattr(settings, key) for name, key in keys.items() if hasattr(settings, key)}
+            return cls(**given)
+        except ValueError as e:
+            text = functools.reduce(lambda text, names: text.replace(*names), _RECIPE_NAMES.items(), str(e))
+            raise ValueError(f"run.{text}") from e
+
+    def arguments(
+        self,
+        generate: Callable[..., Any],
+        refuse: Callable[[str], str] | None = None,
+        optional: Collection[str] = (),
+    ) -> dict[str, Any]:
+        """What a model's `generate` is called with: beams, lengths, and every other option that is not the default.
+
+        So a model written for the original, or one of one's own, which takes fewer of them, can be called, too.
+
+        Args:
+            refuse: what to tell a person who set an option (its name) that this `generate` does not take.
+            optional: options that are left out in any case where it does not take them.
+
+        Raises:
+            ValueError: such an option.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        values = {name: getattr(self, name) for name in defaults}
+        asked = {n: v for n, v in values.items() if n in _ALWAYS or v != defaults[n]}
+
+        def plainly(name: str) -> str:
+            method = getattr(generate, "__qualname__", generate)
+            return f"{name} is {values[name]!r}, but {method} takes no such option; leave it out"
+
+        left_out = {**defaults, **{name: values[name] for name in optional}}
+        return accepted(generate, asked, left_out, refuse or plainly)
+
+
+def _need(right: bool, otherwise: str) -> None:
+    if not right:
+        raise ValueError(otherwise)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """`num_return` texts per item, best first, items in order.
+    """`num_captions` texts per item, best first, items in order.
 
-    ids: (R, T) with the prompt, padded with `pad`.
+    ids: (R, T) with the prompt, padded with `pad`; T is as many as were looked at, and the longest text may be shorter.
     logprobs: (R,) sum of the log-probabilities of the generated tokens, the model's own, whatever rules chose them.
     scores: (R,) logprobs / length ** length_penalty, by which texts are ranked; in beam search of the log-probabilities
         with the repetition penalty.
@@ -112,40 +183,47 @@ def seed_of(seed: int, what: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {what}".encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _uniform(rules: Rules, items: int, steps: int, device: torch.device) -> torch.Tensor | None:
+def _uniform(options: GenerationOptions, items: int, steps: int, device: torch.device) -> torch.Tensor | None:
     """Numbers from 0 to 1 to sample with, one stream per text: (R, steps); None without a seed.
 
     Streams do not depend on the rest of the batch, so that an item draws in it what it would draw alone.
     """
-    if rules.seed is None:
+    if options.seed is None:
         return None
-    if isinstance(rules.seed, int):
-        seeds = [rules.seed, *(seed_of(rules.seed, place) for place in range(1, items))]
+    if isinstance(options.seed, int):
+        seeds = [options.seed, *(seed_of(options.seed, place) for place in range(1, items))]
     else:
-        seeds = [int(seed) for seed in rules.seed]
+        seeds = [int(seed) for seed in options.seed]
         if len(seeds) != items:
             raise ValueError(f"seed has {len(seeds)} numbers for {items} inputs; give one, or one for each")
     streams = [
         torch.Generator(device="cpu").manual_seed((seed * 1000003 + copy) % 2**63)
         for seed in seeds
-        for copy in range(rules.num_return)
+        for copy in range(options.num_captions)
     ]
     return torch.stack([torch.rand(steps, generator=stream) for stream in streams]).to(device)
 
 
-def generate(decoder: Decoder, prompt: torch.Tensor, rules: Rules) -> Decoded:
-    """Go on from `prompt` (B, T), one row per item, with all prompts of one length."""
-    if prompt.shape[1] >= rules.max_length:
+def generate(
+    decoder: Decoder, prompt: torch.Tensor, options: GenerationOptions, *, end: int, pad: int
+) -> Decoded:
+    """Go on from `prompt` (B, T), one row per item, with all prompts of one length.
+
+    Args:
+        end: id of the token that ends a text. pad: id put after it.
+    """
+    most, _ = options.lengths(prompt.shape[1])
+    if prompt.shape[1] >= most:
         raise ValueError(
-            f"max_length is {rules.max_length} tokens and counts the prompt, which has {prompt.shape[1]} already; "
+            f"max_length is {most} tokens and counts the prompt, which has {prompt.shape[1]} already; "
             "raise it, or give max_new_tokens"
         )
-    if not rules.sample and rules.num_return > rules.num_beams:
-        _say_beams(rules.num_return, rules.num_beams)
-        rules = replace(rules, num_beams=rules.num_return)
-    if rules.num_beams > 1 and not rules.sample:
-        return _beam_search(decoder, prompt, rules)
-    return _one_by_one(decoder, prompt, rules)
+    if not options.use_nucleus_sampling and options.num_captions > options.num_beams:
+        _say_beams(options.num_captions, options.num_beams)
+        options = replace(options, num_beams=options.num_captions)
+    if options.num_beams > 1 and not options.use_nucleus_sampling:
+        return _beam_search(decoder, prompt, options, end, pad)
+    return _one_by_one(decoder, prompt, options, end, pad)
 
 
 @functools.cache
@@ -175,43 +253,46 @@ def _without(scores: torch.Tensor, token: int) -> torch.Tensor:
 # ---------------------------------------------------------------------------- greedy and sampling
 
 
-def _one_by_one(decoder: Decoder, prompt: torch.Tensor, rules: Rules) -> Decoded:
+def _one_by_one(
+    decoder: Decoder, prompt: torch.Tensor, options: GenerationOptions, end: int, pad: int
+) -> Decoded:
     """Greedy or sampled: every row is on its own."""
     items, length = prompt.shape
+    most, least = options.lengths(length)
     device = prompt.device
     logits = decoder.step(prompt)  # (B, V)
-    copies = rules.num_return
+    copies = options.num_captions
     if copies > 1:
         index = torch.arange(items, device=device).repeat_interleave(copies)
         decoder.select(index)
         logits, prompt = logits[index], prompt[index]
     rows = items * copies
-    ids = prompt.new_full((rows, rules.max_length), rules.pad)
+    ids = prompt.new_full((rows, most), pad)
     ids[:, :length] = prompt
     going = torch.ones(rows, dtype=torch.bool, device=device)
     logprobs = torch.zeros(rows, device=device)
     lengths = torch.full((rows,), length, device=device)
-    uniform = _uniform(rules, items, rules.max_length - length, device) if rules.sample else None
+    uniform = _uniform(options, items, most - length, device) if options.use_nucleus_sampling else None
     while True:
-        scores = _penalise(logits, ids[:, :length], rules.repetition_penalty)
-        if length < rules.min_length:
-            scores = _without(scores, rules.end)
-        if rules.sample:
+        scores = _penalise(logits, ids[:, :length], options.repetition_penalty)
+        if length < least:
+            scores = _without(scores, end)
+        if options.use_nucleus_sampling:
             numbers = None if uniform is None else uniform[:, length - prompt.shape[1]]
-            chosen = _draw(scores, rules, numbers)
+            chosen = _draw(scores, options, numbers)
         else:
             chosen = scores.argmax(dim=-1)
         step_logprobs = logits.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1)
         logprobs += torch.where(going, step_logprobs, 0.0)
-        chosen = torch.where(going, chosen, rules.pad)
+        chosen = torch.where(going, chosen, pad)
         ids[:, length] = chosen
         length += 1
-        going &= chosen != rules.end
+        going &= chosen != end
         lengths += going
-        if length >= rules.max_length or not bool(going.any()):
+        if length >= most or not bool(going.any()):
             break
         logits = decoder.step(chosen[:, None])
-    scores_out = logprobs / lengths**rules.length_penalty
+    scores_out = logprobs / lengths**options.length_penalty
     if copies > 1:  # best first
         order = scores_out.view(items, copies).argsort(dim=1, descending=True, stable=True)
         flat = (order + torch.arange(items, device=device)[:, None] * copies).flatten()
@@ -219,18 +300,18 @@ def _one_by_one(decoder: Decoder, prompt: torch.Tensor, rules: Rules) -> Decoded
     return Decoded(ids[:, :length], logprobs, scores_out)
 
 
-def _draw(scores: torch.Tensor, rules: Rules, uniform: torch.Tensor | None) -> torch.Tensor:
+def _draw(scores: torch.Tensor, options: GenerationOptions, uniform: torch.Tensor | None) -> torch.Tensor:
     """Sample a token per row from the smallest set of likely tokens that holds `top_p` (Holtzman et al. 2020).
 
     Args:
         uniform: (R,) numbers from 0 to 1; None: torch's global stream gives them.
     """
-    scores = scores / rules.temperature
-    keep = min(rules.top_k or scores.shape[-1], scores.shape[-1])
+    scores = scores / options.temperature
+    keep = min(options.top_k or scores.shape[-1], scores.shape[-1])
     top, tokens = scores.topk(keep, dim=-1)  # sorted, likeliest first
     probs = top.softmax(dim=-1)
     before = probs.cumsum(dim=-1) - probs  # mass of the likelier ones
-    probs = probs.masked_fill(before >= rules.top_p, 0.0)
+    probs = probs.masked_fill(before >= options.top_p, 0.0)
     probs[:, 0] = probs[:, 0].clamp(min=torch.finfo(probs.dtype).tiny)
     if uniform is None:
         uniform = torch.rand(scores.shape[0], device=probs.device)
@@ -243,120 +324,149 @@ def _draw(scores: torch.Tensor, rules: Rules, uniform: torch.Tensor | None) -> t
 # ---------------------------------------------------------------------------- beam search
 
 
-@dataclass
 class _Finished:
-    """The best finished hypotheses of one item."""
+    """The K best finished hypotheses of each of B items, in the order in which they came.
 
-    wanted: int
-    length_penalty: float
-    items: list[tuple[float, float, torch.Tensor]] = field(default_factory=list)  # score, logprob, ids
-    worst: float = 1e9
+    Attributes:
+        scores: (B, K), by which they are compared; -inf where there is none yet.
+        logprobs: (B, K), sums of the model's own log-probabilities.
+        lengths: (B, K). beams: (B, K), in which beam each was when it had that length.
+    """
 
-    def add(self, ids: torch.Tensor, value: float, logprob: float) -> None:
-        """`value`: sum of what the search compares; `logprob`: that of the model's own log-probabilities."""
-        score = value / ids.shape[0] ** self.length_penalty
-        if len(self.items) >= self.wanted and score <= self.worst:
-            return
-        self.items.append((score, logprob, ids))
-        if len(self.items) > self.wanted:
-            self.items.remove(min(self.items, key=lambda item: item[0]))
-        self.worst = min(item[0] for item in self.items)
+    def __init__(self, sums: torch.Tensor, length: int, length_penalty: float) -> None:
+        device = sums.device
+        precise = torch.float32 if device.type == "mps" else torch.float64  # which that device does not have
+        self.length_penalty = length_penalty
+        self.scores = torch.full_like(sums, -torch.inf, dtype=precise)
+        self.logprobs = torch.zeros_like(sums)
+        self.lengths = torch.full_like(sums, length, dtype=torch.long)
+        self.beams = torch.zeros_like(self.lengths)
+        self.places = torch.arange(sums.shape[1], device=device)
+        self.before = self.places[:, None] > self.places  # (K, K): [i, j], whether j came before i
 
-    def settled(self, best_running: float, length: int) -> bool:
-        """Whether no running beam can still get in; `length` counts the tokens before this step."""
-        return len(self.items) >= self.wanted and self.worst >= best_running / length**self.length_penalty
+    def add(
+        self,
+        there: torch.Tensor,
+        sums: torch.Tensor,
+        logprobs: torch.Tensor,
+        beams: torch.Tensor,
+        length: int,
+    ) -> None:
+        """Take in those that are among their item's K best. Of equals the one that was there first stays, but of those
+        that were there the one that came last.
+
+        Args:
+            there: (B, K), whether there is one.
+            sums, logprobs: (B, K), of what the search compares, best first, and of the model's own log-probabilities.
+            beams: (B, K), which beams they are in. length: of their tokens.
+        """
+        old, new = self.scores[:, :, None], (sums.to(self.scores.dtype) / length**self.length_penalty)
+        new = new.masked_fill(~there, -torch.inf)
+        # One gets in if it is better than as many old ones as there are new ones up to it.
+        comes = ((old < new[:, None, :]).sum(dim=1) >= there.cumsum(dim=1)) & there  # (B, K)
+        other = self.scores[:, None, :]
+        worse = (other < old) | ((other == old) & self.before)  # (B, K, K): [i, j], whether j leaves before i
+        stays = worse.sum(dim=2) >= comes.sum(dim=1, keepdim=True)
+        kept = _first(torch.cat([stays, comes], dim=1), stays.shape[1])
+        self.scores = torch.cat([self.scores, new], dim=1).gather(1, kept)
+        self.logprobs = torch.cat([self.logprobs, logprobs], dim=1).gather(1, kept)
+        self.beams = torch.cat([self.beams, beams], dim=1).gather(1, kept)
+        self.lengths = torch.cat([self.lengths, torch.full_like(beams, length)], dim=1).gather(1, kept)
+
+    def settled(self, best_running: torch.Tensor, length: int) -> torch.Tensor:
+        """Whether no running beam, of which the best has the sum `best_running` (B,), can still get in: (B,).
+
+        `length` counts the tokens before this step.
+        """
+        worst = self.scores.amin(dim=1)
+        best = best_running.to(worst.dtype) / length**self.length_penalty
+        return (worst > -torch.inf) & (worst >= best)
 
 
-def _beam_search(decoder: Decoder, prompt: torch.Tensor, rules: Rules) -> Decoded:
-    items, length = prompt.shape
-    beams, device = rules.num_beams, prompt.device
+def _first(flags: torch.Tensor, count: int) -> torch.Tensor:
+    """Where each row's first `count` True are, of rows (R, N) that have as many: (R, count)."""
+    return flags.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def _beam_search(
+    decoder: Decoder, prompt: torch.Tensor, options: GenerationOptions, end: int, pad: int
+) -> Decoded:
+    items, start = prompt.shape
+    most, least = options.lengths(start)
+    beams, device, length = options.num_beams, prompt.device, start
     # All beams of an item start alike: read the prompt once per item, then copy the cache.
     logits = decoder.step(prompt)  # (B, V)
-    start = torch.arange(items, device=device).repeat_interleave(beams)
-    decoder.select(start)
-    logits = logits[start]  # (B·beams, V)
     vocabulary = logits.shape[-1]
-    ids = prompt.new_full((items * beams, rules.max_length), rules.pad)
-    ids[:, :length] = prompt[start]
+    alike = torch.arange(items, device=device).repeat_interleave(beams)
+    decoder.select(alike)
+    logits = logits.index_select(0, alike)  # (B·K, V)
+    first_row = torch.arange(items, device=device)[:, None] * beams  # (B, 1): of each item
+    # of each step the beams' tokens, and which beams they went on from, (B, K) each
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
     sums = logits.new_zeros(items, beams)
     sums[:, 1:] = -1e9  # so that the first step does not pick the same token in every beam
-    finished = [_Finished(beams, rules.length_penalty) for _ in range(items)]
-    done, failed = [False] * items, [False] * items
-    penalised = rules.repetition_penalty != 1.0
     own_sums = sums  # of the model's own log-probabilities
+    penalised = options.repetition_penalty != 1.0
+    seen = prompt.index_select(0, alike)  # (B·K, T): tokens that have occurred, kept up to date if penalised
+    finished = _Finished(sums, length, options.length_penalty)
+    done = torch.zeros(items, dtype=torch.bool, device=device)
+    failed = done
 
     while True:
+        # 1. The 2K best continuations of each item, best first: at most K of them end.
         own = logits.log_softmax(dim=-1)
-        scores = _penalise(own, ids[:, :length], rules.repetition_penalty)
-        if length < rules.min_length:
-            scores = _without(scores, rules.end)
+        scores = _penalise(own, seen, options.repetition_penalty)
+        if length < least:
+            scores = _without(scores, end)
         scores = (scores.view(items, beams, vocabulary) + sums[:, :, None]).flatten(1)
-        top, place = scores.topk(2 * beams, dim=1)  # (B, 2·beams), best first
-        found = top
+        top, place = scores.topk(2 * beams, dim=1)  # (B, 2K)
+        beam = place // vocabulary
+        token = place - beam * vocabulary
+        own_top = top
         if penalised:
-            found = own.view(items, -1).gather(1, place) + own_sums.gather(1, place // vocabulary)
-        next_sums, next_own, next_tokens, next_rows = [], [], [], []
-        read = zip(top.tolist(), found.tolist() if penalised else repeat(()), place.tolist())
-        for b, (values, owns, places) in enumerate(read):
-            owns = owns or values
-            if not done[b] and values[0] != values[0]:  # NaN is sorted first
-                done[b] = failed[b] = True
-            if done[b]:
-                next_sums += [0.0] * beams
-                next_own += [0.0] * beams
-                next_tokens += [rules.pad] * beams
-                next_rows += [b * beams] * beams
-                continue
-            kept = 0
-            for rank, (value, where) in enumerate(zip(values, places)):
-                row, token = b * beams + where // vocabulary, where % vocabulary
-                if token == rules.end:
-                    if rank < beams:
-                        finished[b].add(ids[row, :length].clone(), value, owns[rank])
-                    continue
-                next_sums.append(value)
-                next_own.append(owns[rank])
-                next_tokens.append(token)
-                next_rows.append(row)
-                kept += 1
-                if kept == beams:
-                    break
-            done[b] = finished[b].settled(values[0], length)
-        rows = torch.tensor(next_rows, device=device)
-        tokens = torch.tensor(next_tokens, device=device)
-        sums = torch.tensor(next_sums, device=device, dtype=sums.dtype).view(items, beams)
-        own_sums = torch.tensor(next_own, device=device).view(items, beams) if penalised else sums
-        ids = ids[rows]
-        ids[:, length] = tokens
+            own_top = own.view(items, -1).gather(1, place) + own_sums.gather(1, beam)
+        failed = failed | (top[:, 0].isnan() & ~done)  # NaN is sorted first
+        done = done | failed
+        # 2. Those of the K best that end are finished.
+        ends = token == end
+        finished.add(
+            ends[:, :beams] & ~done[:, None], top[:, :beams], own_top[:, :beams], beam[:, :beams], length
+        )
+        # 3. The K best of the others go on, also those of an item that is done, which nobody looks at.
+        going = _first(~ends, beams)  # (B, K)
+        sums = top.gather(1, going)
+        own_sums = own_top.gather(1, going) if penalised else sums
+        beam, token = beam.gather(1, going), token.gather(1, going)
+        steps.append((token, beam))
+        done = done | finished.settled(top[:, 0], length)
         length += 1
-        if all(done) or length >= rules.max_length:
+        if length >= most or bool(done.all()):  # the one wait for the device in a step
             break
+        rows = (first_row + beam).flatten()
+        if penalised:
+            seen = torch.cat([seen.index_select(0, rows), token.view(-1, 1)], dim=1)
         decoder.select(rows)
-        logits = decoder.step(tokens[:, None])
+        logits = decoder.step(token.view(-1, 1))
 
-    out_ids = prompt.new_full((items * rules.num_return, rules.max_length), rules.pad)
-    longest, scores_out, logprobs_out = 0, [], []
-    running = list(zip(sums.tolist(), own_sums.tolist()))
-    for b, (values, owns) in enumerate(running):
-        if failed[b]:
-            finished[b].items = [(math.nan, math.nan, prompt[b])] * rules.num_return
-        elif not done[b]:
-            for beam in range(beams):
-                finished[b].add(ids[b * beams + beam, :length].clone(), values[beam], owns[beam])
-        best = sorted(finished[b].items, key=lambda item: item[0], reverse=True)[: rules.num_return]
-        for i, (score, logprob, text) in enumerate(best):
-            row, n = b * rules.num_return + i, text.shape[0]
-            out_ids[row, :n] = text
-            if n < rules.max_length:
-                out_ids[row, n] = rules.end
-                n += 1
-            longest = max(longest, n)
-            scores_out.append(score)
-            logprobs_out.append(logprob)
+    # At the greatest length the beams that are left are texts, too.
+    left = ~done[:, None].expand(-1, beams)
+    finished.add(left, sums, own_sums, finished.places.expand(items, -1), length)
+    scores, order = finished.scores.sort(dim=1, descending=True, stable=True)
+    order, lost = order[:, : options.num_captions], failed[:, None]  # (B, G), (B, 1)
+    lengths = finished.lengths.gather(1, order).masked_fill(lost, start)
+    # Read each text from its last token back to its first.
+    beam = finished.beams.gather(1, order)
+    ids = prompt.new_full((*order.shape, length + 1), pad)  # (B, G, T + 1): with room for an end
+    ids[:, :, :start] = prompt[:, None]
+    for at, (token, parent) in reversed(list(enumerate(steps, start))):
+        written = at < lengths
+        ids[:, :, at] = torch.where(written, token.gather(1, beam), pad)
+        beam = torch.where(written, parent.gather(1, beam), beam)
+    ids.scatter_(2, lengths[:, :, None], end)
     return Decoded(
-        out_ids[:, :longest],
-        torch.tensor(logprobs_out, device=device),
-        torch.tensor(scores_out, device=device),
+        ids.flatten(0, 1)[:, :length],
+        finished.logprobs.gather(1, order).masked_fill(lost, torch.nan).flatten(),
+        scores[:, : options.num_captions].masked_fill(lost, torch.nan).flatten().float(),
     )
 
 
@@ -368,14 +478,27 @@ def sequence_losses(
 ) -> torch.Tensor:
     """Smoothed loss (nats, summed over tokens) of given texts, (R,).
 
+    They are read in chunks, so that the memory that their logits take does not grow with their number.
+
     Args:
         decoder: a causal text decoder.
         memory: of B items; item b's texts are rows b·G … b·G+G-1 and share it without a copy.
         ids, mask: (R, T), start token first; columns that are padding in every row cost nothing.
         smoothing: label smoothing, as in training.
     """
-    longest = int(mask.sum(1).max())
-    ids, mask = ids[:, :longest], mask[:, :longest]
-    logits = decoder(ids, mask=mask, memory=memory)
-    labels = ids.masked_fill(~mask, IGNORE)
-    return language_modelling_loss(logits, labels, smoothing=smoothing, per_text=True)
+    longest, items = int(mask.sum(1).max()), len(memory)
+    ids, mask = (x[:, :longest].unflatten(0, (items, -1)) for x in (ids, mask))  # (B, G, T)
+    rows = max(1, LOGITS_AT_ONCE // (longest * decoder.bert.config.vocab_size))
+    found = torch.empty(ids.shape[:2], device=ids.device)
+    for first in range(0, items, rows):  # all of them, unless they are very many
+        some = slice(first, first + rows)
+        read = memory.part(some)
+        each = max(1, rows // len(read))  # texts of each item
+        for start in range(0, ids.shape[1], each):
+            here = some, slice(start, start + each)
+            own, real = ids[here].flatten(0, 1), mask[here].flatten(0, 1)
+            logits = decoder(own, mask=real, memory=read)
+            labels = own.masked_fill(~real, IGNORE)
+            losses = language_modelling_loss(logits, labels, smoothing=smoothing, per_text=True)
+            found[here] = losses.view(len(read), -1)
+    return found.flatten()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.nn.attention import Reader, split_heads
+from lavis.nn.attention import Mask, Reader, split_heads, triangle
 from lavis.nn.cache import Cache
 from lavis.nn.linear import Linear
 
@@ -46,7 +46,7 @@ class Attention(nn.Module, Reader):
         self.c_proj = Linear(config.width, config.width)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor, cache: Cache | None, index: int
+        self, x: torch.Tensor, mask: Mask, cache: Cache | None, index: int
     ) -> torch.Tensor:  # (R, T, D)
         q, k, v = self.c_attn(x).chunk(3, dim=-1)
         k, v = split_heads(k, self.heads), split_heads(v, self.heads)
@@ -78,7 +78,7 @@ class Block(nn.Module):
         self.mlp = Mlp(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, cache: Cache | None, index: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: Mask, cache: Cache | None, index: int) -> torch.Tensor:
         x = x + self.dropout(self.attn(self.ln_1(x), mask, cache, index))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
@@ -132,14 +132,16 @@ class GPT(nn.Module):
         length = start + x.shape[1]
         self.check_length(length, mask)
         places = torch.arange(length, device=x.device)
-        new = places[start:, None]
-        seen = places <= new  # (T, S)
+        seen: Mask = "causal"
         if mask is None:
             positions = places[start:]
+            if start:
+                seen = triangle(x.shape[1], length, x.device)
         else:
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]  # (R, T)
             # padding sees itself: attention over nothing is not a number
-            seen = (seen & mask[:, None, None, :]) | (places == new)  # (R, 1, T, S)
+            itself = places == places[start:, None]  # (T, S)
+            seen = (triangle(x.shape[1], length, x.device) & mask[:, None, None, :]) | itself  # (R, 1, T, S)
         x = self.drop(x + self.wpe(positions))
         for index, block in enumerate(self.h):
             x = block(x, seen, cache, index)
@@ -183,7 +185,7 @@ class Decoding:
         rows, length = mask.shape
         self.mask = torch.cat([mask, mask.new_ones(rows, room)], dim=1)
         transformer.check_length(length + room, self.mask)
-        self.cache = Cache(transformer.config, rows, length + room, next(transformer.parameters()).detach())
+        self.cache = Cache(transformer.config, length + room)
         states = transformer(prompt, mask=mask, cache=self.cache)
         last = (torch.arange(length, device=mask.device) * mask).amax(dim=1)  # (R,)
         self._first: torch.Tensor | None = self._logits(states[torch.arange(rows, device=mask.device), last])

@@ -93,24 +93,23 @@ class TextDecoder(LanguageModel):
         return self.cls(self.bert(ids, mask=mask, memory=memory, causal=True))
 
     def generate_from_encoder(
-        self, tokenized_prompt: Any, visual_embeds: torch.Tensor, **options: Any
+        self, tokenized_prompt: Any, visual_embeds: torch.Tensor, *args: Any, **options: Any
     ) -> torch.Tensor:
         """Ids of texts written about images; see `bert_calls.write`."""
-        return bert_calls.write(self, tokenized_prompt, visual_embeds, **options)
+        return bert_calls.write(self, tokenized_prompt, visual_embeds, *args, **options)
 
-    def begin(self, memory: Memory | None, rows: int, max_length: int) -> Decoding:
-        """Start decoding `rows` texts of at most `max_length` tokens, prompt included."""
-        return Decoding(self, memory, rows, max_length)
+    def begin(self, memory: Memory | None, max_length: int) -> Decoding:
+        """Start decoding texts of at most `max_length` tokens, prompt included."""
+        return Decoding(self, memory, max_length)
 
 
 class Decoding:
     """Texts being decoded: the decoder, its memory and its cache. What `generation` drives."""
 
-    def __init__(self, decoder: TextDecoder, memory: Memory | None, rows: int, max_length: int) -> None:
+    def __init__(self, decoder: TextDecoder, memory: Memory | None, max_length: int) -> None:
         self.decoder = decoder
         self.memory = None if memory is None else memory.contiguous()
-        like = next(decoder.parameters())
-        self.cache = Cache(decoder.bert.config, rows, max_length, like.detach())
+        self.cache = Cache(decoder.bert.config, max_length)
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Read tokens (R, t), give float32 logits (R, V) of the token that follows."""

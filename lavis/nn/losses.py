@@ -150,20 +150,38 @@ def contrastive_targets(same: torch.Tensor, ema_sims: torch.Tensor | None, alpha
     return alpha * ema_sims.softmax(dim=1) + (1 - alpha) * right
 
 
-def hard_negatives(sims: torch.Tensor, same: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
+def hard_negatives(
+    sims: torch.Tensor, same: torch.Tensor, floor: float = 0.0, checked: bool = False
+) -> torch.Tensor:
     """For each row, the index of a column that does not belong to it, likelier the more similar it is.
 
     Args:
         sims: (R, C) similarities divided by the temperature.
         same: (R, C) bool, True where a column belongs to the row and must not be drawn.
         floor: added to every chance before drawing.
+        checked: `check_negatives` has seen them, and the device is not waited for.
+
+    Raises:
+        ValueError: see `check_negatives`.
+    """
+    if not checked:
+        check_negatives(same, sims)
+    chances = (sims.detach().float().softmax(dim=1) + floor).masked_fill(same, 0.0)
+    # similarities far below the best round to 0 after softmax; any true negative may then be drawn
+    chances = torch.where(chances.sum(dim=1, keepdim=True) > 0, chances, (~same).float())
+    # torch.multinomial draws so, too, but waits for the device to look at the chances
+    return (chances / torch.empty_like(chances).exponential_()).argmax(dim=1)
+
+
+def check_negatives(same: torch.Tensor, *sims: torch.Tensor) -> None:
+    """Whether `hard_negatives` can draw by each of some similarities, in one wait for the device.
 
     Raises:
         ValueError: a row to which every column belongs, or one of NaN.
     """
-    chances = (sims.detach().float().softmax(dim=1) + floor).masked_fill(same, 0.0)
     alone = same.all(dim=1)
-    nobody, strange = torch.stack([alone.any(), (chances.isnan() & ~alone[:, None]).any()]).tolist()
+    wrong = torch.stack([s.detach().float().softmax(dim=1).isnan() & ~same for s in sims])
+    nobody, strange = torch.stack([alone.any(), wrong.any()]).tolist()
     if strange and not nobody:
         raise ValueError(
             "similarities of the batch are NaN or infinite, so no negative can be drawn by them; the training has "
@@ -174,6 +192,3 @@ def hard_negatives(sims: torch.Tensor, same: torch.Tensor, floor: float = 0.0) -
             f"all {same.shape[1]} samples of the batch belong to the same picture as sample "
             f"{int(alone.nonzero()[0])}, so there is no negative to match it with; use a larger batch"
         )
-    # similarities far below the best round to 0 after softmax; any true negative may then be drawn
-    chances = torch.where(chances.sum(dim=1, keepdim=True) > 0, chances, (~same).float())
-    return torch.multinomial(chances, 1).squeeze(1)

@@ -9,6 +9,7 @@ V vocabulary, L layers. Parameter names are those of the official checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from lavis.nn import bert_calls
-from lavis.nn.attention import Reader, split_heads
+from lavis.nn.attention import Mask, Reader, split_heads, triangle
 from lavis.nn.cache import Cache
 from lavis.nn.linear import Linear, Packing, gelu, is_bare, onednn, plain
 from lavis.nn.outputs import EncoderOutput
@@ -83,9 +84,20 @@ class Memory:
     keys_values: list[tuple[KeysValues, ...]]
     mask: torch.Tensor | None
 
-    def repeat(self, counts: torch.Tensor) -> Memory:
+    def __len__(self) -> int:
+        """B"""
+        return next(k.shape[0] for layer in self.keys_values for k, _ in layer)
+
+    def part(self, items: slice) -> Memory:
+        """The memory of some of the items (a view)."""
+        kv = [tuple((k[items], v[items]) for k, v in layer) for layer in self.keys_values]
+        return Memory(kv, None if self.mask is None else self.mask[items])
+
+    def repeat(self, counts: Sequence[int]) -> Memory:
         """Item b's memory `counts[b]` times over, for groups of unequal size (copies)."""
-        return self.select(torch.arange(len(counts), device=counts.device).repeat_interleave(counts))
+        index = [item for item, count in enumerate(counts) for _ in range(count)]
+        device = next(k.device for layer in self.keys_values for k, _ in layer)
+        return self.select(torch.tensor(index, device=device))
 
     def select(self, index: torch.Tensor) -> Memory:
         """The memory whose item i is this one's item index[i] (copies)."""
@@ -222,7 +234,7 @@ class SelfAttention(Attention):
     def forward(
         self,
         x: torch.Tensor,  # (R, T, D)
-        mask: torch.Tensor | None,
+        mask: Mask,
         cache: Cache | None,
         index: int,
         only_first: bool,
@@ -355,7 +367,7 @@ class Layer(nn.Module):
     def forward(
         self,
         x: torch.Tensor,  # (R, T, D)
-        mask: torch.Tensor | None,
+        mask: Mask,
         memory: tuple[KeysValues, ...],
         memory_mask: torch.Tensor | None,
         cache: Cache | None,
@@ -368,7 +380,7 @@ class Layer(nn.Module):
     def read_text(
         self,
         x: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: Mask,
         cache: Cache | None = None,
         index: int = 0,
         only_first: bool = False,
@@ -377,7 +389,7 @@ class Layer(nn.Module):
         projections = self.attention.self
         if (
             only_first and cache is None and self.attention.kept is None and not self.training
-            and is_bare(projections.key, projections.value)
+            and not isinstance(mask, str) and is_bare(projections.key, projections.value)
         ):  # fmt: skip
             return self.attention.first(x, mask)
         return self.attention(x, mask, cache, index, only_first)
@@ -523,12 +535,14 @@ class TextTransformer(nn.Module):
     ) -> torch.Tensor:
         """Layers first … last - 1 over states (R, T, D); `begun`: see `begin`; the rest as in `forward`."""
         start = 0 if cache is None else cache.length
-        attention_mask = None if mask is None else mask[:, None, None, :]  # (R, 1, 1, T)
+        attention_mask: Mask = None if mask is None else mask[:, None, None, :]  # (R, 1, 1, T)
         length = x.shape[1]
         if causal and length > 1:
-            ones = torch.ones(length, start + length, dtype=torch.bool, device=x.device)
-            triangle = ones.tril(start)  # (T, start + T): token t sees places up to start + t
-            attention_mask = triangle if attention_mask is None else attention_mask & triangle
+            if mask is None and not start:
+                attention_mask = "causal"
+            else:
+                seen = triangle(length, start + length, x.device)
+                attention_mask = seen if mask is None else seen & mask[:, None, None, :]
         memory_mask = None if memory is None else memory.mask
         end = self.config.depth if last is None else last
         for i in range(first, end):

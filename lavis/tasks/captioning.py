@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
 from lavis.common import moved
-from lavis.common.arguments import accepted
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, added, means_of
+from lavis.nn.generation import GenerationOptions
 from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, say_left_out
 
 __getattr__ = moved.names_of(__name__)
@@ -31,25 +31,16 @@ class CaptionSettings:
     num_beams: int = 5
     max_len: int = 30
     min_len: int = 1
-    use_nucleus_sampling: bool = False
-    top_p: float = 0.9
-    top_k: int | None = None
-    temperature: float = 1.0
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0
+    use_nucleus_sampling: bool = GenerationOptions.use_nucleus_sampling
+    top_p: float = GenerationOptions.top_p
+    top_k: int = GenerationOptions.top_k
+    temperature: float = GenerationOptions.temperature
+    repetition_penalty: float = GenerationOptions.repetition_penalty
+    length_penalty: float = GenerationOptions.length_penalty
     report_metric: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_beams < 1:
-            raise ValueError(f"run.num_beams is {self.num_beams}; it must be 1 or more")
-        if not 0 <= self.min_len <= self.max_len:
-            raise ValueError(
-                f"run.min_len is {self.min_len}; it must lie between 0 and run.max_len={self.max_len}"
-            )
-
-
-# these keys have another name in `model.generate`, and are handed over even with their defaults
-_ARGUMENTS = {"num_beams": "num_beams", "max_len": "max_length", "min_len": "min_length"}
+        GenerationOptions.of_run(self)
 
 
 @registry.register_task("captioning")
@@ -64,31 +55,9 @@ class CaptionTask(Task):
         super().__init__(settings, **keys)
         self.primary = ("agg_metrics", "max") if self.settings.report_metric else None
 
-    def generation_arguments(self, model: nn.Module) -> dict[str, Any]:
-        """What `model.generate` is called with: beams, lengths (where it takes them), and each other key that was set.
-
-        Raises:
-            ValueError: a key is set that this model's `generate` does not take.
-        """
-        keys = {
-            _ARGUMENTS.get(f.name, f.name): f for f in fields(CaptionSettings) if f.name != "report_metric"
-        }
-        values = {name: getattr(self.settings, field.name) for name, field in keys.items()}
-        defaults = {name: field.default for name, field in keys.items()}
-        wanted = {
-            name: value
-            for name, value in values.items()
-            if keys[name].name in _ARGUMENTS or value != defaults[name]
-        }
-
-        def refuse(name: str) -> str:
-            key, kind = keys[name].name, type(model).__name__
-            return f"run.{key}={wanted[name]!r}: {kind}.generate takes no {name}; remove the key"
-
-        return accepted(model.generate, wanted, defaults, refuse)  # type: ignore[arg-type]
-
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
-        captions = model.generate(samples, **self.generation_arguments(model))  # type: ignore[operator]
+        generate: Any = model.generate
+        captions = generate(samples, **GenerationOptions.of_run(self.settings).arguments(generate))
         ids = as_list(samples["image_id"])
         return [{"image_id": i, "caption": c} for i, c in zip(ids, captions, strict=True)]
 

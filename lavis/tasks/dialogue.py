@@ -14,6 +14,7 @@ from lavis.common import moved
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, means_of
 from lavis.metrics.finite import refuse_not_finite
+from lavis.nn.generation import GenerationOptions
 from lavis.tasks.base import Case, Record, Task, as_list, places_of, say_left_out, units_of
 
 __getattr__ = moved.names_of(__name__)
@@ -37,11 +38,7 @@ class DialogueSettings:
     report_metric: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_len <= self.max_len or self.num_beams < 1:
-            raise ValueError(
-                f"run.num_beams, min_len, max_len are {self.num_beams}, {self.min_len}, {self.max_len}; beams must be "
-                "1 or more, and min_len between 0 and max_len"
-            )
+        GenerationOptions.of_run(self)
 
 
 @registry.register_task("dialogue")
@@ -89,13 +86,8 @@ class DialogueTask(Task):
                 if index is not None:
                     record["rank"] = int((row >= row[index]).sum())  # ties count as better
             return records
-        settings = self.settings
-        answers = model.generate(  # type: ignore[operator]
-            samples,
-            num_beams=settings.num_beams,
-            max_length=settings.max_len,
-            min_length=settings.min_len,
-        )
+        generate: Any = model.generate
+        answers = generate(samples, **GenerationOptions.of_run(self.settings).arguments(generate))
         references = as_list(samples["answer"]) if "answer" in samples else [None] * len(records)
         for record, answer, reference in zip(records, answers, references, strict=True):
             record.update(answer=answer, reference=reference)

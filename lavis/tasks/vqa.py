@@ -13,6 +13,8 @@ from lavis.common import moved
 from lavis.common.arguments import accepted
 from lavis.common.registry import registry
 from lavis.metrics.bootstrap import Contributions, means_of
+from lavis.models.answers import WRITTEN
+from lavis.nn.generation import GenerationOptions
 from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of, say_left_out, units_of
 
 __getattr__ = moved.names_of(__name__)
@@ -34,15 +36,15 @@ class VQASettings:
 
     inference_method: Literal["rank", "generate"] = "rank"
     num_ans_candidates: int = 128
-    num_beams: int = 3
-    max_len: int = 10
-    min_len: int = 1
+    num_beams: int = WRITTEN.num_beams
+    max_len: int = WRITTEN.max_length
+    min_len: int = WRITTEN.min_length
     report_metric: bool = True
 
     def __post_init__(self) -> None:
-        for key in ("num_ans_candidates", "num_beams", "max_len"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"run.{key} is {getattr(self, key)}; it must be 1 or more")
+        GenerationOptions.of_run(self)
+        if self.num_ans_candidates < 1:
+            raise ValueError(f"run.num_ans_candidates is {self.num_ans_candidates}; it must be 1 or more")
 
 
 @registry.register_task("vqa")

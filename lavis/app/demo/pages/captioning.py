@@ -61,33 +61,29 @@ class Captioning(Page):
         longest: int = 40,
     ) -> list[list[Row]]:
         """Captions of each picture of a batch, best first."""
+        nucleus = method == NUCLEUS
         return describe(
-            loaded,
-            picture,
-            captions,
-            longest,
-            use_nucleus_sampling=method == NUCLEUS,
-            num_beams=max(beams, captions),
-            top_p=top_p,
-            seed=seed,
-        )
+            loaded, picture, captions, longest, use_nucleus_sampling=nucleus, num_beams=max(beams, captions),
+            top_p=top_p, seed=seed,
+        )  # fmt: skip
 
 
 def describe(
-    loaded: Any, media: list[Any], captions: int, longest: int = 40, **arguments: Any
+    loaded: Any, media: list[Any], captions: int, longest: int = 40, **others: Any
 ) -> list[list[Row]]:
-    """Captions of each picture or clip of a batch, best first, with their probability per token.
+    """Captions of each image or video of a batch, best first, with their probability per token.
 
     Args:
-        longest: tokens of a caption, at most. arguments: of the model's `generate`; those that it does not take are
+        longest: tokens of a caption, at most. others: of `GenerationOptions`. Those that the model does not take are
             left out.
     """
     import torch
 
     from lavis.inference.writing import Writer
+    from lavis.nn.generation import GenerationOptions
 
-    options = {"max_new_tokens": longest, "min_new_tokens": min(5, longest), **arguments}
-    writer = Writer(loaded, captions, tuple(options), **options)
+    options = {"max_new_tokens": longest, "min_new_tokens": min(5, longest), **others}
+    writer = Writer(loaded, GenerationOptions(num_captions=captions, **options), optional=options)
     found = writer(torch.stack([loaded.prepare(m) for m in media]))
     # of both methods the score is a log-probability per token
     rows = [
