@@ -298,3 +298,30 @@ def test_scores_of_given_texts_do_not_depend_on_the_chunks(monkeypatch, at_once,
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-5, atol=1e-5)
     assert max(widths[: -items * each]) <= max(at_once, 7 * 50)  # one text is the least
+
+
+# ------------------------------------------------------------------------- one compiled decoding step
+
+
+@pytest.mark.parametrize(
+    "how", [{"num_beams": 3}, {"num_beams": 1}, {"use_nucleus_sampling": True, "seed": 3}]
+)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_compiled_step_writes_the_same_and_is_compiled_once(how, precision):
+    model, given = random_model("blip_caption"), {"image": images(3)}
+    how = {**how, "max_length": 14, "min_length": 9, "return_scores": True}
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        wanted = model.generate(given, **how)
+        model.text_decoder.compile_step(backend=backend)
+        found = model.generate(given, **how)
+        again = model.generate(given, **how)
+    assert len(graphs) == 1  # every step and both batches
+    assert found.texts == wanted.texts == again.texts
+    if precision == torch.float32:
+        torch.testing.assert_close(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-4)

@@ -385,14 +385,13 @@ class BlipDialogue(Blip):
         min_length: int = 1,
         *,
         return_scores: bool = False,
-        **more: Any,
     ) -> list[str] | Texts:
-        """Write an answer to each question.
+        """Write an answer to each question with beam search.
 
         Args:
             samples: `image`, `caption`, `text_input`, `dialog` as in `forward`.
+            num_beams, max_length, min_length: see `generation.GenerationOptions`.
             return_scores: give `Texts` instead of strings.
-            more: the others are those of `generation.GenerationOptions`.
 
         Raises:
             ValueError: the model only ranks.
@@ -402,7 +401,7 @@ class BlipDialogue(Blip):
                 f"this {self.registered_name} ranks candidates (predict) and has no decoder to write with; "
                 "build or load one with model.answering: generate"
             )
-        options = GenerationOptions(num_beams=num_beams, max_length=max_length, min_length=min_length, **more)
+        options = GenerationOptions(num_beams=num_beams, max_length=max_length, min_length=min_length)
         states, tokens, _ = self._encode(samples)
         out = write_answers(self.text_decoder, self.tokenizer, self.bos_id, states, tokens.mask, options)
         return out if return_scores else out.texts

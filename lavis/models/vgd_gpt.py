@@ -294,8 +294,12 @@ class GPTDialogue(BaseModel):
         max_length: int = 20,
         min_length: int = 5,
         *,
+        use_nucleus_sampling: bool = False,
+        top_p: float = GenerationOptions.top_p,
+        temperature: float = GenerationOptions.temperature,
+        seed: int | Sequence[int] | None = None,
+        length_penalty: float = GenerationOptions.length_penalty,
         return_scores: bool = False,
-        **more: Any,
     ) -> list[str] | Texts:
         """Write an answer to each question.
 
@@ -303,14 +307,15 @@ class GPTDialogue(BaseModel):
             samples: as in `forward`; answers, if there are any, aren't read.
             max_length, min_length: tokens of the answer.
             return_scores: give `Texts` (with log-probabilities) instead of strings.
-            more: the others are those of `generation.GenerationOptions`.
+            num_beams and the others: see `generation.GenerationOptions`.
 
         Returns:
             R answers.
         """
         options = GenerationOptions(
-            num_beams=num_beams, **{"max_new_tokens": max_length, "min_new_tokens": min_length, **more}
-        )
+            use_nucleus_sampling, num_beams, max_new_tokens=max_length, min_new_tokens=min_length, top_p=top_p,
+            top_k=0, temperature=temperature, seed=seed, length_penalty=length_penalty,
+        )  # fmt: skip
         given = self._sequences(samples, answers=False)
         mask = given.mask if given.labels is None else given.mask & (given.labels == IGNORE)
         room = options.lengths(1)[0] - 1  # counted from the question's end on, which is the prompt

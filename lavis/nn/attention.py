@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch.compiler import is_compiling as compiling
 from torch.nn import functional as F
 
 from lavis.common.device import bfloat16_is_slow
@@ -69,7 +70,7 @@ def attend(
     if (
         q.device.type == "cpu"
         and q.dtype == torch.bfloat16
-        and (torch.is_grad_enabled() or (bfloat16_is_slow() and grouped.shape[2] > 64))
+        and (torch.is_grad_enabled() or (grouped.shape[2] > 64 and not compiling() and bfloat16_is_slow()))
     ):
         # The CPU's bfloat16 backward is 8 times as slow as its float32 one (docs/log.md), and some processors'
         # products are slow in it altogether.

@@ -5,13 +5,14 @@ R rows of text, T tokens, D width, V vocabulary. Parameter names are those of th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from lavis.nn import bert_calls
-from lavis.nn.cache import Cache
+from lavis.nn.cache import Cache, WholeCache
 from lavis.nn.linear import Linear, gelu
 from lavis.nn.text import Memory, TextConfig, TextTransformer
 
@@ -74,7 +75,24 @@ class LanguageModel(nn.Module):
 
 
 class TextDecoder(LanguageModel):
-    """Causal text transformer with its LM head."""
+    """Causal text transformer with its LM head.
+
+    Attributes:
+        compiled_step: see `compile_step`.
+    """
+
+    compiled_step: Callable[..., torch.Tensor] | None = None
+
+    def compile_step(self, **options: Any) -> None:
+        """Write texts with one compiled step of static shape from now on, where prompts are read as before.
+
+        The first text of each number of rows and length compiles it; all others are quicker where launching kernels
+        takes most of the time, as on a GPU.
+
+        Args:
+            options: of `torch.compile`, such as `mode="reduce-overhead"` or `backend`.
+        """
+        self.compiled_step = torch.compile(_step, fullgraph=True, dynamic=False, **options)
 
     def project_memory(self, states: torch.Tensor, mask: torch.Tensor | None = None) -> Memory:
         return self.bert.project_memory(states, mask)
@@ -103,16 +121,33 @@ class TextDecoder(LanguageModel):
         return Decoding(self, memory, max_length)
 
 
+def _step(
+    decoder: TextDecoder, ids: torch.Tensor, place: torch.Tensor, data: torch.Tensor, memory: Memory | None
+) -> torch.Tensor:
+    """Logits (R, V) after the tokens (R, 1) at a place (1,), which are written into a cache's data."""
+    cache = WholeCache(data, place)
+    states = decoder.bert.run(
+        decoder.bert.embeddings.at(ids, place), mask=cache.seen, memory=memory, cache=cache
+    )
+    return decoder.cls(states[:, -1]).float()
+
+
 class Decoding:
     """Texts being decoded: the decoder, its memory and its cache. What `generation` drives."""
 
     def __init__(self, decoder: TextDecoder, memory: Memory | None, max_length: int) -> None:
         self.decoder = decoder
         self.memory = None if memory is None else memory.contiguous()
-        self.cache = Cache(decoder.bert.config, max_length)
+        self.cache = Cache(decoder.bert.config, max_length, static=decoder.compiled_step is not None)
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Read tokens (R, t), give float32 logits (R, V) of the token that follows."""
+        compiled, place = self.decoder.compiled_step, self.cache.length
+        if compiled is not None and place and ids.shape[1] == 1:
+            self.cache.length += 1
+            return compiled(
+                self.decoder, ids, torch.full((1,), place, device=ids.device), self.cache.data, self.memory
+            )
         states = self.decoder.bert(ids, memory=self.memory, causal=True, cache=self.cache)
         return self.decoder.cls(states[:, -1]).float()
 

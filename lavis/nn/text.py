@@ -18,7 +18,7 @@ from torch import nn
 
 from lavis.nn import bert_calls
 from lavis.nn.attention import Mask, Reader, split_heads, triangle
-from lavis.nn.cache import Cache
+from lavis.nn.cache import Cache, WholeCache
 from lavis.nn.linear import Linear, Packing, gelu, is_bare, onednn, plain
 from lavis.nn.outputs import EncoderOutput
 
@@ -138,7 +138,11 @@ class Embeddings(nn.Module):
                 f"the text has {end} tokens, the model has positions for {self.position_ids.shape[1]}; "
                 "shorten it or set max_txt_len"
             )
-        places = torch.arange(start, end, device=ids.device).unsqueeze(0)  # (1, T)
+        return self.at(ids, torch.arange(start, end, device=ids.device))
+
+    def at(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Of tokens (R, T) that stand at places (T,): (R, T, D)."""
+        places = places.unsqueeze(0)  # (1, T)
         x = self.word_embeddings(ids) + self.position_embeddings(places)
         if self.has_types:
             x = x + self.token_type_embeddings(torch.zeros_like(places))
@@ -235,7 +239,7 @@ class SelfAttention(Attention):
         self,
         x: torch.Tensor,  # (R, T, D)
         mask: Mask,
-        cache: Cache | None,
+        cache: Cache | WholeCache | None,
         index: int,
         only_first: bool,
     ) -> torch.Tensor:
@@ -370,7 +374,7 @@ class Layer(nn.Module):
         mask: Mask,
         memory: tuple[KeysValues, ...],
         memory_mask: torch.Tensor | None,
-        cache: Cache | None,
+        cache: Cache | WholeCache | None,
         index: int,
         only_first: bool = False,
     ) -> torch.Tensor:
@@ -381,7 +385,7 @@ class Layer(nn.Module):
         self,
         x: torch.Tensor,
         mask: Mask,
-        cache: Cache | None = None,
+        cache: Cache | WholeCache | None = None,
         index: int = 0,
         only_first: bool = False,
     ) -> torch.Tensor:
@@ -469,7 +473,7 @@ class TextTransformer(nn.Module):
         mask: torch.Tensor | None = None,
         memory: Memory | None = None,
         causal: bool = False,
-        cache: Cache | None = None,
+        cache: Cache | WholeCache | None = None,
         last: int | None = None,
         only_first: bool = False,
         **as_bert: Any,
@@ -527,7 +531,7 @@ class TextTransformer(nn.Module):
         mask: torch.Tensor | None = None,
         memory: Memory | None = None,
         causal: bool = False,
-        cache: Cache | None = None,
+        cache: Cache | WholeCache | None = None,
         first: int = 0,
         last: int | None = None,
         only_first: bool = False,
