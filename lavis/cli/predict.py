@@ -71,6 +71,11 @@ def caption(
 
     loaded = common.load(spec, checkpoint, device, precision)
     lengths = {"max_length": max_length, "min_length": min_length}
+    if (
+        min_length is None and max_length is not None
+    ):  # a short caption is asked for: no error about the least length
+        least = loaded.generation.get("min_length", GenerationOptions.min_length)
+        lengths["min_length"] = min(least, max_length)
     writing = GenerationOptions(
         use_nucleus_sampling=nucleus, num_beams=num_beams, num_captions=num_captions, top_p=top_p,
         temperature=temperature, repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens, seed=seed,

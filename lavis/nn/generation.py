@@ -116,6 +116,16 @@ class GenerationOptions:
             text = functools.reduce(lambda text, names: text.replace(*names), _RECIPE_NAMES.items(), str(e))
             raise ValueError(f"run.{text}") from e
 
+    @classmethod
+    def run_arguments(cls, settings: Any, generate: Callable[..., Any]) -> dict[str, Any]:
+        """`arguments` of the options among a task's settings, see `of_run`; those that have the task's default are left
+        out where a model's `generate` doesn't take them."""
+        given, plain = cls.of_run(settings), cls.of_run(type(settings)())
+        return given.arguments(
+            generate,
+            optional=[f.name for f in fields(cls) if getattr(given, f.name) == getattr(plain, f.name)],
+        )
+
     def arguments(
         self,
         generate: Callable[..., Any],

@@ -57,7 +57,7 @@ class CaptionTask(Task):
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
         generate: Any = model.generate
-        captions = generate(samples, **GenerationOptions.of_run(self.settings).arguments(generate))
+        captions = generate(samples, **GenerationOptions.run_arguments(self.settings, generate))
         ids = as_list(samples["image_id"])
         return [{"image_id": i, "caption": c} for i, c in zip(ids, captions, strict=True)]
 

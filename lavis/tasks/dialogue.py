@@ -87,7 +87,7 @@ class DialogueTask(Task):
                     record["rank"] = int((row >= row[index]).sum())  # ties count as better
             return records
         generate: Any = model.generate
-        answers = generate(samples, **GenerationOptions.of_run(self.settings).arguments(generate))
+        answers = generate(samples, **GenerationOptions.run_arguments(self.settings, generate))
         references = as_list(samples["answer"]) if "answer" in samples else [None] * len(records)
         for record, answer, reference in zip(records, answers, references, strict=True):
             record.update(answer=answer, reference=reference)
