@@ -138,7 +138,7 @@ def on_videos(preset: Preset, frames: int, **row: Any) -> Preset:
 CAPTIONER = tiny(BlipConfig(**TINY, max_txt_len=48), PROMPTED)
 ANSWERER = tiny(BlipConfig(**TINY, prompt=""), QUESTIONS)
 MATCHER = tiny(BlipMatchingConfig(**TINY, embed_dim=64, queue_size=512))
-MATCHER_SHAPES = shapes(MATCHER, "blip_shapes", {"max_txt_len": 48}, pointing=42.7)
+MATCHER_SHAPES = shapes(MATCHER, "blip_shapes", {"max_txt_len": 48}, pointing=46.8)
 DIALOGUE = tiny(BlipDialogueConfig(**TINY, max_txt_len=128), QUESTIONS)
 CLASSES = tiny(ClassifierConfig(**TINY, num_classes=3))
 PAIRS = tiny(ClassifierConfig(**{**TINY, "text": replace(TINY_TEXT, memories="twin")}, num_classes=2))
@@ -245,7 +245,7 @@ ROWS: Rows = {
         pretrained=BLIP + "model_base_vqa_capfilt_large.pth"),
     "blip_vqa/tiny": ANSWERER,
     "blip_vqa/tiny_shapes": shapes(
-        ANSWERER, "blip_shapes", weights=str(ASSETS / "blip_vqa_shapes"), default_for=("ask", "vqa"),
+        ANSWERER, "blip_shapes", weights=str(ASSETS / "blip_vqa_shapes"), default_for=("ask", "vqa"), pointing=51.1,
         note="in the package; knows questions about drawings of coloured shapes"),
     "blip_vqa/tiny_easy_vqa": packaged(
         ANSWERER, "tiny_easy_vqa", "in the package; knows easy-VQA's questions about one coloured shape",
