@@ -211,8 +211,8 @@ def _path(obj: Any) -> str:
 def pages() -> dict[str, str]:
     rooms = public()
     out = {f"reference/api/{room}": _page(room, *rooms[room]) for room in rooms}
-    order = ["models", "model_classes", "model_outputs", "inference", "datasets", "processors", "tasks", "metrics",
-             "runners", "common"]  # fmt: skip
+    order = ["models", "model_classes", "model_outputs", "inference", "abilities", "datasets", "processors", "tasks",
+             "metrics", "runners", "common"]  # fmt: skip
     out["reference/api/index"] = INDEX % "\n".join(room for room in order if room in rooms)
     return out
 

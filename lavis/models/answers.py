@@ -291,7 +291,7 @@ class Answering(VisionTextModel):
     def explain_text(
         self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
     ) -> Explanation:
-        """The log-probability of the model's answer, by the words of the question; see `lavis.inference.protocols`."""
+        """The log-probability of the model's answer, by the words of the question."""
         samples = {**samples, "text_input": [text]}
         found = Answering.predict_answers(self, samples, inference_method="generate")
         assert isinstance(found, list)

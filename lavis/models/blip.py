@@ -179,7 +179,7 @@ class BlipCaption(Blip):
     def explain_text(
         self, samples: Mapping[str, Any], text: str | None = None, layer: int | None = None
     ) -> Explanation:
-        """Each word's log-probability by the row that predicts it; see `lavis.inference.protocols`."""
+        """Each word's log-probability by the row that predicts it."""
         start, longest = self.prompt_length, self.config.max_txt_len
         if text is None:
             written = self.generate(samples, max_new_tokens=longest - start, min_new_tokens=1)

@@ -282,7 +282,7 @@ class Classifier(VisionTextModel):
     def explain_text(
         self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
     ) -> Explanation:
-        """The logit of the likeliest class, by the words of a text; see `lavis.inference.protocols`."""
+        """The logit of the likeliest class, by the words of a text."""
         found: list[int] = []
 
         def greatest() -> torch.Tensor:

@@ -51,7 +51,7 @@ class Page:
         title: of the page, two or three words.
         about: what it does, a sentence or two.
         button: what is on the button.
-        needs: the ability that a model must have to be offered, the name of a protocol of `lavis.inference.protocols`
+        needs: the ability that a model must have to be offered, the name of a protocol of lavis.inference.protocols
             such as "Writes"; "": the page needs no model, unless it names some in `models`.
         sees: "image" or "video", what the offered models are for.
         task: the presets that are the default for this task come first, see `Preset.default_for`.
