@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lavis.runners import checkpoint, train
+from lavis.runners import checkpoint, evaluate, train
 from lavis.runners.budget import Plan, plan
 from lavis.runners.settings import Length, RunConfig
 from lavis.runners.state import Progress
@@ -164,3 +164,15 @@ def test_the_header_is_short_and_complete(
         "cpu, fp32",
     ):
         assert part in text
+
+
+def test_an_evaluation_says_what_it_is(
+    tmp_path: Path, made_up: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("lavis").propagate = True
+    with caplog.at_level(logging.INFO, logger="lavis.runners.runner"):
+        evaluate(**settings(tmp_path, max_epoch=1, job_id="run"))
+    lines = [r.getMessage() for r in caplog.records if r.name == "lavis.runners.runner"]
+    labels = [line.split(" ")[0] for line in lines if not line.startswith(" ")]
+    assert labels == ["model", "data", "records", "device", "folder"]
+    assert "6 in test" in "\n".join(lines)

@@ -294,9 +294,8 @@ class Runner:
 
     def _say(self, training: Training, sets: Mapping[str, Any]) -> None:
         """What the run is, to the console of rank 0."""
-        run, length, section = self.run, training.length, self.config.model
+        run, length = self.run, training.length
         batch = training.order.batch_size
-        processes = f", {dist.world_size()} processes" if dist.is_on() else ""
         if run.max_minutes is not None and self._progress is not None and not self._progress.plan:
             steps = f"as many of {batch} samples as fit into {run.max_minutes:g} minutes"
         else:
@@ -304,17 +303,34 @@ class Runner:
         records = sum(map(len, sets.values()))
         parts = [f"{records:,} to train on"]
         parts += [f"{len(self.dataset(s)):,} in {s}" for s in run.evaluation_splits]
-        for line in header.lines(
+        data = dict.fromkeys(header.data_name(name, dataset) for name, dataset in sets.items())
+        self._say_header(
             {
-                "model": header.model_name(self.model, section),
                 "parameters": header.parameters(self.model),
-                "data": ", ".join(dict.fromkeys(header.data_name(n, s) for n, s in sets.items())),
+                "data": ", ".join(data),
                 "records": ", ".join(parts),
                 "steps": steps,
                 "rate": f"{run.init_lr:g}, {run.lr_sched}",
-                "device": f"{self.device}, {self.precision}{processes}",
-                "folder": str(self._folder.path),
             }
+        )
+
+    def _say_evaluation(self, splits: Sequence[str]) -> None:
+        """What is evaluated, where no training came before that said it."""
+        data = {
+            header.data_name(name, having[split]): None
+            for name, having in self.datasets.items()
+            for split in splits
+            if split in having
+        }
+        records = ", ".join(f"{len(self.dataset(split)):,} in {split}" for split in splits)
+        self._say_header({"data": ", ".join(data), "records": records})
+
+    def _say_header(self, entries: Mapping[str, str]) -> None:
+        processes = f", {dist.world_size()} processes" if dist.is_on() else ""
+        device = f"{self.device}, {self.precision}{processes}"
+        model = header.model_name(self.model, self.config.model)
+        for line in header.lines(
+            {"model": model, **entries, "device": device, "folder": str(self._folder.path)}
         ):
             logger.info(line)
 
@@ -363,6 +379,7 @@ class Runner:
                 self._progress is None
             ):  # evaluating a run in its own folder leaves what describes its training
                 self._describe(missing_only=True)
+                self._say_evaluation(splits)
             return self._evaluator(splits, epoch, iteration, out, report=self._reporter(epoch))
 
     def _reporter(self, epoch: int | str) -> Any:
