@@ -120,6 +120,8 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
             "lavis.runners.Result",
             "lavis.runners.Runner",
             "lavis.runners.RunConfig",
+            "lavis.common.parameters.ParameterRule",
+            "lavis.common.parameters.layer_decay",
         ),
     ),
     "common": (

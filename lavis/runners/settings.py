@@ -47,7 +47,7 @@ class RunConfig:
         train_splits, valid_splits, test_splits: names of splits.
         train_dataset_ratios: {data set: ratio}, how often each gives a batch; null concatenates them.
         parallel: "ddp": each process has all of the model; "fsdp": its part of it, of the EMA and of the optimizer's
-            state (`lavis.runners.parallel`). The numbers are the same. Without effect on one process.
+            state. The numbers are the same. Without effect on one process.
         compile: torch.compile the model. find_unused_parameters: for models that leave some out of a step
             when trained on several processes.
         tensorboard: also write events. report: also write report_<split>.html about each test split.
