@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import lavis.common
 from lavis.common.registry import registry
 from lavis.datasets.base import Dataset, draw, group_by, open_picture
 from lavis.datasets.builders import build_datasets, dataset_zoo, load_dataset, load_dataset_config
@@ -40,11 +39,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespac
         Path(to).write_text('[{"image": "val2014/COCO_val2014_000000000007.jpg", "caption": ["A b. "]}]')
         return Path(to)
 
-    stub = types.ModuleType("lavis.common.hub")
-    stub.cache_root = lambda: tmp_path / "cache"  # type: ignore[attr-defined]
-    stub.fetch = fetch  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "lavis.common.hub", stub)
-    monkeypatch.setattr(lavis.common, "hub", stub, raising=False)
+    monkeypatch.setattr("lavis.common.hub.cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("lavis.common.hub.fetch", fetch)
     return types.SimpleNamespace(root=tmp_path / "cache", fetched=fetched)
 
 

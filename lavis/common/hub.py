@@ -50,6 +50,14 @@ def cache_root() -> Path:
     return Path(os.environ.get("LAVIS_CACHE") or "~/.cache/lavis").expanduser().absolute()
 
 
+def under_cache_root(storage: str | Path) -> Path:
+    """An absolute path as it is, else a path that exists from the current folder, else under the cache."""
+    path = Path(storage).expanduser()
+    if path.is_absolute() or path.exists():
+        return path
+    return Path(cache_root()) / path
+
+
 def is_offline() -> bool:
     """Whether the environment forbids the network (LAVIS_OFFLINE or HF_HUB_OFFLINE)."""
     yes = ("1", "true", "yes", "on")

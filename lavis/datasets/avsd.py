@@ -46,9 +46,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from lavis.common import hub
 from lavis.common.hub import GS
 from lavis.common.registry import registry
-from lavis.datasets.base import MissingMediaError, Plan, Record, locate, under_cache_root
+from lavis.datasets.base import MissingMediaError, Plan, Record, locate
 from lavis.datasets.collate import Sample
 from lavis.datasets.dialogue import DialogueOptions
 from lavis.datasets.sources import ByHand, Source
@@ -100,7 +101,7 @@ class AVSDDialogue(VideoDialogueDataset):
         path = locate(plan.sources[split][0], f"{plan.name}/{split}")
         dialogues = read_dialogues(path)
         if plan.options.videos is not None:
-            plan = replace(plan, vis_root=under_cache_root(plan.options.videos))
+            plan = replace(plan, vis_root=hub.under_cache_root(plan.options.videos))
             dialogues = [{**dialogue, "video": f"{dialogue['image_id']}.mp4"} for dialogue in dialogues]
         return cls(
             PackedRecords(dialogues),

@@ -19,6 +19,7 @@ import numpy as np
 import torch.utils.data
 from PIL import Image
 
+from lavis.common import hub
 from lavis.common.images import MissingMediaError as MissingMediaError
 from lavis.common.images import UnreadableMediaError as UnreadableMediaError
 from lavis.common.images import open_image
@@ -156,7 +157,7 @@ class Dataset(torch.utils.data.Dataset[Sample]):
 
         if not is_packed(folder):
             return None
-        sources = [under_cache_root(source.storage) for source in plan.sources[split]]
+        sources = [hub.under_cache_root(source.storage) for source in plan.sources[split]]
         packed = Packed(folder, sources[0] if sources and sources[0].is_file() else None)
         dataset = cls(packed.records, split, options=plan.options, annotation_paths=packed.lists)
         dataset.packed = packed
@@ -301,16 +302,6 @@ class _Called:  # not a lambda: workers that are started by spawn get a copy
         return self.processor(item, rng=rng) if self.takes_stream else self.processor(item)
 
 
-def under_cache_root(storage: str | Path) -> Path:
-    """An absolute path as it is, else a path that exists from the current folder, else under the cache."""
-    from lavis.common import hub
-
-    path = Path(storage).expanduser()
-    if path.is_absolute() or path.exists():
-        return path
-    return Path(hub.cache_root()) / path
-
-
 def shards_place(cls: type[Dataset], split: str, plan: Plan) -> Path | None:
     """Where a download with --shards puts the images of a split; None for a data set without lists of addresses."""
     for links in cls.downloads:
@@ -318,7 +309,7 @@ def shards_place(cls: type[Dataset], split: str, plan: Plan) -> Path | None:
             to = shards_folder(links, split, cls.downloads, cls.split_names(plan))
             if plan.vis_root is not None and cls.media and PurePath(to).is_relative_to(cls.media):
                 return plan.vis_root / PurePath(to).relative_to(cls.media)
-            return under_cache_root(to)
+            return hub.under_cache_root(to)
     return None
 
 
@@ -328,7 +319,7 @@ def locate(source: Source, what: str) -> Path:
     Raises:
         FileNotFoundError: it isn't there and there is no URL to fetch it from.
     """
-    path = under_cache_root(source.storage)
+    path = hub.under_cache_root(source.storage)
     if path.is_file():
         return path
     if source.url is None:
@@ -338,7 +329,6 @@ def locate(source: Source, what: str) -> Path:
         if not local.is_file():
             raise FileNotFoundError(f"{what}: there is no annotation file {path}, nor {local}")
         return local
-    from lavis.common import hub
 
     return Path(hub.fetch(source.url, sha256=source.sha256, md5=source.md5, to=path))
 

@@ -17,7 +17,7 @@ import torch.utils.data
 
 from lavis.common import dist, hub
 from lavis.common.registry import registry
-from lavis.datasets.base import open_picture, under_cache_root
+from lavis.datasets.base import open_picture
 from lavis.datasets.tables import read_records, read_table
 from lavis.processors.base import BaseProcessor
 
@@ -137,11 +137,11 @@ class BaseDatasetBuilder:
 
     def _media_root(self) -> Path | None:
         info = self.config.build_info.get(self.data_type)
-        return None if info is None else under_cache_root(info.storage)
+        return None if info is None else hub.under_cache_root(info.storage)
 
     @staticmethod
     def _paths(storage: Any) -> list[Path]:
-        return [under_cache_root(path) for path in _as_list(storage)]
+        return [hub.under_cache_root(path) for path in _as_list(storage)]
 
 
 class PublishedBuilder(BaseDatasetBuilder):

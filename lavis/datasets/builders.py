@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis.common import moved
+from lavis.common import hub, moved
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import ON_ERROR, Dataset, Plan, error_policy, under_cache_root
+from lavis.datasets.base import ON_ERROR, Dataset, Plan, error_policy
 from lavis.datasets.builder_classes import BaseDatasetBuilder, builder_of
 from lavis.datasets.sources import Source
 
@@ -162,7 +162,7 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
         elif key == data_type:
             where = f"{name}.build_info.{key}"
             storage = _storage_of(where, value)
-            if not (media and _is_of_another_machine(where, storage, f"{under_cache_root(media)}")):
+            if not (media and _is_of_another_machine(where, storage, f"{hub.under_cache_root(media)}")):
                 media = storage
         else:
             raise ValueError(
@@ -177,7 +177,7 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
         options: Any = typed(dataset_class.Options, {k: v for k, v in section.items() if k in fields})
     except ValueError as e:
         raise ValueError(f"{name}: {e}") from e
-    vis_root = None if media is None else under_cache_root(media)
+    vis_root = None if media is None else hub.under_cache_root(media)
     return Plan(name, kind, sources, vis_root, options, on_error)
 
 
@@ -220,7 +220,7 @@ def _override_sources(
         old = out.get(split, ())
         foreign = [v for key in ("storage", "url") for v in columns.get(key, ()) if v is not None]
         if old and any(
-            _is_of_another_machine(where, v, str(under_cache_root(old[0].storage))) for v in foreign
+            _is_of_another_machine(where, v, str(hub.under_cache_root(old[0].storage))) for v in foreign
         ):
             continue
         if "url" not in columns and "storage" in columns:

@@ -16,7 +16,7 @@ from typing import Any
 from lavis.common import hub
 from lavis.common.images import open_image
 from lavis.common.registry import registry, suggest
-from lavis.datasets.base import Dataset, Plan, UnreadableMediaError, under_cache_root
+from lavis.datasets.base import Dataset, Plan, UnreadableMediaError
 from lavis.datasets.builders import make_plan
 from lavis.datasets.clips import Clip
 from lavis.datasets.sources import Source, how_to_get
@@ -135,7 +135,7 @@ def _lies(name: str, root: Path | None, there: set[str]) -> bool:
 # ---------------------------------------------------------------------- annotation files
 def annotation_state(split: str, source: Source) -> AnnotationState:
     """Whether an annotation file is there, and is the one that was published or first fetched."""
-    path = under_cache_root(source.storage)
+    path = hub.under_cache_root(source.storage)
     if not path.is_file() and source.url is not None and "://" not in source.url:
         path = Path(source.url).expanduser()
     if not path.is_file():
@@ -191,7 +191,7 @@ def check(
     wanted = tuple(splits or known)
     annotations = [a for a in annotations if a.split in wanted]
     needed = {
-        str(under_cache_root(s.storage)) for some in plan.sources.values() for s in some if not s.optional
+        str(hub.under_cache_root(s.storage)) for some in plan.sources.values() for s in some if not s.optional
     }
     lacking = {a.split for a in annotations if a.state == "missing" and a.path in needed}
     kind = "clips" if cls.data_type == "videos" else "pictures"
@@ -292,7 +292,7 @@ def complete_splits(cls: type[Dataset], plan: Plan, splits: Iterable[str]) -> di
     listings: dict[Path, set[str]] = {}
     for split in splits:
         needed = [s for s in plan.sources.get(split, ()) if not s.optional]
-        if not all(under_cache_root(s.storage).is_file() for s in needed):
+        if not all(hub.under_cache_root(s.storage).is_file() for s in needed):
             continue
         try:
             dataset = cls.load(split, plan)

@@ -25,7 +25,6 @@ import numpy as np
 from lavis.common import hub
 from lavis.common.files import PICTURES, write_bytes
 from lavis.common.images import UnreadableMediaError
-from lavis.datasets.base import under_cache_root
 from lavis.datasets.tables import PackedRecords, Record, read_records
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def expand(pattern: str) -> list[Path]:
     found: list[Path] = []
     missing: list[Path] = []
     for name in _braces(pattern):
-        path = under_cache_root(name)
+        path = hub.under_cache_root(name)
         if path.is_dir():
             found += sorted(path.glob("*.tar"))
         elif any(c in name for c in "*?["):
@@ -69,7 +68,9 @@ def expand(pattern: str) -> list[Path]:
             f"{pattern}: {len(missing)} archives are missing: {', '.join(map(str, missing[:3]))}{more}"
         )
     if not found:
-        raise FileNotFoundError(f"{pattern} names no archive (.tar) under {under_cache_root('.').absolute()}")
+        raise FileNotFoundError(
+            f"{pattern} names no archive (.tar) under {hub.under_cache_root('.').absolute()}"
+        )
     return found
 
 

@@ -34,7 +34,7 @@ import lavis
 from lavis.app.browser.words import Query, searchable
 from lavis.common import hub
 from lavis.common.files import default_mode
-from lavis.datasets.base import Dataset, Plan, Record, under_cache_root
+from lavis.datasets.base import Dataset, Plan, Record
 from lavis.datasets.captioning import CaptionDataset
 from lavis.datasets.shown import answer_of, kind_of, texts_of
 from lavis.datasets.tables import PackedRecords
@@ -98,7 +98,7 @@ def is_drawn(dataset: Dataset) -> bool:
 def place_of(cls: type[Dataset], plan: Plan, split: str) -> Path:
     """Where the index of a split lies."""
     files = [
-        f"{under_cache_root(s.storage).absolute()} {under_cache_root(s.storage).is_file()}"
+        f"{hub.under_cache_root(s.storage).absolute()} {hub.under_cache_root(s.storage).is_file()}"
         for s in plan.sources.get(split, ())
     ]
     parts = (
