@@ -143,7 +143,7 @@ DIALOGUE = tiny(BlipDialogueConfig(**TINY, max_txt_len=128), QUESTIONS)
 CLASSES = tiny(ClassifierConfig(**TINY, num_classes=3))
 PAIRS = tiny(ClassifierConfig(**{**TINY, "text": replace(TINY_TEXT, memories="twin")}, num_classes=2))
 ALBEF_MATCHER = tiny(AlbefMatchingConfig(**TINY_ALBEF, embed_dim=64, queue_size=512))
-ALBEF_SHAPES = shapes(ALBEF_MATCHER, "albef_shapes", pointing=82.0)
+ALBEF_SHAPES = shapes(ALBEF_MATCHER, "albef_shapes", pointing=77.3)
 ALBEF_ANSWERER = tiny(AlbefConfig(**TINY_ALBEF, max_txt_len=25), QUESTIONS)
 ALBEF_CLASSES = tiny(ClassifierConfig(**TINY_ALBEF, num_classes=3))
 ALBEF_TWO = tiny(
