@@ -593,7 +593,11 @@ class Alignment(VisionTextModel):
         return i2t.numpy(), t2i.contiguous().numpy()
 
     def _encode_texts(self, texts: list[str], batch: int = 256) -> tuple[RaggedTexts, torch.Tensor]:
-        """All texts with what fusing goes on from, on the CPU; and all features (texts, E)."""
+        """All texts with what fusing goes on from, on the CPU; and all features (texts, E).
+
+        Without autocast: a text is encoded once and matched with many images, so it costs little, and in bfloat16 most
+        of the error of ALBEF's re-ranked scores came from here (2.6 % of the peak against 1.0 %, an AMD with AVX-512).
+        """
         longest = self.reranking_text_length
         lengths = torch.tensor([len(self.tokenizer.encode(t, longest)) for t in texts])
         begins = self.FUSES_STATES or 4 * int(lengths.sum()) * self.config.text.width <= BEGUN_BYTES
@@ -601,11 +605,12 @@ class Alignment(VisionTextModel):
         order = lengths.argsort(stable=True)
         for rows in order.split(batch):
             tokens = self.tokens([texts[i] for i in rows.tolist()], max_length=longest)
-            states = self.encode_text(tokens)
-            feats.append(self.text_feature(states).cpu())
-            ids.append(tokens.ids[tokens.mask].cpu())
-            if begins:
-                begun.append(self.begin(tokens, states)[tokens.mask].cpu())
+            with torch.autocast(self.device.type, enabled=False):
+                states = self.encode_text(tokens)
+                feats.append(self.text_feature(states).cpu())
+                ids.append(tokens.ids[tokens.mask].cpu())
+                if begins:
+                    begun.append(self.begin(tokens, states)[tokens.mask].cpu())
         starts = torch.empty_like(lengths)
         starts[order] = lengths[order].cumsum(0) - lengths[order]
         ragged = RaggedTexts(torch.cat(ids), torch.cat(begun) if begins else None, starts, lengths)
