@@ -232,7 +232,8 @@ def test_nothing_stays_after_the_end(tmp_path):
     [
         (["--share"], "No such option: --share"),
         (["--gallery", "nowhere"], "there is no such folder"),
-        (["--model", "nothing/here"], "no page of the demo can use it"),
+        (["--model", "nothing/here"], "there is no model named 'nothing'"),
+        (["--model", "gpt_dialogue/tiny"], "no page of the demo can use it"),
         (["--max-models", "0"], "greater than or equal to 1"),
     ],
 )
