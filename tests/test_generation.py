@@ -211,6 +211,8 @@ def test_values_with_which_nothing_can_be_written_are_refused_where_they_come_fr
         VQASettings(num_beams=0)
     with pytest.raises(ValueError, match=r"run\.min_len is 9 and max_len 5"):
         CaptionSettings(max_len=5, min_len=9)
+    with pytest.raises(ValueError, match=r"run\.max_len is 0; it must be 1 or more"):
+        VQASettings(max_len=0, min_len=0)
     short = GenerationOptions(max_new_tokens=3)  # its prompt decides
     assert short.lengths(7) == (10, 10)
     with pytest.raises(ValueError, match="min_length is 10 and max_length 7"):

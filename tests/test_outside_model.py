@@ -19,7 +19,7 @@ from lavis.app.demo.uploads import Limits
 from lavis.cli.main import main
 from lavis.common.registry import registry
 from lavis.inference import load
-from lavis.inference.protocols import abilities
+from lavis.inference.abilities import abilities
 from tests.pages import ROOT, blocks
 
 SPEC = "my_palette/base"

@@ -14,7 +14,7 @@ from lavis.cli import own_data
 from lavis.cli.main import main
 from lavis.common.config import Config
 from lavis.datasets.own_table import TASKS
-from lavis.inference.defaults import default, needed
+from lavis.inference.abilities import default, needed
 from lavis.models import build_model, load_model
 from lavis.models.base import origin_of
 from lavis.tasks.retrieval import RetrievalTask

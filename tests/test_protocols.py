@@ -10,10 +10,18 @@ import pytest
 import torch
 
 from lavis.common.registry import registry
-from lavis.inference import load, protocols
-from lavis.inference.defaults import default, examples, needed
-from lavis.inference.protocols import (
+from lavis.inference import load
+from lavis.inference.abilities import (
     ABILITIES,
+    abilities,
+    ability_named,
+    default,
+    examples,
+    models_with,
+    needed,
+    require,
+)
+from lavis.inference.protocols import (
     Answers,
     AnswersFromList,
     Chats,
@@ -23,10 +31,7 @@ from lavis.inference.protocols import (
     Explains,
     Matches,
     Writes,
-    abilities,
     lacking,
-    models_with,
-    require,
 )
 from lavis.models.base import PACKAGED, PUBLISHED, origin_of
 from tests.small import random_model
@@ -147,7 +152,7 @@ def test_what_is_lacking_is_said_with_what_is_there_and_who_can() -> None:
     ):
         require(dialogue, Matches)  # of those for videos
     with pytest.raises(ValueError, match="Did you mean 'Writes'"):
-        protocols.ability_named("Write")
+        ability_named("Write")
 
 
 def test_each_class_is_named_once_and_by_its_own_name() -> None:

@@ -106,7 +106,7 @@ def _section(name: str, cls: Any) -> str:
 
 
 def _abilities(cls: Any) -> str:
-    from lavis.inference.protocols import abilities
+    from lavis.inference.abilities import abilities
 
     found = abilities(cls)
     return f"**Can** {'; '.join(found)}.\n\n" if found else ""

@@ -77,7 +77,7 @@ def chosen(model: str | None, checkpoint: str | None, task: str) -> str:
     """The model that was named, or the small packaged one that is the default for a task, which is said."""
     if model is not None:
         return model
-    from lavis.inference.defaults import default, needed
+    from lavis.inference.abilities import default, needed
     from lavis.models import model_zoo
 
     spec, better = needed(task), default(task, origin="published")

@@ -42,7 +42,7 @@ def models(
       lavis models vqa --json
     """
     from lavis.common.registry import registry
-    from lavis.inference.protocols import abilities
+    from lavis.inference.abilities import abilities
 
     rows = []
     for arch in registry.list_models():

@@ -50,7 +50,7 @@ def recipe(
         run["test_splits"] = ["test"]
     media = media_of(table, columns)
     if model is None:
-        from lavis.inference.defaults import default, needed
+        from lavis.inference.abilities import default, needed
 
         model, real = needed(found, media), default(found, media, "published")
         other = (

@@ -71,9 +71,8 @@ def caption(
 
     loaded = common.load(spec, checkpoint, device, precision)
     lengths = {"max_length": max_length, "min_length": min_length}
-    if (
-        min_length is None and max_length is not None
-    ):  # a short caption is asked for: no error about the least length
+    if min_length is None and max_length is not None:
+        # a short caption is asked for: no error about the least length
         least = loaded.generation.get("min_length", GenerationOptions.min_length)
         lengths["min_length"] = min(least, max_length)
     writing = GenerationOptions(

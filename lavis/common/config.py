@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavis.common import elsewhere, moved
 from lavis.common.files import write_text
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import convert, suggest, type_name, typed
 
 __getattr__ = moved.names_of(__name__)
 
@@ -100,111 +100,6 @@ _TIMESFORMER_KEYS = {
 }  # fmt: skip
 _TIMESFORMER_FIXED = {"patch_size": 16, "attn_drop_rate": 0.0, "drop_rate": 0.0}
 _EVERY_BLOCK = 1000  # more than any transformer has
-
-
-# ------------------------------------------------------------------------------------------ typed values
-def _type_name(kind: Any) -> str:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return " or ".join("null" if a is type(None) else _type_name(a) for a in typing.get_args(kind))
-    if typing.get_origin(kind) is list:
-        return f"list of {_type_name(typing.get_args(kind)[0])}"
-    if typing.get_origin(kind) is dict:
-        return f"mapping of names to {_type_name(typing.get_args(kind)[1])}"
-    if typing.get_origin(kind) is typing.Literal:
-        return "one of " + ", ".join(str(a) for a in typing.get_args(kind))
-    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(kind, str(kind))
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, (int, float)):
-        return value
-    if isinstance(value, str):
-        try:  # YAML reads 2e-5 (no dot) as text
-            return int(value) if re.fullmatch(r"[+-]?\d+", value.strip()) else float(value)
-        except ValueError:
-            return None
-    return None
-
-
-def _convert(value: Any, kind: Any) -> Any:
-    """`value` as an instance of the annotation `kind`; raises a bare ValueError if it is none."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        for a in args:
-            if a is not type(None):
-                try:
-                    return _convert(value, a)
-                except ValueError:
-                    continue
-        raise ValueError
-    if origin is typing.Literal:
-        if value in args:
-            return value
-        raise ValueError
-    if origin is list:
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            value = [value]  # `train_splits: train`
-        return [_convert(v, args[0]) for v in value]
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise ValueError
-        return {str(k): _convert(v, args[1]) for k, v in value.items()}
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        raise ValueError
-    if kind in (int, float):
-        number = _number(value)
-        if number is None or (kind is int and number != int(number)):
-            raise ValueError
-        return kind(number)
-    if kind is str:
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
-        if isinstance(value, Path):
-            return str(value)
-        raise ValueError
-    if isinstance(value, kind):
-        return value
-    raise ValueError
-
-
-def typed(
-    cls: type[D], values: Mapping[str, Any], where: Mapping[str, str] | str = "", prefix: str = ""
-) -> D:
-    """An instance of a dataclass from plain values, each converted to the type of its field.
-
-    Args:
-        cls: a dataclass. A `__post_init__` may raise ValueError for values that do not fit together.
-        values: field name to value; text such as "2e-5" counts as a number where a number is due.
-        where: the source named in errors: one for all, or one per dotted key.
-        prefix: put before a key in errors, such as "run.".
-
-    Raises:
-        ValueError: an unknown key, or a value of another type.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    out = {}
-    for key, value in values.items():
-        place = where if isinstance(where, str) else where.get(prefix + key, "")
-        place = f"{place}: " if place else ""
-        if key not in fields:
-            raise ValueError(f"{place}{prefix}{key} is no known key.{suggest(key, fields)}")
-        try:
-            out[key] = _convert(value, hints[key])
-        except (ValueError, OverflowError) as e:
-            expected = _type_name(hints[key])
-            raise ValueError(f"{place}{prefix}{key} is {value!r}; expected {expected}") from e
-    return cls(**out)
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -426,10 +321,10 @@ def translate_model(section: Mapping[str, Any], sources: Mapping[str, str] | Non
     for key, kind in _FLAGS.items():
         if section.get(key) is not None:
             try:
-                flags[key] = _convert(section[key], kind)
+                flags[key] = convert(section[key], kind)
             except ValueError as e:
                 place = (sources or {}).get(f"model.{key}", "config")
-                expected = _type_name(kind)
+                expected = type_name(kind)
                 raise ValueError(f"{place}: model.{key} is {section[key]!r}; expected {expected}") from e
     if "weights" not in model:
         finetuned = flags.get("load_finetuned", flags.get("load_pretrained", True))

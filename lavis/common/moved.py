@@ -214,7 +214,7 @@ TABLE: dict[str, Rows] = {
     ),
     "lavis.common.annotator": {"*": DIFFUSION},
     "lavis.common.config": _rows(
-        ("recipes are checked by `lavis.common.config.typed`, with dataclasses", "ConfigValidator"),
+        ("recipes are checked by `lavis.common.values.typed`, with dataclasses", "ConfigValidator"),
         (
             "keys of `run` are checked by `lavis.runners.settings.RunConfig`, a dataclass",
             "create_runner_config_validator",

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lavis.common.values import typed
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -62,8 +64,6 @@ def read_rules(values: Sequence[Mapping[str, Any]], where: str = "run.parameters
     Raises:
         ValueError: an unknown key, a value that does not fit, or a rule without an effect.
     """
-    from lavis.common.config import typed
-
     rules = []
     for i, value in enumerate(values):
         if "match" not in value:

@@ -7,17 +7,17 @@ so importing the library registers nothing and costs nothing.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lavis.common import elsewhere
+from lavis.common.values import suggest
 
 T = TypeVar("T", bound=type | Callable[..., Any])
 
@@ -32,15 +32,6 @@ _ROOMS = {
     "page": "lavis.app.demo.pages",  # of the web demo
 }
 PLUGIN_GROUP = "lavis.plugins"
-
-
-def suggest(name: object, known: Iterable[str]) -> str:
-    """ " Did you mean 'x'?" (with a leading space), or the known names if none is near."""
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    if near:
-        return " Did you mean " + " or ".join(repr(n) for n in near) + "?"
-    return " Known: " + ", ".join(known) + "."
 
 
 def _broken(what: str, error: BaseException) -> ImportError:

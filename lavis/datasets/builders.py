@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lavis.common import hub, moved
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest, typed
 from lavis.datasets.base import ON_ERROR, Dataset, Plan, error_policy
 from lavis.datasets.builder_classes import BaseDatasetBuilder, builder_of
 from lavis.datasets.sources import Source
@@ -171,8 +172,6 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
     on_error = section.get("on_error")
     if on_error is not None and on_error not in ON_ERROR:
         raise ValueError(f"{name}.on_error is {on_error!r}; it should be {' or '.join(ON_ERROR)}")
-    from lavis.common.config import typed
-
     try:
         options: Any = typed(dataset_class.Options, {k: v for k, v in section.items() if k in fields})
     except ValueError as e:

@@ -15,7 +15,8 @@ from typing import Any
 
 from lavis.common import hub
 from lavis.common.images import open_image
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 from lavis.datasets.base import Dataset, Plan, UnreadableMediaError
 from lavis.datasets.builders import make_plan
 from lavis.datasets.clips import Clip

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 from lavis.common import archives, hub, transfer
 from lavis.common.members import STATE
 from lavis.common.parallel import Board, StoppedError, run_parallel
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 from lavis.datasets.base import Dataset, Plan
 from lavis.datasets.builders import make_plan
 from lavis.datasets.checking import complete_splits

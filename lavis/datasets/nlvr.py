@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from lavis.common.images import open_image
-from lavis.common.registry import suggest
+from lavis.common.values import suggest
 from lavis.datasets.base import Grouping, Record
 from lavis.datasets.collate import Sample
 

@@ -55,7 +55,8 @@ import numpy as np
 from PIL import Image
 
 from lavis.common.images import open_image
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 from lavis.datasets import own_table
 from lavis.datasets.base import Dataset, Plan, Record, error_policy
 from lavis.datasets.captioning import CaptionDataset, CaptionOptions

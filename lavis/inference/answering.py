@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from lavis.common.arguments import accepted
+from lavis.inference.abilities import require
 from lavis.inference.loading import Loaded
-from lavis.inference.protocols import Answers, AnswersFromList, require
+from lavis.inference.protocols import Answers, AnswersFromList
 from lavis.models.answers import WRITTEN
 from lavis.models.outputs import Texts
 from lavis.nn.generation import GenerationOptions

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from lavis.inference.abilities import cannot
 from lavis.inference.answering import Answerer
 from lavis.inference.loading import Loaded
-from lavis.inference.protocols import Answers, Chats, cannot
+from lavis.inference.protocols import Answers, Chats
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from lavis.inference.abilities import require
 from lavis.inference.loading import Loaded
-from lavis.inference.protocols import EmbedsBoth, EmbedsPairs, Matches, require
+from lavis.inference.protocols import EmbedsBoth, EmbedsPairs, Matches
 from lavis.nn.finite import check_finite, explained
 from lavis.nn.losses import similarities
 

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from lavis.common.gradcam import getAttMap
+from lavis.inference.abilities import models_with, require
 from lavis.inference.loading import Loaded
-from lavis.inference.protocols import Explains, Writes, models_with, require
+from lavis.inference.protocols import Explains, Writes
 from lavis.inference.sheet import Tile, contact_sheet
 from lavis.models.base import finite_results
 from lavis.models.outputs import Explanation as Explanation

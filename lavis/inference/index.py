@@ -30,9 +30,10 @@ from torch.nn import functional as F
 
 from lavis.common.files import is_file, locked, naming, write_json
 from lavis.datasets.tables import read_json
+from lavis.inference.abilities import cannot
 from lavis.inference.encoder import Encoder
 from lavis.inference.entries import beneath, database, key_of, list_pictures, not_encoded, path_of, snapshot
-from lavis.inference.protocols import Matches, cannot
+from lavis.inference.protocols import Matches
 from lavis.inference.reading import read_batches
 from lavis.nn.finite import usable
 

@@ -17,7 +17,8 @@ from lavis.common import device as devices
 from lavis.common import elsewhere
 from lavis.common.files import is_clip, is_folder
 from lavis.common.images import open_image
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 from lavis.models import BaseModel, load_model_and_preprocess
 from lavis.models.base import read_description
 from lavis.processors.video import choose_frames
@@ -177,8 +178,7 @@ def sees(spec: str) -> str:
 
 def _such_as(model: Any) -> str:
     """Models of videos with an ability of a model of images, for a message."""
-    from lavis.inference.defaults import examples
-    from lavis.inference.protocols import ABILITIES
+    from lavis.inference.abilities import ABILITIES, examples
 
     own = [ability for ability in ABILITIES if isinstance(model, ability)]
     named = list(dict.fromkeys(spec for ability in own for spec in examples(ability, "video")[:2]))

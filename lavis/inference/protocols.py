@@ -20,16 +20,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from lavis.common.arguments import parameters
-from lavis.common.registry import registry, suggest
 from lavis.models.outputs import Explanation, Matched, Texts
-
-A = TypeVar("A")
-_NAMED = 6  # models that a message names
 
 
 class _Ability(type(Protocol)):  # type: ignore[misc]
@@ -227,36 +223,6 @@ class Classifies(Protocol, metaclass=_Ability):
         """
 
 
-# how messages say it
-ABILITIES: dict[type, str] = {
-    Writes: "write captions",
-    Answers: "answer questions",
-    Chats: "hold a dialogue",
-    EmbedsBoth: "put images and texts into one space",
-    Matches: "match images with texts by a matching head",
-    EmbedsPairs: "read image and text together",
-    Explains: "explain the words of a text",
-    Classifies: "tell classes apart that it was trained for",
-}
-
-
-def ability_named(name: str) -> type:
-    """The protocol of a name.
-
-    Raises:
-        ValueError: there is none; near names are suggested.
-    """
-    known = {ability.__name__: ability for ability in ABILITIES}
-    if name not in known:
-        raise ValueError(f"there is no ability {name!r}.{suggest(name, known)}")
-    return known[name]
-
-
-def abilities(model: Any) -> list[str]:
-    """What a model or a class of models can do, in words."""
-    return [words for ability, words in ABILITIES.items() if not lacking(model, ability)]
-
-
 def lacking(model: Any, ability: type) -> str:
     """What a model or a class of models lacks for a protocol, in words; "" if nothing."""
     if isinstance(model, type):
@@ -296,49 +262,3 @@ def _said(missing: list[str], found: Mapping[str, Any], needed: Mapping[str, tup
         if absent:
             return f"its {name} takes no {', '.join(absent)}"
     return ""
-
-
-def models_with(ability: type, sees: str | None = None) -> dict[str, Any]:
-    """Registered names of the classes that have an ability, each class once.
-
-    Args:
-        sees: only those of "image" or of "video".
-    """
-    found: dict[str, Any] = {}
-    for name in registry.list_models():
-        model_class = registry.get_model_class(name)
-        own_name = getattr(model_class, "registered_name", name)
-        if issubclass(model_class, ability) and sees in (None, getattr(model_class, "MEDIA", "image")):
-            found.setdefault(own_name, model_class)
-    return found
-
-
-def require(loaded: Any, ability: type[A]) -> A:
-    """The model of a `Loaded`, as one that has an ability.
-
-    Raises:
-        ValueError: it has not; the message says what the model can do, and which models can do what was asked.
-    """
-    reason = lacking(loaded.model, ability)
-    if reason:
-        raise ValueError(cannot(loaded.spec, loaded.model, ability, reason))
-    return cast(A, loaded.model)
-
-
-def cannot(spec: str, model: Any, ability: type, reason: str = "") -> str:
-    """The message that a model or a class of models lacks an ability: what it can do, and which models have it.
-
-    Args:
-        spec: how the message calls it. reason: what `lacking` gave.
-    """
-    from lavis.inference.defaults import examples
-
-    why = (
-        f" ({reason})" if "takes no" in reason else ""
-    )  # that a method is not there at all goes without saying
-    able = abilities(model)
-    instead = f"it can {'; '.join(able)}" if able else "it can do nothing that commands ask for"
-    others = examples(ability, getattr(model, "MEDIA", "image"))
-    more = ", …" if len(others) > _NAMED else ""
-    named = f". Models that can: {', '.join(others[:_NAMED])}{more}" if others else ""
-    return f"{spec} can't {ABILITIES[ability]}{why}; {instead}{named}"

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from lavis.inference.defaults import default
+from lavis.inference.abilities import default, require
 from lavis.inference.loading import Loaded
-from lavis.inference.protocols import Classifies, require
+from lavis.inference.protocols import Classifies
 from lavis.models.classification import some_names
 from lavis.nn.finite import check_finite
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from lavis.inference.abilities import require
 from lavis.inference.loading import Loaded
-from lavis.inference.protocols import Writes, require
+from lavis.inference.protocols import Writes
 from lavis.models.outputs import Texts
 from lavis.nn.generation import GenerationOptions
 

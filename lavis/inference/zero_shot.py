@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from lavis.inference.abilities import cannot
 from lavis.inference.encoder import Encoder
-from lavis.inference.protocols import Matches, cannot
+from lavis.inference.protocols import Matches
 from lavis.models.zero_shot import Template, fill
 from lavis.nn.losses import similarities
 

@@ -514,15 +514,15 @@ class Alignment(VisionTextModel):
         each = len(texts) // pictures
         fits = samples["fits"].to(self.device).bool().unflatten(1, (pictures, each))  # (B, B, K)
         tokens = self.tokens(texts, max_length=self.config.max_txt_len)
-        lengths = tokens.mask.sum(dim=1).unflatten(0, (pictures, each))
+        lengths = tokens.mask.sum(dim=1).cpu().unflatten(0, (pictures, each))
         order = lengths.argsort(dim=1, stable=True)  # (B, K), each picture's own from short to long
-        fits = fits.gather(2, order.expand(pictures, -1, -1))
-        rows = order + each * torch.arange(pictures, device=order.device)[:, None]
+        fits = fits.gather(2, order.to(fits.device).expand(pictures, -1, -1))
+        rows = order + each * torch.arange(pictures)[:, None]
         contrasts = "itc" in self.config.losses
         logits, feats = [], []
         for part in rows.split(_TOGETHER, dim=1):  # G of a picture together, padded to the longest of these
             longest = int(lengths.flatten()[part].max())
-            some = part.flatten()
+            some = part.flatten().to(self.device)
             short = Tokens(tokens.ids[some, :longest], tokens.mask[some, :longest])
             states = self.encode_text(short) if contrasts or self.FUSES_STATES else None
             text = TextStates(short, states if self.FUSES_STATES else None)

@@ -118,8 +118,8 @@ class Answering(VisionTextModel):
 
         Args:
             samples: `image` (B, 3, h, w); `text_input`, B·G questions; `answer`, a flat list;
-                `n_answers` (B·G,), how many belong to each question; `weight`, one per answer; with momentum
-                EMA copies also `epoch`, `iters`, `num_iters_per_epoch`.
+                `n_answers` (B·G,), how many belong to each question; `weight`, one per answer; with EMA
+                copies also `epoch`, `iters`, `num_iters_per_epoch`.
 
         Returns:
             `loss`: sum over answers of weight x smoothed sequence loss (nats), per question; with EMA copies, alpha of

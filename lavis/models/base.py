@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from lavis.common.files import write_text
-from lavis.common.registry import suggest
+from lavis.common.values import suggest
 from lavis.models import checkpoints, vocabulary
 from lavis.models.tokenizer import ASSETS, Tokenizer
 from lavis.nn.ema import NewFeatures

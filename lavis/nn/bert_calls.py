@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lavis.nn import generation
 from lavis.nn.losses import language_modelling_loss
 from lavis.nn.outputs import DecoderOutput, EncoderOutput
 
@@ -125,8 +126,6 @@ def write(
         tokenized_prompt: its `input_ids` (B, T) begin the texts. visual_embeds: (B, N, D) of the images.
         args, options: those of `generation.GenerationOptions`, in its order, which is the original's, or by name.
     """
-    from lavis.nn import generation  # which knows this module's users
-
     chosen = generation.GenerationOptions(*args, **options)
     prompt = tokenized_prompt.input_ids
     longest, _ = chosen.lengths(prompt.shape[1])

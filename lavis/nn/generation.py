@@ -17,21 +17,22 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from lavis.common.arguments import accepted
 from lavis.nn.finite import check_logprobs
-from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss
-from lavis.nn.text import Memory
+
+if TYPE_CHECKING:
+    from lavis.nn.language_model import TextDecoder
+    from lavis.nn.text import Memory
 
 log = logging.getLogger("lavis")
 
-LOGITS_AT_ONCE = (
-    1 << 25
-)  # numbers (128 MiB in float32) that are computed at once where given texts are scored
+# numbers (128 MiB in float32) that are computed at once where given texts are scored
+LOGITS_AT_ONCE = 1 << 25
 
 
 class Decoder(Protocol):
@@ -84,7 +85,9 @@ class GenerationOptions:
     seed: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("num_beams", 1), ("num_captions", 1), ("min_length", 0), ("top_k", 0)):
+        for name, least in (
+            ("num_beams", 1), ("num_captions", 1), ("max_length", 1), ("min_length", 0), ("top_k", 0)
+        ):  # fmt: skip
             value = getattr(self, name)
             _need(value >= least, f"{name} is {value}; it must be {least} or more")
         for name in ("repetition_penalty", "temperature"):
@@ -121,10 +124,13 @@ class GenerationOptions:
         """`arguments` of the options among a task's settings, see `of_run`; those that have the task's default are left
         out where a model's `generate` doesn't take them."""
         given, plain = cls.of_run(settings), cls.of_run(type(settings)())
-        return given.arguments(
-            generate,
-            optional=[f.name for f in fields(cls) if getattr(given, f.name) == getattr(plain, f.name)],
-        )
+
+        def refuse(name: str) -> str:
+            key, method = _RECIPE_NAMES.get(name, name), getattr(generate, "__qualname__", generate)
+            return f"run.{key}={getattr(given, name)!r}: {method} takes no {name}; remove the key"
+
+        same = [f.name for f in fields(cls) if getattr(given, f.name) == getattr(plain, f.name)]
+        return given.arguments(generate, refuse, optional=same)
 
     def arguments(
         self,

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 
 P = TypeVar("P", bound="BaseProcessor")
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from lavis.common import moved
-from lavis.common.registry import suggest
+from lavis.common.values import suggest
 
 __getattr__ = moved.names_of(__name__)
 

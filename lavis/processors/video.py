@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 from lavis.datasets.clips import Clip
 from lavis.processors.image import ImageProcessor, _CropProcessor, random_crop_box, resize, to_picture
 from lavis.processors.randaugment import OPERATIONS, RandAugment

@@ -21,7 +21,8 @@ from torch import nn
 
 from lavis.common import dist
 from lavis.common.files import write_json
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 from lavis.runners.data import Order, mixing_ratios
 from lavis.runners.settings import Length, RunConfig
 

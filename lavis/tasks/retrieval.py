@@ -59,9 +59,8 @@ class RetrievalTask(Task):
             raise ValueError(
                 f"{data.dataset!r} has no texts; retrieval needs captions that can be looked for"
             )
-        compare: Any = getattr(
-            model, "compute_sim_matrix", None
-        )  # what else a model does beside comparing vectors
+        # a model's own does more than compare vectors: it re-ranks by its matching head
+        compare: Any = getattr(model, "compute_sim_matrix", None)
         if compare is None:
             i2t, t2i = cosine_matrix(model, data)
         else:

@@ -17,7 +17,8 @@ from lavis.app.browser.counting import Files, Later, Sizes, count_files, measure
 from lavis.app.browser.index import Index, Progress, build, existing_index, is_drawn, place_of, reopened
 from lavis.app.browser.predictions import VERDICTS, Predictions, find_results, load_predictions, run_section
 from lavis.app.browser.words import Query
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 from lavis.datasets.base import Dataset, Plan, Record
 from lavis.datasets.builders import make_plan
 from lavis.datasets.sources import how_to_get

@@ -46,7 +46,7 @@ def choices(page: Page | type[Page], own: Sequence[str] = ()) -> list[Choice]:
         ValueError: there is no such model.
         FileNotFoundError: a folder of `own` holds no model.
     """
-    from lavis.inference.protocols import ability_named, models_with
+    from lavis.inference.abilities import ability_named, models_with
 
     named = {architecture(spec) for spec in page.models}
     fit = [s for s in own if (architecture(s) in named if named else page.can_use(_class(s)))]

@@ -91,7 +91,7 @@ class Page:
     @classmethod
     def can_use(cls, model_class: type) -> bool:
         """Whether the page can work with a class of models."""
-        from lavis.inference.protocols import ability_named
+        from lavis.inference.abilities import ability_named
 
         return (
             bool(cls.needs)

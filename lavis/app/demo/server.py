@@ -162,7 +162,7 @@ def _can(spec: str) -> str:
     """What a model can do, for a message."""
     from lavis.app.demo.models import architecture
     from lavis.common.registry import registry
-    from lavis.inference.protocols import abilities
+    from lavis.inference.abilities import abilities
 
     found = abilities(registry.get_model_class(architecture(spec)))
     return f"it can {'; '.join(found)}" if found else "it has none of the abilities that pages need"

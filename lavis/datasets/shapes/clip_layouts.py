@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 from lavis.datasets.base import Dataset, Record
 from lavis.datasets.sources import Source
 

@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from lavis.common.files import write_json
-from lavis.common.registry import registry, suggest
+from lavis.common.registry import registry
+from lavis.common.values import suggest
 from lavis.datasets.base import Record
 from lavis.datasets.captioning import as_list
 from lavis.datasets.sources import Source

@@ -22,6 +22,7 @@ each picture, by the scene graph, so that no true statement is ever taken for a 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,6 +69,7 @@ _NAMED = (
 _LEADS = ("a drawing of", "a picture of", "a photo of", "an image of", "the picture shows", "there is")
 
 
+@functools.cache
 def words_of(kind: str) -> frozenset[str]:
     """The words that a change of a kind, one of `CHANGES`, is made of."""
     return frozenset(word for group in _GROUPS[kind] for word in group)
