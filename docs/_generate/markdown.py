@@ -40,7 +40,7 @@ def term(name: str, text: str) -> str:
 
 def type_name(kind: Any) -> str:
     """An annotation for people, as errors about recipes name it."""
-    from lavis.common.config import _type_name
+    from lavis.common import values
 
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return " or ".join("null" if a is type(None) else type_name(a) for a in typing.get_args(kind))
@@ -48,7 +48,7 @@ def type_name(kind: Any) -> str:
         return "list"
     if dataclasses.is_dataclass(kind):
         return "mapping"
-    return _type_name(kind)
+    return values.type_name(kind)
 
 
 def value(default: Any) -> str:
