@@ -468,7 +468,7 @@ def test_two_ranks_train_as_one(accumulated):
 
 def test_gradcam_of_clip():
     model = random_model("clip")
-    attention = model.visual.transformer.resblocks[-1].attn
+    attention = model.visual.blocks[-1].attn
     pair = {"image": images(2), "text_input": TEXTS[:2]}
 
     def cosine():

@@ -375,7 +375,7 @@ def test_presets_equal_the_official_ones(name):
     assert config.text.init_std == bert["initializer_range"] and config.fuse_from == bert["fusion_layer"]
     assert (config.frames, config.image_size) == (video["n_frms"], video["image_size"])
     assert config.grad_checkpointing == (video["ckpt_layer"] if video["use_grad_ckpt"] else 0)
-    rates = [block.drop_path.rate for block in model.visual_encoder.model.blocks]
+    rates = [block.drop.rate for block in model.visual_encoder.model.blocks]
     np.testing.assert_allclose(rates, np.linspace(0, video["drop_path_rate"], 12))
     for module in model.visual_encoder.modules():
         assert not isinstance(module, torch.nn.LayerNorm) or module.eps == 1e-6

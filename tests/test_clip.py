@@ -27,13 +27,14 @@ from torch import nn
 from lavis.models import load_model, load_model_and_preprocess, model_zoo, torchscript
 from lavis.models.base import is_of_transformers
 from lavis.models.checkpoints import apply_rules, load_into, read_state_dict
-from lavis.models.clip import Clip, ClipConfig
+from lavis.models.clip import Clip, ClipConfig, ClipTextConfig, clip_vit
 from lavis.models.clip_checkpoints import TRANSFORMERS_CLIP
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer, clean
 from lavis.models.zero_shot import imagenet_classnames, imagenet_templates
-from lavis.nn.clip import Attention, ClipResNetConfig, ClipTextConfig, ClipViTConfig, quick_gelu
 from lavis.nn.losses import contrastive_loss
-from tests.golden import REFERENCE, model_shape
+from lavis.nn.resnet import ResNetConfig
+from lavis.nn.transformer import Attention, quick_gelu
+from tests.golden import REFERENCE
 from tests.ranks import on_ranks
 from tests.small import images, random_model
 
@@ -44,7 +45,7 @@ TEXTS = ["a red star", "two small blue squares left of a circle", "a photo"]
 TINY_RESNET = ClipConfig(
     image_size=64,
     embed_dim=32,
-    vision=ClipResNetConfig(layers=(1, 1, 2, 1), width=8, heads=4),
+    vision=ResNetConfig(layers=(1, 1, 2, 1), width=8, heads=4),
     text=ClipTextConfig(width=32, depth=2, heads=4, context_length=28, vocab_size=700),
 )
 
@@ -139,13 +140,14 @@ def test_presets_equal_the_official_ones(model_type):
     preset = Clip.PRESETS[model_type]
     config, theirs = preset.config, manifest["config"]["model_config"]
     model = Clip.build(config, empty=True)
-    entries = model.state_dict()
+    entries = model.official_state()
     assert {k: list(v.shape) for k, v in entries.items()} == {
-        k: model_shape(k, v) for k, v in manifest["state_dict"].items()
+        k: v["shape"] for k, v in manifest["state_dict"].items()
     }
     assert sum(p.numel() for p in model.parameters()) == manifest["num_parameters"]
     official = {k: torch.empty(v["shape"], device="meta") for k, v in manifest["state_dict"].items()}
-    assert apply_rules(official, entries, Clip.RULES, "manifest").keys() == entries.keys()
+    ours = model.state_dict()
+    assert apply_rules(official, ours, Clip._rules(official, None), "manifest").keys() == ours.keys()
     assert config.quick_gelu is manifest["config"]["quick_gelu_used_for_golden"] is True
     assert (config.image_size, config.embed_dim) == (theirs["vision_cfg"]["image_size"], theirs["embed_dim"])
     text = theirs["text_cfg"]
@@ -232,7 +234,6 @@ def test_packed_weights_change_nothing(model):
     samples = {"image": images(2), "text_input": TEXTS[:2]}
     before = model.extract_features(samples)
     model.pack_weights()
-    assert all(m._packed is not None for m in model.modules() if isinstance(m, Attention))
     after = model.extract_features(samples)
     for key in before.keys():  # noqa: SIM118
         torch.testing.assert_close(after[key], before[key], rtol=1e-4, atol=1e-5)
@@ -242,7 +243,12 @@ def test_attention_equals_torchs():
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(32, 4, batch_first=True)
     ours = Attention(32, 4)
-    ours.load_state_dict(theirs.state_dict(), strict=True)
+    names = {"in_proj_": "qkv.", "out_proj.": "proj."}
+    state = {
+        next((k.replace(a, b) for a, b in names.items() if a in k), k): t
+        for k, t in theirs.state_dict().items()
+    }
+    ours.load_state_dict(state, strict=True)
     x = torch.randn(2, 7, 32, requires_grad=True)
     mask = torch.ones(7, 7, dtype=torch.bool).tril()
     wanted = theirs(x, x, x, attn_mask=~mask, need_weights=False)[0]
@@ -262,7 +268,7 @@ def test_a_locked_tower_does_not_learn(freeze):
     model({"image": images(4), "text_input": [*TEXTS, "a cat"]}).loss.backward()
     optimizer.step()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert "transformer.resblocks.0.mlp.c_fc.weight" in changed
+    assert "transformer.0.mlp.fc1.weight" in changed
     visual = {k for k in changed if k.startswith("visual.")}
     assert visual == set() if freeze else visual and all("running" in k or "num_batches" in k for k in visual)
     with pytest.raises(ValueError, match="unlocked_groups is 2"):
@@ -276,8 +282,8 @@ def test_pictures_of_another_shape_are_explained(model):
         with pytest.raises(ValueError, match=r"\(B, 3, 64, 64\)"):
             tower.encode_image(torch.zeros(3, 64, 64))
     for vision, match in (
-        (ClipViTConfig(patch_size=7), "patch size 7"),
-        (ClipResNetConfig(), "multiple of 32"),
+        (clip_vit(patch_size=7), "patch size 7"),
+        (ResNetConfig(), "multiple of 32"),
     ):
         with pytest.raises(ValueError, match=match):
             Clip.build(ClipConfig(image_size=50, vision=vision), empty=True)
@@ -458,7 +464,7 @@ def same(a, b, size=64, rtol=1e-4, atol=1e-5):
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_openclip_files_load(model, tmp_path, prefix, wrapped):
-    state = {prefix + k: v for k, v in model.state_dict().items()}
+    state = {prefix + k: v for k, v in model.official_state().items()}
     path = tmp_path / "openclip.pt"
     torch.save({"epoch": 3, "name": "run", "state_dict": state} if wrapped else state, path)
     same(load_model("clip", "tiny", is_eval=True, checkpoint=path), model)
@@ -468,14 +474,14 @@ def test_a_wrong_file_says_what_differs(model, tmp_path):
     state = model.state_dict()
     state["visual.proj"] = torch.zeros(128, 7)
     del state["logit_scale"]
-    state["visual.positional_embedding"] = torch.zeros(8, 128)  # 7 patches are no square
+    state["visual.pos_embed"] = torch.zeros(8, 128)  # 7 patches are no square
     torch.save(state, tmp_path / "bad.pt")
     with pytest.raises(ValueError) as e:
         load_model("clip", "tiny", checkpoint=tmp_path / "bad.pt")
     for part in (
         "1 missing: logit_scale",
         "visual.proj is (128, 7)",
-        "visual.positional_embedding is (8, 128)",
+        "visual.pos_embed is (8, 128)",
     ):
         assert part in str(e.value)
 
@@ -483,11 +489,11 @@ def test_a_wrong_file_says_what_differs(model, tmp_path):
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_positions_are_resized_to_another_image_size(kind, model, tmp_path):
     model = model if kind == "vit" else resnet()
-    name = "visual.positional_embedding" if kind == "vit" else "visual.attnpool.positional_embedding"
+    name = "visual.pos_embed" if kind == "vit" else "visual.attnpool.positional_embedding"
     model.save_pretrained(tmp_path)
     config = dataclasses.replace(model.config, image_size=96)
     larger = Clip.from_file(config, tmp_path).eval()
-    old, new = model.state_dict()[name], larger.state_dict()[name]
+    old, new = (m.state_dict()[name].flatten(0, -2) for m in (model, larger))
     side = {"vit": 8, "resnet": 2}[kind]
     assert old.shape[0] == side**2 + 1 and new.shape[0] == (side * 3 // 2) ** 2 + 1
     torch.testing.assert_close(new[0], old[0])  # the class token's
@@ -500,7 +506,7 @@ def test_positions_are_resized_to_another_image_size(kind, model, tmp_path):
         if kind == "vit"
         else larger
     )
-    torch.testing.assert_close(again.state_dict()[name], new)
+    torch.testing.assert_close(again.state_dict()[name].flatten(0, -2), new)
 
 
 class Tree(nn.Module):
@@ -528,7 +534,7 @@ class Tree(nn.Module):
 def archive(model, path, how):
     """As OpenAI published it: large weights in float16, three numbers as buffers, TorchScript."""
     half = r"\.(conv\d|attn|mlp|attnpool|downsample)\..*(weight|bias)|projection$|\.proj$"
-    state = {k: v.clone() for k, v in model.state_dict().items()}
+    state = {k: v.clone() for k, v in model.official_state().items()}
     state = {k: v.half() if re.search(half, k) and v.ndim else v for k, v in state.items()}
     buffers = {k for k, _ in model.named_buffers()}
     numbers = {"input_resolution": 64, "context_length": 48, "vocab_size": 4610}
@@ -558,9 +564,8 @@ def test_openais_archives_load_without_running_them(model, tmp_path, kind, how, 
     else:
         loaded = Clip.from_file(model.config, path).eval()
     assert {v.dtype for v in loaded.parameters()} == {torch.float32}
-    load_into(
-        model, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, Clip.RULES, "same"
-    )
+    exact = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    load_into(model, exact, Clip._rules(exact, None), "same")
     same(loaded, model)
 
 
@@ -666,7 +671,7 @@ def test_a_truncated_archive_is_explained(model, tmp_path, kept):
 PEER = ClipConfig(
     image_size=64,
     embed_dim=24,
-    vision=ClipViTConfig(width=48, depth=3, heads=4, patch_size=16),
+    vision=clip_vit(width=48, depth=3, heads=4, patch_size=16),
     text=ClipTextConfig(width=32, depth=2, heads=4, context_length=28, vocab_size=700),
 )
 

@@ -29,9 +29,7 @@ def damaged(name: str, **config):
     model = random_model(name, **config)
     with torch.no_grad():
         vision = model.visual if name == "clip" else model.visual_encoder
-        block = vision.transformer.resblocks[1].mlp.c_fc if name == "clip" else None
-        if block is None:
-            block = getattr(vision, "model", vision).blocks[1].mlp.fc1
+        block = getattr(vision, "model", vision).blocks[1].mlp.fc1
         block.weight[0, 0] = NAN
     return model
 

@@ -23,7 +23,7 @@ from lavis.inference.explain import explanation_sheet
 from lavis.inference.features import Item, extract
 from lavis.inference.reading import read_batches
 from lavis.inference.sheet import Tile, contact_sheet
-from lavis.models import build_model, load_model
+from lavis.models import build_model, checkpoints, load_model
 from lavis.models.blip_matching import compute_gradcam
 from lavis.models.heat_maps import words_of
 from tests.small import random_model
@@ -568,12 +568,15 @@ def test_features_of_texts_and_of_pairs(tmp_path: Path, blip: Encoder, drawings:
 def test_conversion_gives_back_what_was_read(arch: str, half: bool, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = build_model({"arch": arch, "model_type": "tiny", "weights": "none"})
-    torch.save({"model": model.state_dict()}, tmp_path / "official.pth")
+    torch.save({"model": model.official_state()}, tmp_path / "official.pth")
     done = convert(str(tmp_path / "official.pth"), tmp_path / "new", arch, "tiny", half=half)
     again = load_model(str(tmp_path / "new"), is_eval=True, for_training=False)
     official = tmp_path / "official.pth"
     wanted = load_model(arch, "tiny", checkpoint=official, for_training=False).state_dict()
     assert done.tensors == len(wanted) and done.arch == arch
+    written = checkpoints.read_state_dict(tmp_path / "new")
+    shapes = {key: tensor.shape for key, tensor in model.official_state().items() if key in written}
+    assert {key: tensor.shape for key, tensor in written.items()} == shapes
     for name, tensor in again.state_dict().items():
         if half:
             torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-4)
@@ -623,7 +626,7 @@ def test_checkpoints_of_others_are_converted(kind: str, tmp_path: Path, drawings
     source = tmp_path / "model.pt"
     if kind == "openclip":
         torch.save(
-            {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, source
+            {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in model.official_state().items()}}, source
         )
     elif kind == "openai":
         archive(model, source, "script")

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from lavis.nn import cache, generation, linear, slices
 from lavis.nn.attention import attend, attention_weights, merge_heads, split_heads, triangle
-from lavis.nn.clip import Transformer as ClipTransformer
 from lavis.nn.gpt import GPT, GPTConfig
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.linear import ExactLinear, Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextConfig, TextTransformer
-from lavis.nn.vit import DropPath, VisionTransformer, ViTConfig, interpolate_positions
+from lavis.nn.transformer import Block, Blocks, DropPath
+from lavis.nn.vit import VisionTransformer, ViTConfig, interpolate_positions
 from tests.golden import REFERENCE
 
 SMALL = TextConfig(vocab_size=50, width=32, depth=3, heads=4, hidden=64, max_positions=40, memory_width=24)
@@ -142,7 +142,7 @@ def test_texts_without_padding_need_no_mask(monkeypatch):
         decoding.step(torch.randint(5, 50, (2, 1)))
         assert calls == [(None, True)] * 3 + [(None, False)] * 3
         calls.clear()
-        ClipTransformer(32, 2, 2, quick_gelu=True)(torch.randn(2, 5, 32), causal=True)
+        Blocks(Block(32, 2, 64) for _ in range(2))(torch.randn(2, 5, 32), "causal")
         GPT(GPTConfig(width=16, depth=2, heads=2, max_positions=16), 20).eval()(torch.randn(2, 4, 16))
     assert calls == [(None, True)] * 4
 
@@ -236,17 +236,18 @@ def test_a_large_batch_in_slices_is_the_same(monkeypatch, kind):
     if kind == "vit":
         module = VisionTransformer(ViTConfig(width=32, depth=2, heads=2, patch_size=8), 32)
     else:
-        module = ClipTransformer(32, 2, 2, quick_gelu=kind == "clip")
-    module.reset_parameters()
+        module = Blocks(Block(32, 2, 64, activation="quick_gelu") for _ in range(2))
     module.eval()
-    run = module.encode if kind == "vit" else partial(module, causal=kind == "causal")
+    run = {"vit": getattr(module, "encode", None), "clip": module, "causal": lambda x: module(x, "causal")}[
+        kind
+    ]
     x = torch.randn(7, 17, 32)
     with torch.no_grad():
         whole = run(x)
         monkeypatch.setattr(slices, "_BYTES", 3 * 17 * 128 * 4)
         torch.testing.assert_close(run(x), whole)
         # who looks on sees the whole batch
-        blocks, seen = module.blocks if kind == "vit" else module.resblocks, []
+        blocks, seen = module.blocks if kind == "vit" else module, []
         handle = blocks[1].register_forward_hook(lambda m, inputs, output: seen.append(len(output)))
         run(x)
         handle.remove()

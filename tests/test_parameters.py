@@ -100,7 +100,7 @@ def test_similar_names_of_a_large_model() -> None:
     [
         ("blip_retrieval", "visual_encoder.", "blocks", "patch_embed.proj.weight", "norm.bias"),
         ("alpro_retrieval", "visual_encoder.model.", "blocks", "time_embed", "norm.weight"),
-        ("clip", "visual.", "transformer.resblocks", "class_embedding", "ln_post.weight"),
+        ("clip", "visual.", "blocks", "cls_token", "norm.weight"),
     ],
 )
 def test_rates_fall_from_the_last_block_to_the_embeddings(
@@ -120,7 +120,7 @@ def test_rates_fall_from_the_last_block_to_the_embeddings(
             assert scale == 1, key
     assert scales[encoder + first] == 0.5 ** (depth + 1) and scales[encoder + last] == 0.5
     if name == "clip":
-        assert scales["visual.proj"] == 0.5 and scales["visual.ln_pre.weight"] == 0.5 ** (depth + 1)
+        assert scales["visual.proj"] == 0.5 and scales["visual.norm_pre.weight"] == 0.5 ** (depth + 1)
 
 
 def test_rules_go_on_from_layer_wise_decay_which_is_made_of_them() -> None:

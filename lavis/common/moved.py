@@ -29,7 +29,7 @@ PLAIN_DATASET = (
     "of your own derive from `lavis.datasets.base.Dataset` or `lavis.datasets.builder_classes.BaseDataset`"
 )
 BERT = "the layers of BERT are those of `lavis.nn.text`, with other names; parameters have the same names"
-TIMM = "nothing here is built on timm; the layers are those of `lavis.nn.vit` and `lavis.nn.clip`"
+TIMM = "nothing here is built on timm; the layers are those of `lavis.nn.transformer` and `lavis.nn.vit`"
 TIMESFORMER = "the layers of the video encoder are those of `lavis.nn.timesformer`, with other names"
 AUGMENT = "augmentations are the operations of `lavis.processors.randaugment.RandAugment`, on Pillow images"
 VIDEO_STEPS = (
@@ -458,14 +458,15 @@ TABLE: dict[str, Rows] = {
     ),
     "lavis.models.clip_models.model": _rows(
         ("lavis.models.clip:Clip", "CLIP"),
-        ("lavis.nn.clip:AttentionPool", "AttentionPool2d"),
-        ("lavis.nn.clip:Block", "ResidualAttentionBlock"),
-        ("lavis.nn.clip:ResNet", "ModifiedResNet"),
-        ("lavis.nn.clip:PictureTransformer", "VisualTransformer"),
-        ("lavis.nn.clip:ClipTextConfig", "CLIPTextCfg"),
-        ("lavis.nn.clip:ClipViTConfig", "CLIPVisionCfg"),
-        ("lavis.nn.clip", "Bottleneck Transformer"),
-        ("it is a function: `lavis.nn.clip.quick_gelu`", "QuickGELU"),
+        ("lavis.nn.resnet:AttentionPool", "AttentionPool2d"),
+        ("lavis.nn.transformer:Block", "ResidualAttentionBlock"),
+        ("lavis.nn.resnet:ResNet", "ModifiedResNet"),
+        ("lavis.nn.vit:VisionTransformer", "VisualTransformer"),
+        ("lavis.models.clip:ClipTextConfig", "CLIPTextCfg"),
+        ("lavis.models.clip:clip_vit", "CLIPVisionCfg"),
+        ("lavis.nn.resnet", "Bottleneck"),
+        ("lavis.nn.transformer:Blocks", "Transformer"),
+        ("it is a function: `lavis.nn.transformer.quick_gelu`", "QuickGELU"),
         ("lavis.models.zero_shot:imagenet_templates()", "openai_imagenet_template"),
         ("LayerNorm is torch's own: torch.nn.LayerNorm", "LayerNorm"),
         (
@@ -510,14 +511,14 @@ TABLE: dict[str, Rows] = {
         ("lavis.nn.timesformer:TimeSformer", "TimeSformer"),
         ("lavis.nn.timesformer:SpaceTimeBlock", "Block"),
         ("lavis.nn.timesformer:SpaceTimeTransformer", "VisionTransformer"),
-        ("lavis.nn.vit", "Mlp PatchEmbed"),
-        ("lavis.nn.vit:SelfAttention", "Attention"),
+        ("lavis.nn.vit", "PatchEmbed"),
+        ("lavis.nn.transformer", "Attention Mlp"),
         (TIMESFORMER, "* default_cfgs vit_base_patch16_224"),
     ),
-    "lavis.models.timesformer.vit_utils": {"DropPath": "lavis.nn.vit", "*": TIMM},
+    "lavis.models.timesformer.vit_utils": {"DropPath": "lavis.nn.transformer", "*": TIMM},
     "lavis.models.vit": _rows(
-        ("lavis.nn.vit", "Block Mlp VisionTransformer"),
-        ("lavis.nn.vit:SelfAttention", "Attention"),
+        ("lavis.nn.vit", "VisionTransformer"),
+        ("lavis.nn.transformer", "Attention Block Mlp"),
         ("lavis.nn.vit:VisionTransformer", "VisionTransformerEncoder"),
         (
             "position embeddings are resized by `lavis.nn.vit.interpolate_positions`",

@@ -88,7 +88,7 @@ def layer_decay(model: nn.Module, blocks: str, decay: float) -> list[ParameterRu
     depth, encoder = len(model.get_submodule(blocks)), re.escape(blocks.partition(".")[0])  # type: ignore[arg-type]
     factors = {
         **{rf"{re.escape(blocks)}\.{i}\..*": decay ** (depth - i) for i in range(depth)},
-        rf"{encoder}\.((.*\.)?(norm|ln_post)\..*|proj)": decay,
+        rf"{encoder}\.((.*\.)?(norm|pool)\..*|proj)": decay,
         rf"{encoder}\..*": decay ** (depth + 1),
     }
     return [ParameterRule(match, lr_scale=factor) for match, factor in factors.items() if factor != 1]

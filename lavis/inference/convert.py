@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from lavis.common.files import existing_folder, replace_folder
 from lavis.models import BaseModel, load_model
-from lavis.models.checkpoints import SCALARS
 
 _HALF_LIMIT = float(torch.finfo(torch.float16).max)
 
@@ -71,9 +71,9 @@ def convert(
     before = _state(model)
     if half:
         _halve(model)
-    _give_official_shapes(model)
-    replace_folder(folder, model.save_pretrained)
-    del model
+    official = model.official_state()
+    replace_folder(folder, partial(model.save_pretrained, state_dict=official))
+    del model, official
     try:
         again = load_model(str(folder), for_training=for_training)
         largest = _compare(before, _state(again), half, folder)
@@ -94,12 +94,6 @@ def convert(
 
 def _state(model: BaseModel) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
-
-
-def _give_official_shapes(model: BaseModel) -> None:
-    for name, parameter in model.named_parameters():
-        if name in SCALARS:
-            parameter.data = parameter.data.reshape(())
 
 
 def _halve(model: BaseModel) -> None:

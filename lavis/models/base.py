@@ -536,6 +536,13 @@ class BaseModel(nn.Module):
         temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
         temporary.replace(folder / CONFIG_NAME)
 
+    def official_state(self) -> checkpoints.StateDict:
+        """The entries with the names and shapes that official files have."""
+        return {
+            key: tensor.detach().reshape(()) if key in checkpoints.SCALARS else tensor.detach()
+            for key, tensor in self.state_dict().items()
+        }
+
     @classmethod
     def from_folder(cls, folder: Path, for_training: bool = True) -> BaseModel:
         """The model that `save_pretrained` wrote."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,24 +23,18 @@ from torch.nn import functional as F
 
 from lavis.common.registry import registry
 from lavis.models.base import BaseModel, Output, inference, own_step
-from lavis.models.checkpoints import Rules
-from lavis.models.clip_checkpoints import RESIZE, TRANSFORMERS_CLIP, adapted
+from lavis.models.checkpoints import Rules, StateDict
+from lavis.models.clip_checkpoints import OFFICIAL, OFFICIAL_VIT, TRANSFORMERS_CLIP, adapted, official
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
 from lavis.models.gallery import TEXTS_AT_ONCE, cosine_matrix
 from lavis.models.outputs import Features
 from lavis.models.samples import checked_batch
 from lavis.models.zero_shot import Template, fill, imagenet_templates
-from lavis.nn.clip import (
-    ClipResNetConfig,
-    ClipTextConfig,
-    ClipViTConfig,
-    Mlp,
-    PictureTransformer,
-    ResNet,
-    Transformer,
-)
 from lavis.nn.finite import check_finite
 from lavis.nn.losses import contrastive_loss, similarities
+from lavis.nn.resnet import ResNet, ResNetConfig
+from lavis.nn.transformer import Block, Blocks, Mlp
+from lavis.nn.vit import VisionTransformer, ViTConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,22 +48,40 @@ _CLASSES_AT_ONCE = 64  # of encoding many texts
 # --------------------------------------------------------------------------------- configuration
 
 
+def clip_vit(width: int = 768, depth: int = 12, heads: int = 12, patch_size: int = 32) -> ViTConfig:
+    """CLIP's image transformer: normalised before its first block, too, and pooled to its class token."""
+    return ViTConfig(
+        width, depth, heads, patch_size, layer_norm_eps=1e-5, patch_bias=False, pre_norm=True, pooling="class"
+    )
+
+
+@dataclass(frozen=True)
+class ClipTextConfig:
+    """Sizes of CLIP's text transformer; the defaults are those of the base models."""
+
+    width: int = 512
+    depth: int = 12
+    heads: int = 8
+    context_length: int = 77  # tokens of a text, start and end included
+    vocab_size: int = 49408
+
+
 @dataclass(frozen=True)
 class ClipConfig:
     """Sizes of a CLIP model; the defaults are ViT-B/32's.
 
     Attributes:
-        image_size: pixels; pictures are squares. Position embeddings of a checkpoint for another size are resized.
+        image_size: pixels; images are squares. Position embeddings of a checkpoint for another size are resized.
         embed_dim: width of the space that both towers project to.
-        vision: the picture tower, a `ClipViTConfig` or a `ClipResNetConfig`.
-        quick_gelu: x·sigmoid(1.702 x), as OpenAI's models were trained with, instead of the exact GELU. OpenCLIP's
-            models have one or the other; their names say "quickgelu" where it is this one.
+        vision: the image encoder, a transformer (`clip_vit`) or a `ResNetConfig`.
+        quick_gelu: x·sigmoid(1.702 x) in both encoders, as OpenAI's models were trained with, instead of the exact
+            GELU. OpenCLIP's models have one or the other; their names say "quickgelu" where it is this one.
         vocabulary: "clip", or the path of a file of merges.
     """
 
     image_size: int = 224
     embed_dim: int = 512
-    vision: ClipViTConfig | ClipResNetConfig = field(default_factory=ClipViTConfig)
+    vision: ViTConfig | ResNetConfig = field(default_factory=clip_vit)
     text: ClipTextConfig = field(default_factory=ClipTextConfig)
     quick_gelu: bool = True
     vocabulary: str = "clip"
@@ -106,15 +118,10 @@ class Clip(BaseModel):
     """CLIP with a transformer or a ResNet for pictures (paper, section 2.4 and figure 1)."""
 
     registered_name = "clip"
-    IMAGE_BLOCKS = "visual.transformer.resblocks"
-    # OpenAI's archives hold three numbers that are no weights; OpenCLIP's models with a text tower of its own a prefix.
-    RULES = Rules(
-        rename=((r"^text\.(?=transformer\.|token_|positional_|ln_final\.|text_projection)", ""),),
-        drop=("input_resolution", "context_length", "vocab_size"),
-        resize=RESIZE,
-    )
-    PRETRAINED_RULES = RULES
-    FOREIGN_RULES = (TRANSFORMERS_CLIP,)
+    IMAGE_BLOCKS = "visual.blocks"
+    RULES = OFFICIAL
+    PRETRAINED_RULES = OFFICIAL
+    FOREIGN_RULES = (TRANSFORMERS_CLIP, OFFICIAL_VIT)
 
     config: ClipConfig
     tokenizer: ClipTokenizer
@@ -129,13 +136,16 @@ class Clip(BaseModel):
         self.positional_embedding = nn.Parameter(torch.zeros(text.context_length, text.width))
         self.text_projection = nn.Parameter(torch.zeros(text.width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor([math.log(START_SCALE)]))
-        if isinstance(config.vision, ClipResNetConfig):
+        activation = "quick_gelu" if config.quick_gelu else "gelu"
+        if isinstance(config.vision, ResNetConfig):
             self.visual: nn.Module = ResNet(config.vision, config.image_size, config.embed_dim)
         else:
-            self.visual = PictureTransformer(
-                config.vision, config.image_size, config.embed_dim, config.quick_gelu
-            )
-        self.transformer = Transformer(text.width, text.depth, text.heads, config.quick_gelu)
+            vision = replace(config.vision, activation=activation)
+            self.visual = VisionTransformer(vision, config.image_size, embed_dim=config.embed_dim)
+        self.transformer = Blocks(
+            Block(text.width, text.heads, 4 * text.width, activation=activation, eps=1e-5)
+            for _ in range(text.depth)
+        )
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
         self.ln_final = nn.LayerNorm(text.width)
         self.register_buffer("classifier", None, persistent=False)  # (E, C), see `before_evaluation`
@@ -145,8 +155,13 @@ class Clip(BaseModel):
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=self.config.text.width**-0.5)
         nn.init.constant_(self.logit_scale, math.log(START_SCALE))
-        self.visual.reset_parameters()  # type: ignore[operator]
-        self.transformer.reset_parameters()
+        if isinstance(self.visual, VisionTransformer):
+            for parameter in (self.visual.cls_token, self.visual.pos_embed, self.visual.proj):
+                nn.init.normal_(parameter, std=self.visual.config.width**-0.5)
+            _start_blocks(self.visual.blocks, self.visual.config.width)
+        else:
+            self.visual.reset_parameters()  # type: ignore[operator]
+        _start_blocks(self.transformer, self.config.text.width)
 
     def set_temperature(self, temperature: float) -> None:
         if not 1 / MAX_SCALE <= temperature <= 1:
@@ -167,7 +182,10 @@ class Clip(BaseModel):
         super().load_file(path, rules, name)
         for module in self.modules():
             if isinstance(module, Mlp):
-                module.quick_gelu = self.config.quick_gelu
+                module.activation = "quick_gelu" if self.config.quick_gelu else "gelu"
+
+    def official_state(self) -> StateDict:
+        return official(super().official_state())
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
         """Train the text tower only (LiT, Zhai et al. 2021).
@@ -208,7 +226,7 @@ class Clip(BaseModel):
             )
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]  # (R, T, D)
         # No token sees a later one, so what comes after the end does not matter.
-        x = self.transformer(x, causal=True)
+        x = self.transformer(x, "causal")
         end = (ids == self.tokenizer.sep_id).int().argmax(dim=1)  # (R,) the first, 0 if there is none
         return self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
 
@@ -417,6 +435,19 @@ class Clip(BaseModel):
             rows = order[start : start + TEXTS_AT_ONCE]
             out[rows] = _unit(self.encode_text([texts[i] for i in rows]))
         return out
+
+
+def _start_blocks(blocks: Blocks, width: int) -> None:
+    """Starting weights: the original's, which shrink what each residual branch adds with the depth."""
+    outer = (2 * width * len(blocks)) ** -0.5
+    for block in blocks:
+        assert isinstance(block, Block)
+        attention, mlp = block.attn, block.mlp
+        for layer, std in (
+            (attention.qkv, width**-0.5), (attention.proj, outer), (mlp.fc1, (2 * width) ** -0.5), (mlp.fc2, outer)
+        ):  # fmt: skip
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:

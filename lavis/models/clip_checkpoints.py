@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import torch
 
 from lavis.models import torchscript
 from lavis.models.base import CONFIG_NAME, OPEN_CLIP_CONFIG, check_heads
-from lavis.models.checkpoints import WEIGHTS_NAME, Rules, read_json
+from lavis.models.checkpoints import WEIGHTS_NAME, Rules, StateDict, read_json
 from lavis.nn.vit import interpolate_positions
 
 if TYPE_CHECKING:
@@ -22,34 +24,97 @@ log = logging.getLogger("lavis")
 
 
 def _resize(positions: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Position embeddings (1 + g·g, D) for another number of patches; anything else is left to be refused."""
-    old, new = (math.isqrt(max(n - 1, 0)) for n in (positions.shape[0], shape[0]))
-    if positions.ndim != 2 or old < 1 or old**2 + 1 != positions.shape[0]:
+    """Position embeddings (1 + g·g, D), or with a dimension before, for another number of patches.
+
+    Anything else is left to be refused.
+    """
+    table = positions[0] if positions.ndim == 3 and len(positions) == 1 else positions
+    wanted = shape[-2] if len(shape) > 1 else 0
+    old, new = (math.isqrt(max(n - 1, 0)) for n in (table.shape[0], wanted))
+    if table.ndim != 2 or old < 1 or old**2 + 1 != table.shape[0]:
         return positions
-    log.info("position embeddings are resized from %d x %d to %d x %d patches", old, old, new, new)
-    return interpolate_positions(positions[None], shape[0])[0]
+    if old != new:
+        log.info("position embeddings are resized from %d x %d to %d x %d patches", old, old, new, new)
+    found = interpolate_positions(table[None], wanted)
+    return found if len(shape) == 3 else found[0]
 
 
-RESIZE = {"visual.positional_embedding": _resize, "visual.attnpool.positional_embedding": _resize}
+def _reshape(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    return tensor.reshape(shape) if tensor.numel() == math.prod(shape) else tensor
+
+
+RESIZE = {
+    "visual.cls_token": _reshape,  # (D,) in official files
+    "visual.pos_embed": _resize,  # (1 + g·g, D) there
+    "visual.attnpool.positional_embedding": _resize,
+}
+
+# Official names, OpenAI's and OpenCLIP's, to ours and back.
+_BLOCKS = (
+    ("transformer.resblocks.", "transformer."),
+    (".attn.in_proj_", ".attn.qkv."),
+    (".attn.out_proj.", ".attn.proj."),
+    (".ln_1.", ".norm1."),
+    (".ln_2.", ".norm2."),
+    (".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.c_proj.", ".mlp.fc2."),
+)
+_VISION = (
+    ("visual.class_embedding", "visual.cls_token"),
+    ("visual.positional_embedding", "visual.pos_embed"),
+    ("visual.conv1.", "visual.patch_embed.proj."),
+    ("visual.ln_pre.", "visual.norm_pre."),
+    ("visual.ln_post.", "visual.norm."),
+    ("visual.transformer.resblocks.", "visual.blocks."),
+)
+# OpenAI's archives hold three numbers that are no weights; OpenCLIP's models with a text tower of its own a prefix.
+OFFICIAL = Rules(
+    rename=(
+        (r"^text\.(?=transformer\.|token_|positional_|ln_final\.|text_projection)", ""),
+        *((re.escape(old), new) for old, new in _BLOCKS),
+    ),
+    drop=("input_resolution", "context_length", "vocab_size"),
+    resize=RESIZE,
+)
+OFFICIAL_VIT = replace(
+    OFFICIAL,
+    marker="visual.class_embedding",
+    rename=(*((f"^{re.escape(old)}", new) for old, new in _VISION), *OFFICIAL.rename),
+)
+
+
+def official(state: StateDict) -> StateDict:
+    """A model's entries under the official names, in the official shapes."""
+    image_tower = _VISION if "visual.cls_token" in state else ()
+    out: StateDict = {}
+    for key, tensor in state.items():
+        if key in ("visual.cls_token", "visual.pos_embed"):
+            tensor = tensor.reshape(tensor.shape[-1:] if key.endswith("token") else tensor.shape[-2:])
+        for old, new in image_tower:
+            key = old + key.removeprefix(new) if key.startswith(new) else key
+        key = re.sub(r"^transformer\.(?=\d)", "transformer.resblocks.", key)
+        for old, new in _BLOCKS[1:]:
+            key = key.replace(new, old)
+        out[key] = tensor
+    return out
+
 
 # transformers' CLIPModel
 TRANSFORMERS_CLIP = Rules(
     marker="vision_model.embeddings.class_embedding",
     rename=(
-        (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
-        (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
-        (r"\.self_attn\.q_proj\.(weight|bias)$", r".attn.in_proj_\1#0"),
-        (r"\.self_attn\.k_proj\.(weight|bias)$", r".attn.in_proj_\1#1"),
-        (r"\.self_attn\.v_proj\.(weight|bias)$", r".attn.in_proj_\1#2"),
-        (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
-        (r"\.layer_norm(\d)\.", r".ln_\1."),
-        (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-        (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-        (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
-        (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
-        (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
-        (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # misspelt there
-        (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
+        (r"^vision_model\.encoder\.layers\.", "visual.blocks."),
+        (r"^text_model\.encoder\.layers\.", "transformer."),
+        (r"\.self_attn\.q_proj\.(weight|bias)$", r".attn.qkv.\1#0"),
+        (r"\.self_attn\.k_proj\.(weight|bias)$", r".attn.qkv.\1#1"),
+        (r"\.self_attn\.v_proj\.(weight|bias)$", r".attn.qkv.\1#2"),
+        (r"\.self_attn\.out_proj\.", ".attn.proj."),
+        (r"\.layer_norm(\d)\.", r".norm\1."),
+        (r"^vision_model\.embeddings\.class_embedding$", "visual.cls_token"),
+        (r"^vision_model\.embeddings\.patch_embedding\.", "visual.patch_embed.proj."),
+        (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.pos_embed"),
+        (r"^vision_model\.pre_layrnorm\.", "visual.norm_pre."),  # misspelt there
+        (r"^vision_model\.post_layernorm\.", "visual.norm."),
         (r"^visual_projection\.weight$", "visual.proj#T"),
         (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
         (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),

@@ -24,22 +24,30 @@ from lavis.models.samples import require
 from lavis.nn import generation
 from lavis.nn.generation import GenerationOptions
 from lavis.nn.gpt import GPT, Decoding, GPTConfig
-from lavis.nn.linear import Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.processors.dialogue import GPTDialogueProcessor
 
 STARTING_WEIGHTS = {"gpt2": "openai-community/gpt2:model.safetensors"}  # GPT-2 small; MIT License, OpenAI
 
 # transformers' GPT2LMHeadModel and GPT2Model: matrices are transposed, causal masks are stored, the head is tied.
-_TRANSPOSED = (r"\.(c_attn|c_proj|c_fc)\.weight$", r".\1.weight#T")
+_NAMES = (
+    (r"(^|\.)h\.(\d+)\.", r"\1blocks.\2."),
+    (r"(^|\.)ln_f\.", r"\1norm."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.attn\.c_attn\.", ".attn.qkv."),
+    (r"\.attn\.c_proj\.", ".attn.proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"\.(qkv|proj|fc1|fc2)\.weight$", r".\1.weight#T"),
+)
 _MASKS = ("*.attn.bias", "*.attn.masked_bias")
 GPT2 = Rules(
-    rename=((r"^transformer\.", ""), _TRANSPOSED),
+    rename=((r"^transformer\.", ""), *_NAMES),
     drop=(*_MASKS, "lm_head.weight"),
     resize={"wte.weight": more_rows},
 )
 # The original's GPTDialogue, which is a GPT2LMHeadModel with two more layers.
-ORIGINAL = Rules(marker="transformer.h.0.attn.bias", rename=(_TRANSPOSED,), drop=_MASKS)
+ORIGINAL = Rules(marker="transformer.h.0.ln_1.weight", rename=_NAMES, drop=_MASKS)
 
 
 @dataclass(frozen=True)
@@ -112,9 +120,9 @@ class GPTDialogue(BaseModel):
         self.tokenizer = self.processor.tokenizer
         width = config.transformer.width
         self.transformer = GPT(config.transformer, config.len_tokenizer)
-        self.lm_head = Linear(width, config.len_tokenizer, bias=False)
-        self.video_ff = Linear(config.len_video_ft, width)
-        self.video_ff_out = Linear(width, config.len_video_ft)
+        self.lm_head = nn.Linear(width, config.len_tokenizer, bias=False)
+        self.video_ff = nn.Linear(config.len_video_ft, width)
+        self.video_ff_out = nn.Linear(width, config.len_video_ft)
         self.tie_weights()
 
     def _text_settings(self) -> dict[str, Any]:

@@ -24,12 +24,12 @@ from lavis.models.blip_dialogue import BlipDialogueConfig
 from lavis.models.blip_matching import BlipMatchingConfig
 from lavis.models.checkpoints import EMA_COPIES
 from lavis.models.classification import ClassifierConfig
-from lavis.models.clip import ClipConfig
+from lavis.models.clip import ClipConfig, ClipTextConfig, clip_vit
 from lavis.models.presets import CAPTION, IMAGES, QUESTIONS, TINY, TINY_TEXT
 from lavis.models.tokenizer import ASSETS
 from lavis.models.vgd_gpt import GPTDialogueConfig
-from lavis.nn.clip import ClipResNetConfig, ClipTextConfig, ClipViTConfig
 from lavis.nn.gpt import GPTConfig
+from lavis.nn.resnet import ResNetConfig
 from lavis.nn.text import TextConfig
 from lavis.nn.vit import VIT_LARGE, ViTConfig
 
@@ -48,7 +48,7 @@ ALBEF_PAIRS = ALBEF_PRETRAINED.replace("ALBEF.pth", "pretrain_model_nlvr.pth")
 LARGE: dict[str, Any] = {"vit": VIT_LARGE, "text": TextConfig(memory_width=VIT_LARGE.width)}  # of BLIP
 CLIP_LARGE: dict[str, Any] = {
     "embed_dim": 768,
-    "vision": ClipViTConfig(width=1024, depth=24, heads=16, patch_size=14),
+    "vision": clip_vit(width=1024, depth=24, heads=16, patch_size=14),
     "text": ClipTextConfig(width=768, heads=12),
 }
 TINY_ALBEF_TEXT = replace(TINY_TEXT, vocab_size=1600, depth=4, cross_from=2)
@@ -158,7 +158,7 @@ ALPRO_ANSWERER = tiny(AlproQAConfig(**TINY_ALPRO, num_classes=33), CAPTION, vide
 CLIP_TINY = ClipConfig(
     image_size=64,
     embed_dim=128,
-    vision=ClipViTConfig(width=128, depth=4, heads=4, patch_size=8),
+    vision=clip_vit(width=128, depth=4, heads=4, patch_size=8),
     text=ClipTextConfig(width=128, depth=3, heads=4, context_length=48, vocab_size=4610),
 )
 GPT_TINY = GPTDialogueConfig(
@@ -306,7 +306,7 @@ ROWS: Rows = {
         ClipConfig(), "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", "ViT-B-32.pt",
         "ViT-B/32 at 224 px", default_for=("classify",)),
     "clip/ViT-B-16": openai(
-        ClipConfig(vision=ClipViTConfig(patch_size=16)),
+        ClipConfig(vision=clip_vit(patch_size=16)),
         "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", "ViT-B-16.pt", "ViT-B/16 at 224 px"),
     "clip/ViT-L-14": openai(
         ClipConfig(**CLIP_LARGE), "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
@@ -316,7 +316,7 @@ ROWS: Rows = {
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", "ViT-L-14-336px.pt",
         "ViT-L/14 at 336 px"),
     "clip/RN50": openai(
-        ClipConfig(embed_dim=1024, vision=ClipResNetConfig()),
+        ClipConfig(embed_dim=1024, vision=ResNetConfig()),
         "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt", "ResNet-50 at 224 px"),
     "clip/tiny": tiny(CLIP_TINY, None, CLIP_IMAGES),
     # GPT-2

@@ -1,8 +1,7 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3): a causal pre-norm
 transformer with learned positions.
 
-R rows, T tokens, S tokens with those that a cache holds, D width, H heads, V vocabulary. Parameter names are those of
-the published weights, whose matrices are transposed.
+R rows, T tokens, S tokens with those that a cache holds, D width, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from lavis.nn.attention import Mask, Reader, split_heads, triangle
+from lavis.nn.attention import Mask, triangle
 from lavis.nn.cache import Cache
-from lavis.nn.linear import Linear
+from lavis.nn.transformer import Block
 
 
 @dataclass(frozen=True)
@@ -36,53 +34,6 @@ class GPTConfig:
             raise ValueError(f"width {self.width} cannot be shared out evenly among {self.heads} heads")
 
 
-class Attention(nn.Module, Reader):
-    """Causal self-attention, one product for queries, keys and values."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.heads, self.weight_dropout = config.heads, config.attention_dropout
-        self.c_attn = Linear(config.width, 3 * config.width)
-        self.c_proj = Linear(config.width, config.width)
-
-    def forward(
-        self, x: torch.Tensor, mask: Mask, cache: Cache | None, index: int
-    ) -> torch.Tensor:  # (R, T, D)
-        q, k, v = self.c_attn(x).chunk(3, dim=-1)
-        k, v = split_heads(k, self.heads), split_heads(v, self.heads)
-        if cache is not None:
-            k, v = cache.append(index, k, v)
-        return self.c_proj(self.read(q, k, v, mask))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with the tanh approximation of GELU between."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.c_fc = Linear(width, 4 * width)
-        self.c_proj = Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config.width)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: torch.Tensor, mask: Mask, cache: Cache | None, index: int) -> torch.Tensor:
-        x = x + self.dropout(self.attn(self.ln_1(x), mask, cache, index))
-        return x + self.dropout(self.mlp(self.ln_2(x)))
-
-
 class GPT(nn.Module):
     """Embedded tokens in, states out; the words' embedding is the matrix of the LM head that a model adds."""
 
@@ -92,14 +43,25 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(vocab_size, config.width)
         self.wpe = nn.Embedding(config.max_positions, config.width)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.ln_f = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.blocks = nn.ModuleList(
+            Block(
+                config.width,
+                config.heads,
+                4 * config.width,
+                activation="gelu_tanh",
+                eps=config.layer_norm_eps,
+                dropout=config.dropout,
+                attention_dropout=config.attention_dropout,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def reset_parameters(self) -> None:
         """GPT-2's starting weights: normal of `init_std`, what ends a residual branch smaller with the depth."""
         std = self.config.init_std
         for name, parameter in self.named_parameters():
-            if name.endswith("c_proj.weight"):
+            if name.endswith((".proj.weight", ".fc2.weight")):
                 nn.init.normal_(parameter, std=std / (2 * self.config.depth) ** 0.5)
             elif parameter.ndim > 1:
                 nn.init.normal_(parameter, std=std)
@@ -143,11 +105,11 @@ class GPT(nn.Module):
             itself = places == places[start:, None]  # (T, S)
             seen = (triangle(x.shape[1], length, x.device) & mask[:, None, None, :]) | itself  # (R, 1, T, S)
         x = self.drop(x + self.wpe(positions))
-        for index, block in enumerate(self.h):
+        for index, block in enumerate(self.blocks):
             x = block(x, seen, cache, index)
         if cache is not None:
             cache.length = length
-        return self.ln_f(x)
+        return self.norm(x)
 
     def check_length(self, length: int, mask: torch.Tensor | None) -> None:
         """Refuse more tokens than there are positions: `length`, or fewer where the mask (R, length) says so."""
@@ -175,7 +137,7 @@ class Decoding:
     def __init__(
         self,
         transformer: GPT,
-        head: Linear,
+        head: nn.Linear,
         prompt: torch.Tensor,
         mask: torch.Tensor,
         kind: int | None,

@@ -1,46 +1,48 @@
 """The video transformer of ALPRO: divided space-time attention (TimeSformer; Bertasius et al. 2021, section 3).
 
 In each block a patch first looks at the same place in the other frames, then at the other patches of its
-frame. B clips, T frames, P patches per frame, D width. Tokens are ordered (row, column, frame), after one
+frame. B videos, T frames, P patches per frame, D width. Tokens are ordered (row, column, frame), after one
 class token. Parameter names are those of the official checkpoints.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.nn.linear import Linear
-from lavis.nn.vit import Block, SelfAttention, VisionTransformer, ViTConfig
+from lavis.nn.transformer import Attention, Block
+from lavis.nn.vit import VisionTransformer, ViTConfig
 
 
 class SpaceTimeBlock(Block):
     """Attention over time, over space, and the feed-forward layer (TimeSformer paper, figure 2, "divided")."""
 
-    def __init__(self, config: ViTConfig, drop_path: float) -> None:
-        super().__init__(config, drop_path)
-        self.temporal_norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.temporal_attn = SelfAttention(config.width, config.heads)
-        self.temporal_fc = Linear(config.width, config.width)
+    def __init__(self, width: int, heads: int, hidden: int, **options: Any) -> None:
+        super().__init__(width, heads, hidden, **options)
+        self.temporal_norm1 = nn.LayerNorm(width, eps=self.norm1.eps)
+        self.temporal_attn = Attention(width, heads)
+        self.temporal_fc = nn.Linear(width, width)
 
-    def forward(self, x: torch.Tensor, frames: int) -> torch.Tensor:  # type: ignore[override]  # (B, 1 + P·T, D)
+    def forward(self, x: torch.Tensor, frames: int) -> torch.Tensor:  # (B, 1 + P·T, D)
         token, patches = x[:, :1], x[:, 1:]
         places = patches.unflatten(1, (-1, frames)).flatten(0, 1)  # (B·P, T, D)
-        found = self.drop_path(self.temporal_attn(self.temporal_norm1(places)))
+        found = self.drop(self.temporal_attn(self.temporal_norm1(places)))
         patches = patches + self.temporal_fc(found.view_as(patches))
 
         # every frame gets the class token; what the frames make of it is averaged
-        pictures = patches.unflatten(1, (-1, frames)).transpose(1, 2)  # (B, T, P, D)
-        pictures = torch.cat([token[:, None].expand(-1, frames, -1, -1), pictures], dim=2).flatten(0, 1)
-        found = self.drop_path(self.attn(self.norm1(pictures))).unflatten(0, (-1, frames))  # (B, T, 1 + P, D)
+        images = patches.unflatten(1, (-1, frames)).transpose(1, 2)  # (B, T, P, D)
+        images = torch.cat([token[:, None].expand(-1, frames, -1, -1), images], dim=2).flatten(0, 1)
+        found = self.drop(self.attn(self.norm1(images))).unflatten(0, (-1, frames))  # (B, T, 1 + P, D)
         in_patches = found[:, :, 1:].transpose(1, 2).flatten(1, 2)  # (B, P·T, D)
         x = torch.cat([token + found[:, :, 0].mean(dim=1, keepdim=True), patches + in_patches], dim=1)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop(self.mlp(self.norm2(x)))
 
 
 class SpaceTimeTransformer(VisionTransformer):
-    """Clips in, normalised states of all places and times out."""
+    """Videos in, normalised states of all places and times out."""
 
     block = SpaceTimeBlock
 
@@ -56,22 +58,22 @@ class SpaceTimeTransformer(VisionTransformer):
             nn.init.zeros_(block.temporal_fc.weight)  # type: ignore[union-attr, arg-type]
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:  # (B, 3, T, h, w) -> (B, 1 + P·T, D)
-        if video.ndim != 5 or video.shape[1] != 3 or video.shape[-2:] != (self.image_size, self.image_size):
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[-2:] != self.image_size:
             raise ValueError(
-                f"video has shape {tuple(video.shape)}, but this model takes (B, 3, frames, {self.image_size}, "
-                f"{self.image_size}); use the processor that load_model_and_preprocess returns, and unsqueeze(0) for "
-                "a single clip"
+                f"video has shape {tuple(video.shape)}, but this model takes (B, 3, frames, {self.image_size[0]}, "
+                f"{self.image_size[1]}); use the processor that load_model_and_preprocess returns, and unsqueeze(0) "
+                "for a single video"
             )
         frames = video.shape[2]
-        pictures = video.to(self.cls_token.dtype).transpose(1, 2).flatten(0, 1)  # (B·T, 3, h, w)
-        x = self.patch_embed(pictures).unflatten(0, (-1, frames)) + self.pos_embed[:, 1:]  # (B, T, P, D)
+        images = video.to(self.cls_token.dtype).transpose(1, 2).flatten(0, 1)  # (B·T, 3, h, w)
+        x = self.patch_embed(images).unflatten(0, (-1, frames)) + self.pos_embed[:, 1:]  # (B, T, P, D)
         x = x + resize_times(self.time_embed, frames)[:, :, None]
         token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         return self.encode(torch.cat([token, x.transpose(1, 2).flatten(1, 2)], dim=1), frames)
 
 
 class TimeSformer(nn.Module):
-    """A clip's states, averaged over its frames.
+    """A video's states, averaged over its frames.
 
     Args:
         config: sizes.

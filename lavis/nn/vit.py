@@ -1,38 +1,59 @@
-"""The one image transformer (ViT; Dosovitskiy et al. 2021, section 3.1), in BLIP's and ALBEF's form.
+"""The one image transformer (ViT; Dosovitskiy et al. 2021, section 3.1): BLIP's, ALBEF's, CLIP's, SigLIP's.
 
-B pictures, N tokens (1 class token + patches), D width, H heads. Parameter names are those of the
-official checkpoints.
+B images, N tokens (a class token, if there is one, then the patches row by row), D width, E width of a projection.
+Parameter names are those of ALBEF's and BLIP's official checkpoints.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from lavis.nn.attention import Reader, split_heads
-from lavis.nn.linear import Linear, gelu
-from lavis.nn.slices import in_slices
+from lavis.nn.attention import attend, split_heads
+from lavis.nn.transformer import Block, Blocks, Mlp
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of the image transformer; the defaults are ViT-B/16."""
+    """Sizes and shape of the image transformer; the defaults are BLIP's and ALBEF's ViT-B/16.
+
+    Attributes:
+        patch_size: pixels. patch_bias: whether the projection of patches has a bias.
+        drop_path: rate of the last block; it rises linearly from 0 in the first.
+        sincos: if positive, positions start as sines and cosines of this standard deviation.
+        activation: see `lavis.nn.transformer.ACTIVATIONS`.
+        class_token: whether a learned token stands before the patches.
+        pre_norm: whether tokens are normalised before the first block, too (CLIP).
+        pooling: "none": the states of all tokens come out; "class": the class token's; "attention": what a learned
+            query reads of all states (SigLIP).
+    """
 
     width: int = 768
     depth: int = 12
     heads: int = 12
-    patch_size: int = 16  # pixels
+    patch_size: int = 16
     mlp_ratio: float = 4.0
-    drop_path: float = 0.0  # of the last block; rises linearly from 0 in the first
+    drop_path: float = 0.0
     layer_norm_eps: float = 1e-6
     init_std: float = 0.02
-    sincos: float = 0.0  # if positive, positions start as sines and cosines of this standard deviation
+    sincos: float = 0.0
+    activation: str = "gelu"
+    patch_bias: bool = True
+    class_token: bool = True
+    pre_norm: bool = False
+    pooling: Literal["none", "class", "attention"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.pooling not in ("none", "class", "attention"):
+            raise ValueError(f"vit.pooling is {self.pooling!r}; it must be none, class or attention")
+        if self.pooling == "class" and not self.class_token:
+            raise ValueError("vit.pooling is 'class', but vit.class_token is false; choose attention or none")
 
 
 VIT_BASE = ViTConfig()
@@ -40,67 +61,8 @@ VIT_BASE = ViTConfig()
 VIT_LARGE = ViTConfig(width=1024, depth=24, heads=16, drop_path=0.1)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth per sample (Huang et al. 2016): zero a residual branch, scale the kept ones."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device, dtype=torch.float32) >= self.rate
-        return x * keep.to(x.dtype) / (1.0 - self.rate)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate}"
-
-
-class SelfAttention(nn.Module, Reader):
-    """Multi-head self-attention with one product for queries, keys and values."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, N, D)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj(self.read(q, split_heads(k, self.heads), split_heads(v, self.heads)))
-
-
-class Mlp(nn.Module):
-    """Two linear layers with the exact (erf) GELU between."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(width, hidden)
-        self.fc2 = Linear(hidden, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(gelu(self.fc1, x))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: ViTConfig, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.attn = SelfAttention(config.width, config.heads)
-        self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, N, D)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-def sincos_positions(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of a grid's rows and columns: (side², width), of standard deviation about 0.7.
+def sincos_positions(grid: Sequence[int], width: int) -> torch.Tensor:
+    """Sines and cosines of a grid's rows and columns: (rows·columns, width), of standard deviation about 0.7.
 
     As in MoCo v3 and MAE (Chen et al. 2021, He et al. 2021), but with wavelengths from 6 patches to 6 grids:
     longer ones would be the same everywhere.
@@ -110,19 +72,22 @@ def sincos_positions(side: int, width: int) -> torch.Tensor:
     """
     if width % 4:
         raise ValueError(f"the width is {width}; sines and cosines of two directions need a multiple of 4")
-    frequencies = side ** -torch.linspace(0, 1, width // 4)
-    angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
-    line = torch.cat([angles.sin(), angles.cos()], dim=1)
-    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+    lines = []
+    for side in grid:
+        frequencies = side ** -torch.linspace(0, 1, width // 4)
+        angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
+        lines.append(torch.cat([angles.sin(), angles.cos()], dim=1))
+    rows, columns = lines
+    rows, columns = rows[:, None].expand(-1, grid[1], -1), columns[None].expand(grid[0], -1, -1)
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 class PatchEmbed(nn.Module):
-    """Cuts a picture into patches and projects each."""
+    """Cuts an image into patches and projects each."""
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    def __init__(self, patch_size: int, width: int, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, patches, D)
         # one product of many, and all that follows stands on it: under autocast it keeps the precision of its weights
@@ -131,51 +96,108 @@ class PatchEmbed(nn.Module):
             return self.proj(image.to(dtype)).flatten(2).transpose(1, 2)
 
 
+class AttentionPool(nn.Module):
+    """One vector of all states: a learned query attends to them, a feed-forward layer follows (Zhai et al. 2022,
+    "Scaling Vision Transformers", section 3.4; SigLIP)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), config.activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, N, D) -> (B, D)
+        k, v = (split_heads(part, self.heads) for part in self.kv(x).chunk(2, dim=-1))
+        found = attend(self.q(self.query.expand(len(x), -1, -1)), k, v, heads=self.heads)  # (B, 1, D)
+        x = self.proj(found)
+        return (x + self.mlp(self.norm(x)))[:, 0]
+
+
 class VisionTransformer(nn.Module):
-    """Pictures in, normalised token states out: class token first, then patches row by row.
+    """Images in, normalised states of tokens out, or one vector each, see `ViTConfig.pooling`.
 
     Args:
         config: sizes.
-        image_size: height and width in pixels that the position embeddings are made for.
-        checkpoint_blocks: how many of the last blocks recompute their activations in the backward
-            pass instead of keeping them (less memory, more time).
+        image_size: height and width in pixels, or one number for both, that the position embeddings are made for.
+        checkpoint_blocks: see `Blocks`.
+        embed_dim: E, to which a pooled vector is projected; None: it is not.
     """
 
     block: ClassVar[type[Block]] = Block
 
-    def __init__(self, config: ViTConfig, image_size: int, checkpoint_blocks: int = 0) -> None:
+    def __init__(
+        self,
+        config: ViTConfig,
+        image_size: int | Sequence[int],
+        checkpoint_blocks: int = 0,
+        embed_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        if image_size % config.patch_size:
+        self.config = config
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if height % config.patch_size or width % config.patch_size:
             raise ValueError(
                 f"image_size {image_size} is not a multiple of the patch size {config.patch_size}"
             )
-        self.image_size = image_size
-        self.init_std, self.sincos = config.init_std, config.sincos
-        self.checkpoint_from = config.depth - checkpoint_blocks
-        patches = (image_size // config.patch_size) ** 2
-        self.patch_embed = PatchEmbed(config.patch_size, config.width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, config.width))
+        self.image_size = (height, width)
+        self.grid = (height // config.patch_size, width // config.patch_size)
+        tokens = math.prod(self.grid) + config.class_token
+        self.patch_embed = PatchEmbed(config.patch_size, config.width, config.patch_bias)
+        if config.class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, config.width))
+        if config.pre_norm:
+            self.norm_pre = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         last = max(config.depth - 1, 1)
-        self.blocks = nn.ModuleList(
-            self.block(config, drop_path=config.drop_path * i / last) for i in range(config.depth)
+        self.blocks = Blocks(
+            [
+                self.block(
+                    config.width,
+                    config.heads,
+                    int(config.width * config.mlp_ratio),
+                    activation=config.activation,
+                    eps=config.layer_norm_eps,
+                    drop_path=config.drop_path * i / last,
+                )
+                for i in range(config.depth)
+            ],
+            checkpoint_blocks,
         )
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        if config.pooling == "attention":
+            self.pool = AttentionPool(config)
+        if embed_dim is not None:
+            if config.pooling == "none":
+                raise ValueError(f"embed_dim is {embed_dim}, but vit.pooling is none: there is no one vector")
+            self.proj = nn.Parameter(torch.zeros(config.width, embed_dim))
 
     def reset_parameters(self) -> None:
         """Starting weights: truncated normal of `init_std`, zero biases; positions see `sincos`."""
-        if self.sincos:
-            side = math.isqrt(self.pos_embed.shape[1] - 1)
-            start = sincos_positions(side, self.pos_embed.shape[2]) * (self.sincos / 0.5**0.5)
-            with torch.no_grad():
-                self.pos_embed.copy_(F.pad(start, (0, 0, 1, 0))[None])  # 0 for the class token
+        std, sincos = self.config.init_std, self.config.sincos
+        if sincos:
+            start = sincos_positions(self.grid, self.config.width) * (sincos / 0.5**0.5)
+            with torch.no_grad():  # 0 for the class token
+                self.pos_embed.copy_(F.pad(start, (0, 0, int(self.config.class_token), 0))[None])
         else:
-            nn.init.trunc_normal_(self.pos_embed, std=self.init_std)
-        nn.init.trunc_normal_(self.cls_token, std=self.init_std)
+            nn.init.trunc_normal_(self.pos_embed, std=std)
+        for name in ("cls_token", "proj"):
+            if hasattr(self, name):
+                nn.init.trunc_normal_(getattr(self, name), std=std)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=self.init_std)
+                nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, AttentionPool):
+                nn.init.trunc_normal_(module.query, std=std)
+
+    def lock(self, freeze_bn_stats: bool = False) -> None:
+        """Stop training it; it has no batch statistics."""
+        self.requires_grad_(False)
 
     def forward_features(self, image: torch.Tensor) -> torch.Tensor:
         """The same as a call, under the original's name."""
@@ -184,30 +206,34 @@ class VisionTransformer(nn.Module):
     @property
     def vision_width(self) -> int:
         """Width of the states."""
-        return self.norm.normalized_shape[0]
+        return self.config.width
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:  # (B, 3, h, w) -> (B, N, D)
-        if image.ndim != 4 or image.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
-                f"image has shape {tuple(image.shape)}, but this model takes (B, 3, {self.image_size}, "
-                f"{self.image_size}); use the processor that load_model_and_preprocess returns, and "
-                "unsqueeze(0) for a single picture"
-            )
-        x = self.patch_embed(image.to(self.cls_token.dtype))
-        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.pos_embed
-        return self.encode(x)
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, h, w) -> states (B, N, D); with pooling (B, D), or (B, E) where it is projected."""
+        check_image(image, self.image_size)
+        x = self.patch_embed(image.to(self.pos_embed.dtype))
+        if self.config.class_token:
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        x = x + self.pos_embed
+        return self.encode(self.norm_pre(x) if self.config.pre_norm else x)
 
-    def encode(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
-        """All blocks over embedded tokens (B, N, D), each given `more`, then the last norm."""
-        return in_slices(lambda part: self._encode(part, *more), x, self.blocks)
+    def encode(self, x: torch.Tensor, *more: object) -> torch.Tensor:
+        """All blocks over embedded tokens (B, N, D), each given `more`, the last norm, pooling."""
+        x = self.blocks(x, *more)
+        if self.config.pooling == "none":
+            return self.norm(x)
+        x = self.norm(x[:, 0]) if self.config.pooling == "class" else self.pool(self.norm(x))
+        return x @ self.proj if hasattr(self, "proj") else x
 
-    def _encode(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
-        for i, block in enumerate(self.blocks):
-            if i >= self.checkpoint_from and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, *more, use_reentrant=False)
-            else:
-                x = block(x, *more)
-        return self.norm(x)
+
+def check_image(image: torch.Tensor, size: Sequence[int]) -> None:
+    """Refuse what is no batch of images of a size (height, width) with a ValueError."""
+    height, width = size
+    if image.ndim != 4 or image.shape[1:] != (3, height, width):
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}, but this model takes (B, 3, {height}, {width}); use the processor "
+            "that load_model_and_preprocess returns, and unsqueeze(0) for a single image"
+        )
 
 
 def interpolate_positions(positions: torch.Tensor, tokens: int) -> torch.Tensor:
