@@ -58,10 +58,10 @@ class SpaceTimeTransformer(VisionTransformer):
             nn.init.zeros_(block.temporal_fc.weight)  # type: ignore[union-attr, arg-type]
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:  # (B, 3, T, h, w) -> (B, 1 + P·T, D)
-        if video.ndim != 5 or video.shape[1] != 3 or video.shape[-2:] != self.image_size:
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[-2:] != self.size:
             raise ValueError(
-                f"video has shape {tuple(video.shape)}, but this model takes (B, 3, frames, {self.image_size[0]}, "
-                f"{self.image_size[1]}); use the processor that load_model_and_preprocess returns, and unsqueeze(0) "
+                f"video has shape {tuple(video.shape)}, but this model takes (B, 3, frames, {self.size[0]}, "
+                f"{self.size[1]}); use the processor that load_model_and_preprocess returns, and unsqueeze(0) "
                 "for a single video"
             )
         frames = video.shape[2]

@@ -144,7 +144,8 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"image_size {image_size} is not a multiple of the patch size {config.patch_size}"
             )
-        self.image_size = (height, width)
+        self.image_size = height if height == width else (height, width)
+        self.size = (height, width)
         self.grid = (height // config.patch_size, width // config.patch_size)
         tokens = math.prod(self.grid) + config.class_token
         self.patch_embed = PatchEmbed(config.patch_size, config.width, config.patch_bias)
@@ -210,7 +211,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, h, w) -> states (B, N, D); with pooling (B, D), or (B, E) where it is projected."""
-        check_image(image, self.image_size)
+        check_image(image, self.size)
         x = self.patch_embed(image.to(self.pos_embed.dtype))
         if self.config.class_token:
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
