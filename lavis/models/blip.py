@@ -21,6 +21,7 @@ from lavis.models.base import check_heads, inference
 from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, Explanation, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import RESIZE, SMOOTHING
+from lavis.models.samples import TextEncoder
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
 from lavis.nn import generation
 from lavis.nn.generation import GenerationOptions
@@ -93,6 +94,9 @@ class BlipCaption(Blip):
     def tie_weights(self) -> None:
         self.text_decoder.tie_weights()
 
+    def batch_encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.MEDIA, self.config.max_txt_len, first=self.bos_id)
+
     def forward_encoder(self, samples: Mapping[str, Any]) -> torch.Tensor:
         """States of the pictures, (B, N, D), or of clips' frames, (B, F·N, D)."""
         return self.visual_encoder(self._image(samples))
@@ -101,14 +105,11 @@ class BlipCaption(Blip):
         self, samples: Mapping[str, Any], image_embeds: torch.Tensor
     ) -> tuple[DecoderOutput, torch.Tensor]:
         """Loss and logits of the captions given the pictures' states; and the labels."""
-        texts = self._texts(samples, image_embeds.shape[0])
-        tokens = self.tokenizer.batch(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
-        ids = tokens.ids
-        ids[:, 0] = self.bos_id
-        labels = ids.masked_fill(~tokens.mask, IGNORE)
+        ids, mask = self.encoded(samples)["tokens"]["text"]
+        labels = ids.masked_fill(~mask, IGNORE)
         labels[:, : self.prompt_length] = IGNORE
         memory = self.text_decoder.project_memory(image_embeds)
-        logits = self.text_decoder(ids, mask=tokens.mask, memory=memory)  # (B·G, T, V)
+        logits = self.text_decoder(ids, mask=mask, memory=memory)  # (B·G, T, V)
         loss = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
         return DecoderOutput(loss=loss, logits=logits), labels
 
@@ -123,6 +124,7 @@ class BlipCaption(Blip):
             `loss` = `loss_lm`: mean smoothed cross entropy over the tokens after the prompt (nats);
             `intermediate_output` with image_embeds, decoder_output and decoder_labels.
         """
+        samples = self.encoded(samples)
         image_embeds = self.forward_encoder(samples)
         decoder_output, labels = self.forward_decoder(samples, image_embeds)
         return LossOutput(

@@ -14,7 +14,7 @@ from torch import nn
 
 from lavis.models import checkpoints
 from lavis.models.base import BaseModel, locate
-from lavis.models.samples import checked_batch, require
+from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import ASSETS, BERT_VOCABULARY, TINY_VOCABULARY, Tokenizer
 from lavis.nn import ema as averages
 from lavis.nn.language_model import LanguageModel
@@ -155,23 +155,11 @@ class VisionTextModel(BaseModel):
     # ------------------------------------------------------------------------------ samples
     def _image(self, samples: Mapping[str, Any], key: str | None = None) -> torch.Tensor:
         """The pictures (B, 3, h, w) or clips (B, 3, T, h, w) under a key, MEDIA by default."""
-        key = key or self.MEDIA
-        shape = "(B, 3, frames, h, w)" if self.MEDIA == "video" else "(B, 3, h, w)"
-        if key not in samples:
-            raise ValueError(f"samples need {key!r}, {shape}; they have {', '.join(samples) or 'nothing'}")
-        return checked_batch(samples[key], key, shape).to(self.device, non_blocking=True)
+        return media_of(samples, key or self.MEDIA).to(self.device, non_blocking=True)
 
     def _texts(self, samples: Mapping[str, Any], pictures: int, key: str = "text_input") -> list[str]:
         """The texts under a key, in a multiple of the number of pictures; one text serves all of them."""
-        require(samples, (key,), "a text or a list of texts")
-        texts = samples[key]
-        texts = [texts] * pictures if isinstance(texts, str) else list(texts)
-        if not texts or len(texts) % pictures:
-            raise ValueError(
-                f"there are {len(texts)} texts for {pictures} pictures; give one per picture, or the same number "
-                "for each, a picture's texts next to one another"
-            )
-        return texts
+        return texts_of(samples, pictures, key)
 
     # ------------------------------------------------------------------------------ EMA
     def make_ema(self) -> None:
