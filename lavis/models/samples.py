@@ -36,3 +36,24 @@ def checked_batch(media: Any, name: str, shape: str) -> torch.Tensor:
         f"samples[{name!r}] is {found}; it must be a tensor {shape} of one or more, as the processor that "
         "load_model_and_preprocess returns and unsqueeze(0) make it"
     )
+
+
+def media_of(samples: Mapping[str, Any], key: str, device: torch.device) -> torch.Tensor:
+    """Images (B, 3, h, w), or under "video" videos (B, 3, frames, h, w), on a device."""
+    shape = "(B, 3, frames, h, w)" if key == "video" else "(B, 3, h, w)"
+    if key not in samples:
+        raise ValueError(f"samples need {key!r}, {shape}; they have {', '.join(samples) or 'nothing'}")
+    return checked_batch(samples[key], key, shape).to(device, non_blocking=True)
+
+
+def texts_of(samples: Mapping[str, Any], images: int, key: str = "text_input") -> list[str]:
+    """The texts under a key, in a multiple of the number of images; one text serves all of them."""
+    require(samples, (key,), "a text or a list of texts")
+    texts = samples[key]
+    texts = [texts] * images if isinstance(texts, str) else list(texts)
+    if not texts or len(texts) % images:
+        raise ValueError(
+            f"there are {len(texts)} texts for {images} pictures; give one per picture, or the same number "
+            "for each, a picture's texts next to one another"
+        )
+    return texts
