@@ -208,10 +208,12 @@ class OptimizerStep:
 
     Attributes:
         progress: epochs of training that are over, with the part of the present one; None: the samples say it.
+        alpha: the weight of the EMA's opinion that follows from it, on the device.
         new: what its batches so far have for the queue.
     """
 
     progress: float | None = None
+    alpha: torch.Tensor | None = None
     new: list[NewFeatures] = field(default_factory=list)
 
 
@@ -241,7 +243,7 @@ class BaseModel(nn.Module):
     IMAGE_BLOCKS: ClassVar[str] = "visual_encoder.blocks"  # of the image encoder, for layer-wise decay
     registered_name: ClassVar[str]
     config: Any = None  # a frozen dataclass; None in classes of the original's form
-    tokenizer: Tokenizer | None = None  # of models that read text
+    tokenizer: Any = None  # of models that read text
     model_type: str | None = None
     origin: str = RANDOM  # of the weights: PACKAGED, PUBLISHED or RANDOM; training does not change it
     optimizer_step: OptimizerStep | None = None  # between `before_step` and `after_step`

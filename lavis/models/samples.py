@@ -44,12 +44,13 @@ def checked_batch(media: Any, name: str, shape: str) -> torch.Tensor:
     )
 
 
-def media_of(samples: Mapping[str, Any], key: str) -> torch.Tensor:
-    """The images (B, 3, h, w) or videos (B, 3, frames, h, w) under a key, see `checked_batch`."""
+def media_of(samples: Mapping[str, Any], key: str, device: torch.device | None = None) -> torch.Tensor:
+    """Images (B, 3, h, w), or under "video" videos (B, 3, frames, h, w), on a device; None: where they are."""
     shape = "(B, 3, frames, h, w)" if key == "video" else "(B, 3, h, w)"
     if key not in samples:
         raise ValueError(f"samples need {key!r}, {shape}; they have {', '.join(samples) or 'nothing'}")
-    return checked_batch(samples[key], key, shape)
+    media = checked_batch(samples[key], key, shape)
+    return media if device is None else media.to(device, non_blocking=True)
 
 
 def texts_of(samples: Mapping[str, Any], images: int, key: str = "text_input") -> list[str]:
