@@ -286,8 +286,8 @@ def _every_third(ids, *, chance, mask_id, never, vocab_size):
 def test_the_twins_weight_rises_over_the_first_epochs(name, epochs):
     model = random_model(name)
     at = {"iters": 5, "num_iters_per_epoch": 10}
-    assert model._alpha({"epoch": 0, **at}) == pytest.approx(0.4 * 0.5 / epochs)
-    assert model._alpha({"epoch": 3, **at}) == pytest.approx(0.4)
+    assert model.alpha({"epoch": 0, **at}) == pytest.approx(0.4 * 0.5 / epochs)
+    assert model.alpha({"epoch": 3, **at}) == pytest.approx(0.4)
     with pytest.raises(ValueError, match="samples need epoch, iters, num_iters_per_epoch"):
         model({k: v for k, v in samples(name).items() if k not in STEP})
 

@@ -102,7 +102,7 @@ def test_an_unreadable_picture_is_named_whatever_is_wrong_with_it(folder: Path) 
 def test_the_next_readable_sample_takes_the_place_with_the_streams_of_its_place(folder: Path) -> None:
     data = pictures(folder)
     samples = Samples([data, data], seed=7)
-    which, index, content, broken = samples[(2, 1, 3)]
+    which, index, content, broken, _ = samples[(2, 1, 3)]
     expected = data.sample(5, stream(2, 7, 2, 1, 3))  # 2 is the kind of streams of training samples
     assert (which, index) == (1, 3) and torch.equal(content["x"], expected["x"]) and content["id"] == 5
     assert [b[:2] for b in broken] == [(1, 3), (1, 4)]

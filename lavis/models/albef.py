@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment, ContrastiveStep, TextStates
@@ -25,7 +24,7 @@ from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, Rul
 from lavis.models.outputs import Features, LossOutput
 from lavis.models.presets import RESIZE
 from lavis.models.tokenizer import Tokens
-from lavis.models.vision_text import VisionTextConfig, VisionTextModel
+from lavis.models.vision_text import VisionTextConfig
 from lavis.nn.language_model import LanguageModel
 from lavis.nn.losses import IGNORE, mask_tokens, masked_language_modelling_loss
 from lavis.nn.text import Memory, TextConfig, TextTransformer
@@ -75,15 +74,14 @@ PRETRAINING_ONLY = (*TRAINING_STATE, TOKEN_TYPES, "text_encoder.cls.*")
 # ------------------------------------------------------------------------------------------ base
 
 
-class Albef(VisionTextModel):
-    """What ALBEF's heads share: every text begins with [CLS], read alone, over a picture, or written."""
+class Albef:
+    """What ALBEF's heads share: every text begins with [CLS], read alone, over an image, or written. Comes before the
+    network among the bases."""
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.bos_id = self.enc_id = self.tokenizer.cls_id
+    START_TOKENS = ("[CLS]", "[CLS]")
 
 
-class AlbefAlignment(Albef, Alignment):
+class AlbefAlignment(Albef):
     """A text encoder that goes on from a text's own states when it reads a picture (ALBEF paper, section 3.1).
 
     ENCODER: `LanguageModel` where the text encoder also guesses masked tokens, or a file's encoder could.
@@ -91,11 +89,12 @@ class AlbefAlignment(Albef, Alignment):
 
     ENCODER: ClassVar[type[TextTransformer] | type[LanguageModel]] = TextTransformer
 
-    def __init__(self, config: AlbefMatchingConfig) -> None:
-        super().__init__(config)
-        self.temp = nn.Parameter(torch.empty(1))
-        self.text_encoder = self.ENCODER(config.text)
-        self.add_heads()
+    part: Any
+    text_encoder: Any
+    config: Any
+
+    def text_reader(self, config: AlbefMatchingConfig) -> TextTransformer | LanguageModel:
+        return self.ENCODER(config.text)
 
     def bert(self, ema: bool = False) -> TextTransformer:
         encoder = self.part("text_encoder", ema)
@@ -124,7 +123,7 @@ class AlbefAlignment(Albef, Alignment):
 
 
 @registry.register_model("albef_feature_extractor")
-class AlbefFeatureExtractor(AlbefAlignment):
+class AlbefFeatureExtractor(AlbefAlignment, Alignment):
     """States and projections of pictures, texts, and of texts over pictures."""
 
     registered_name = "albef_feature_extractor"
@@ -156,7 +155,7 @@ class AlbefFeatureExtractor(AlbefAlignment):
 
 
 @registry.register_model("albef_retrieval")
-class AlbefRetrieval(AlbefAlignment):
+class AlbefRetrieval(AlbefAlignment, Alignment):
     """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
 
     registered_name = "albef_retrieval"
@@ -193,7 +192,7 @@ class AlbefRetrieval(AlbefAlignment):
 
 
 @registry.register_model("albef_pretrain")
-class AlbefPretrain(AlbefAlignment):
+class AlbefPretrain(AlbefAlignment, Alignment):
     """Pre-training: contrast, matching and guessing masked tokens (ALBEF paper, sections 3.2 and 3.3)."""
 
     registered_name = "albef_pretrain"
@@ -228,12 +227,12 @@ class AlbefPretrain(AlbefAlignment):
         judged_itc, judged_itm = self.judged(samples, step, matching.memory)
         losses = {"itc": contrast.loss + judged_itc, "itm": matching.loss + judged_itm}
         if "mlm" in self.config.losses:
-            alpha = self._alpha(samples) if self.config.use_distill else 0.0
+            alpha = self.alpha(samples) if self.config.use_distill else 0.0
             # what the matching read of the pictures serves the guessing too
             losses["mlm"] = self._guess(step, matching.memory, alpha)
         return self.pretraining_output(losses, contrast.sims, step.states(matching))
 
-    def _guess(self, step: ContrastiveStep, memory: Memory, alpha: float) -> torch.Tensor:
+    def _guess(self, step: ContrastiveStep, memory: Memory, alpha: torch.Tensor | float) -> torch.Tensor:
         """Loss of guessing masked tokens of the texts over their pictures; the EMA's guesses weigh `alpha`."""
         ids, labels = mask_tokens(
             step.tokens.ids,

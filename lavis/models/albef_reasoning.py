@@ -14,9 +14,8 @@ import torch
 from lavis.common.registry import registry
 from lavis.models.albef import ALBEF_TEXT, BARE_TEXT, PRETRAINING_ONLY, Albef
 from lavis.models.checkpoints import EMA_COPIES, TRAINING_STATE, Rules
-from lavis.models.classification import Classifier, ClassifierConfig
+from lavis.models.classification import Classifier
 from lavis.models.presets import RESIZE
-from lavis.nn.text import TextTransformer
 
 OTHER_HEADS = ("vision_proj.*", "text_proj.*", "itm_head.*")
 HEADS = ("cls_head.*", "cls_head_m.*")
@@ -24,24 +23,14 @@ HEADS = ("cls_head.*", "cls_head_m.*")
 PAIR_TEXT = replace(ALBEF_TEXT, depth=18, memories="alternate")
 
 
-class AlbefClassifier(Albef, Classifier):
-    """A text encoder over pictures, and a head; EMA copies teach."""
-
-    EMA = ("visual_encoder", "text_encoder", "cls_head")
-    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES)
-
-    def __init__(self, config: ClassifierConfig) -> None:
-        super().__init__(config)
-        self.text_encoder = TextTransformer(config.text)
-        self.add_head(config.num_classes)
-
-
 @registry.register_model("albef_classification")
-class AlbefClassification(AlbefClassifier):
+class AlbefClassification(Albef, Classifier):
     """Does a text follow from a picture, contradict it, or neither (SNLI-VE)? Or any other classes."""
 
     registered_name = "albef_classification"
+    EMA = ("visual_encoder", "text_encoder", "cls_head")
     RAMP_EPOCHS = 1
+    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES)
     PRETRAINED_RULES = Rules(
         rename=BARE_TEXT,
         drop=(*PRETRAINING_ONLY, *OTHER_HEADS),
@@ -52,7 +41,7 @@ class AlbefClassification(AlbefClassifier):
 
 
 @registry.register_model("albef_nlvr")
-class AlbefNLVR(AlbefClassifier):
+class AlbefNLVR(Albef, Classifier):
     """Is a statement true of two pictures? The fusion layers read the left and the right picture in turn;
     neighbours share their projections of the pictures.
 
@@ -62,6 +51,8 @@ class AlbefNLVR(AlbefClassifier):
 
     registered_name = "albef_nlvr"
     PAIRS = True
+    EMA = ("visual_encoder", "text_encoder", "cls_head")
+    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES)
     PRETRAINED_RULES = Rules(
         rename=BARE_TEXT,
         drop=(*PRETRAINING_ONLY, *OTHER_HEADS, "ta_head.*"),

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.models import heat_maps
-from lavis.models.base import inference
+from lavis.models.base import BaseModel, inference
 from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
 from lavis.models.outputs import (
@@ -33,10 +33,11 @@ from lavis.models.outputs import (
     Matched,
     Similarity,
 )
-from lavis.models.samples import require
+from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import Tokens
-from lavis.models.vision_text import VisionTextModel
+from lavis.models.vision_text import VisionText
 from lavis.nn.ema import NewFeatures, add_queue, enqueue
+from lavis.nn.language_model import LanguageModel
 from lavis.nn.linear import ExactLinear
 from lavis.nn.losses import (
     check_negatives,
@@ -45,12 +46,12 @@ from lavis.nn.losses import (
     similarities,
     soft_cross_entropy,
 )
+from lavis.nn.text import TextTransformer
 
 TEMPERATURE = START_TEMPERATURE  # learned
 TEMPERATURE_RANGE = (0.001, 0.5)
 RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
 PAIRS_AT_ONCE = 256  # of images and texts that `match_texts` matches
-RERANKING_ROWS = 64  # texts that are matched with one picture at once
 RERANKING_ROWS = 64  # texts that are matched with images at once, on a CPU
 BEGUN_BYTES = 2**29  # of texts' states that are kept where they could be computed anew for every picture
 _TOGETHER = 4  # statements of a picture that are matched at once
@@ -122,7 +123,7 @@ class ContrastiveStep:
         )
 
 
-class Alignment(VisionTextModel):
+class Alignment(VisionText, BaseModel):
     """Projections to the common space, and the matching head.
 
     A family says how texts are encoded alone (`encode_text`) and how they read pictures (`memorize`,
@@ -131,20 +132,24 @@ class Alignment(VisionTextModel):
     states of `encode_text` (ALBEF, ALPRO) or reads the tokens anew (BLIP).
     """
 
-    temp: torch.Tensor
+    temp: nn.Parameter
     image_queue: torch.Tensor
     text_queue: torch.Tensor
     idx_queue: torch.Tensor
     queue_ptr: torch.Tensor
 
     MATCHES = True
+    TEMPERATURE = True  # whether it is learned
     FUSES_STATES = True
     QUEUE_IDS = False
     NEGATIVE_FLOOR = 0.0
 
-    def add_heads(self) -> None:
-        """Projections, temperature and matching head; for training also EMA copies and queues."""
-        config = self.config
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.text_encoder = self.text_reader(config)
+        self.add_decoder(config)
+        if self.TEMPERATURE:
+            self.temp = nn.Parameter(torch.empty(1))
         self.vision_proj = ExactLinear(config.vit.width, config.embed_dim)
         self.text_proj = ExactLinear(config.text.width, config.embed_dim)
         if self.MATCHES:
@@ -152,6 +157,13 @@ class Alignment(VisionTextModel):
         self.make_ema()
         if self.EMA and config.for_training and config.queue_size:
             add_queue(self, config.embed_dim, config.queue_size, self.QUEUE_IDS)
+
+    def text_reader(self, config: Any) -> TextTransformer | LanguageModel:
+        """The family's text encoder."""
+        return TextTransformer(config.text)
+
+    def add_decoder(self, config: Any) -> None:
+        """For networks that also write."""
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -222,9 +234,9 @@ class Alignment(VisionTextModel):
             raise ValueError(f"mode is {mode!r}; it must be image, text or multimodal")
         image = states = fused = None
         if mode != "text":
-            image = self.encode_image(self._image(samples))
+            image = self.encode_image(media_of(samples, self.MEDIA, self.device))
         if mode != "image":
-            tokens = self.tokens(self._texts(samples, 1 if image is None else image.shape[0]))
+            tokens = self.tokens(texts_of(samples, 1 if image is None else image.shape[0]))
             if mode == "text" or self.FUSES_STATES:
                 states = self.encode_text(tokens)
             if image is not None:
@@ -317,7 +329,7 @@ class Alignment(VisionTextModel):
 
     # ------------------------------------------------------------------------------ training
     def _one_text_each(self, samples: Mapping[str, Any], pictures: int) -> list[str]:
-        texts = self._texts(samples, pictures)
+        texts = texts_of(samples, pictures)
         if len(texts) != pictures:
             raise ValueError(f"{len(texts)} texts for {pictures} pictures; this loss takes one per picture")
         return texts
@@ -358,9 +370,9 @@ class Alignment(VisionTextModel):
             distill: whether the targets heed the EMA's similarities.
         """
         self.need_ema()
-        image = self._image(samples)
+        image = media_of(samples, self.MEDIA, self.device)
         texts = self._one_text_each(samples, image.shape[0])
-        alpha = self._alpha(samples) if distill else 0.0
+        alpha = self.alpha(samples) if distill else 0.0
         tokens = self.tokens(texts, max_length=self.config.max_txt_len, pad=True)
         image_embeds, text_embeds = self.encode_image(image), self.encode_text(tokens)
         image_feat, text_feat = self.image_feature(image_embeds), self.text_feature(text_embeds)
@@ -382,7 +394,7 @@ class Alignment(VisionTextModel):
         image_feat_m: torch.Tensor,
         text_feat_m: torch.Tensor,
         *,
-        alpha: float,
+        alpha: torch.Tensor | float,
         ids: torch.Tensor | None = None,
     ) -> Contrast:
         """Contrastive loss against the EMA's features of all ranks and the queue (ALBEF paper, eq. 6).
@@ -509,7 +521,7 @@ class Alignment(VisionTextModel):
         if samples.get("statements") is None:
             return 0.0, 0.0
         pictures = step.image_feat.shape[0]
-        texts = self._texts(samples, pictures, "statements")
+        texts = texts_of(samples, pictures, "statements")
         require(samples, ("fits",), "whether each statement is true of each picture")
         each = len(texts) // pictures
         fits = samples["fits"].to(self.device).bool().unflatten(1, (pictures, each))  # (B, B, K)

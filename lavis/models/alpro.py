@@ -32,8 +32,9 @@ from lavis.models.outputs import (
     Texts,
 )
 from lavis.models.presets import GS
+from lavis.models.samples import media_of, texts_of
 from lavis.models.tokenizer import Tokens
-from lavis.models.vision_text import VisionTextConfig, VisionTextModel
+from lavis.models.vision_text import VisionTextConfig
 from lavis.nn.losses import contrastive_loss
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.timesformer import TimeSformer, resize_places, resize_times
@@ -99,30 +100,32 @@ class ClipStates:
         return ClipStates(self.states.index_select(0, index))
 
 
-class Alpro(VisionTextModel):
+class Alpro:
     """What ALPRO's models share: `video` in samples, the two encoders, the fusion."""
 
     MEDIA = "video"
     IMAGE_BLOCKS = "visual_encoder.model.blocks"
     explain_text: Any = None  # words don't cross-attend to videos
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
+    part: Any
+    config: Any
+
+    def text_reader(self, config: Any) -> TextTransformer:
         if config.text.width != config.vit.width:
             raise ValueError(
                 f"text.width is {config.text.width} and vit.width {config.vit.width}; ALPRO lays states of texts and "
                 "clips side by side, so they must be equal"
             )
-        self.text_encoder = TextTransformer(config.text)
-        self.text_encoder.fusion_layer = config.fuse_from
+        encoder = TextTransformer(config.text)
+        encoder.fusion_layer = config.fuse_from
+        return encoder
 
-    def _vision(self) -> nn.Module:
-        config = self.config
+    def image_encoder(self, config: Any) -> nn.Module:
         return TimeSformer(config.vit, config.image_size, config.frames, config.grad_checkpointing)
 
     def preprocess_config(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The processors of this model's preset, for its own image size and number of frames."""
-        config = super().preprocess_config()
+        config: dict[str, dict[str, dict[str, Any]]] = super().preprocess_config()  # type: ignore[misc]
         for phase in config["vis_processor"].values():
             phase["n_frms"] = self.config.frames
         return config
@@ -154,15 +157,11 @@ class AlproFeatureExtractor(Alpro, Alignment):
     """States and projections of clips, texts, and of both together."""
 
     registered_name = "alpro_feature_extractor"
-    MATCHES = False
+    MATCHES = TEMPERATURE = False
     match_texts = None  # type: ignore[assignment]  # for want of that head
     # files of the retrieval models will do, too
     RULES = Rules(rename=RENAME, drop=(*PRETRAINING, "temp", "itm_head.*"), resize=_RESIZE)
     PRETRAINED_RULES = RULES
-
-    def __init__(self, config: AlproConfig) -> None:
-        super().__init__(config)
-        self.add_heads()
 
     @classmethod
     def complete(cls, config: AlproConfig, state: StateDict) -> AlproConfig:
@@ -207,11 +206,6 @@ class AlproRetrieval(Alpro, Alignment):
     RULES = Rules(rename=RENAME, drop=PRETRAINING)
     PRETRAINED_RULES = Rules(rename=RENAME, drop=PRETRAINING, resize=_RESIZE)
 
-    def __init__(self, config: AlproConfig) -> None:
-        super().__init__(config)
-        self.temp = nn.Parameter(torch.empty(1))
-        self.add_heads()
-
     @property
     def reranking_text_length(self) -> int:
         return self.config.max_txt_len
@@ -227,7 +221,7 @@ class AlproRetrieval(Alpro, Alignment):
             loss = loss_vtc + loss_vtm (nats), intermediate_output. The contrast is with the clips and texts of all
             ranks, through which gradients flow; hard negatives are of the own rank.
         """
-        video = self._image(samples)
+        video = media_of(samples, self.MEDIA, self.device)
         batch = len(video)
         texts = self._one_text_each(samples, batch)
         tokens = self.tokens(texts, max_length=self.config.max_txt_len, pad=True)
@@ -283,10 +277,6 @@ class AlproQA(Alpro, Classifier):
     RULES = Rules(rename=RENAME, drop=(*PRETRAINING, *MATCHING))
     PRETRAINED_RULES = replace(RULES, resize=_RESIZE, fresh=("classifier.*",))
 
-    def __init__(self, config: AlproQAConfig) -> None:
-        super().__init__(config)
-        self.add_head(config.num_classes)
-
     def forward(
         self, samples: Mapping[str, Any], is_train: bool = True
     ) -> OutputWithLogits | dict[str, torch.Tensor | None]:
@@ -300,8 +290,8 @@ class AlproQA(Alpro, Classifier):
         Returns:
             loss (nats), logits (R, C), intermediate_output.
         """
-        video_embeds = self.visual_encoder(self._image(samples))
-        questions = self._texts(samples, len(video_embeds))
+        video_embeds = self.visual_encoder(media_of(samples, self.MEDIA, self.device))
+        questions = texts_of(samples, len(video_embeds))
         length = self.config.max_txt_len
         tokens = self.tokenizer.batch(questions, max_length=length, pad_to=length, device=self.device)
         text_embeds = self.encode_text(tokens)

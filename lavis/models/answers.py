@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lavis.models import heat_maps
-from lavis.models.base import inference, own_step
+from lavis.models.base import BaseModel, inference, own_step
 from lavis.models.outputs import (
     DecoderOutput,
     EncoderOutput,
@@ -23,9 +23,9 @@ from lavis.models.outputs import (
     Texts,
 )
 from lavis.models.presets import SMOOTHING
-from lavis.models.samples import require
+from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import Tokenizer
-from lavis.models.vision_text import VisionTextModel
+from lavis.models.vision_text import VisionText
 from lavis.nn import generation
 from lavis.nn.finite import check_finite
 from lavis.nn.generation import GenerationOptions
@@ -53,15 +53,12 @@ def write_answers(
     return Texts([tokenizer.decode(row, skip_special_tokens=True) for row in ids], logprobs, scores)
 
 
-class Answering(VisionTextModel):
+class Answering(VisionText, BaseModel):
     """Question encoder and answer decoder (BLIP paper, figure 5a; ALBEF paper, section 5).
 
-    A family says with which tokens questions and answers begin, and whether EMA copies teach (EMA, which
-    then name the three encoders and decoders).
+    A family says with which tokens answers and questions begin (START_TOKENS), and whether EMA copies teach (EMA,
+    which then name the three encoders and decoders).
     """
-
-    enc_id: int  # begins a question
-    bos_id: int  # begins an answer
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -92,8 +89,8 @@ class Answering(VisionTextModel):
         Returns:
             question states (B·G, T, D), their mask (B·G, T), picture states (B, N, D).
         """
-        image_embeds = self.part("visual_encoder", ema)(self._image(samples))
-        questions = self._texts(samples, image_embeds.shape[0])
+        image_embeds = self.part("visual_encoder", ema)(media_of(samples, self.MEDIA, self.device))
+        questions = texts_of(samples, image_embeds.shape[0])
         tokens = self.tokenizer.batch(
             questions, max_length=self.config.max_txt_len, device=image_embeds.device
         )
@@ -133,7 +130,7 @@ class Answering(VisionTextModel):
         )
         if self.distilled:
             self.need_ema()
-        alpha = self._alpha(samples) if self.distilled else 0.0
+        alpha = self.alpha(samples) if self.distilled else 0.0
         states, mask, image_embeds = self.forward_encoder(samples)
         questions, device = states.shape[0], states.device
         counts: list[int] = torch.as_tensor(samples["n_answers"]).tolist()  # the loader's, so on the host

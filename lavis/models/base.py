@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from lavis.common.device import to_device
 from lavis.common.files import write_text
 from lavis.common.values import suggest
 from lavis.models import checkpoints, vocabulary
@@ -36,6 +37,7 @@ _MEDIA_KEYS = ("image", "video", "image0", "video_fts")  # of samples
 ORIGINS = PACKAGED, PUBLISHED, RANDOM = "packaged", "published", "random"  # of weights
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+BatchEncoder = Callable[[Mapping[str, Any]], dict[str, Any]]  # see `BaseModel.batch_encoder`
 
 
 def inference(method: F) -> F:
@@ -206,10 +208,12 @@ class OptimizerStep:
 
     Attributes:
         progress: epochs of training that are over, with the part of the present one; None: the samples say it.
+        alpha: the weight of the EMA's opinion that follows from it, on the device.
         new: what its batches so far have for the queue.
     """
 
     progress: float | None = None
+    alpha: torch.Tensor | None = None
     new: list[NewFeatures] = field(default_factory=list)
 
 
@@ -239,7 +243,7 @@ class BaseModel(nn.Module):
     IMAGE_BLOCKS: ClassVar[str] = "visual_encoder.blocks"  # of the image encoder, for layer-wise decay
     registered_name: ClassVar[str]
     config: Any = None  # a frozen dataclass; None in classes of the original's form
-    tokenizer: Tokenizer | None = None  # of models that read text
+    tokenizer: Any = None  # of models that read text
     model_type: str | None = None
     origin: str = RANDOM  # of the weights: PACKAGED, PUBLISHED or RANDOM; training does not change it
     optimizer_step: OptimizerStep | None = None  # between `before_step` and `after_step`
@@ -652,6 +656,32 @@ class BaseModel(nn.Module):
 
     def before_evaluation(self, dataset: Any = None, task_type: Any = None, **unused: Any) -> None:
         """Called with `dataset` and `task_type` before a data set is evaluated; for classes that prepare something."""
+
+    # ------------------------------------------------------------------------------ samples
+    def batch_encoder(self) -> BatchEncoder | None:
+        """What makes tokens of the texts in samples, for the processes that load data: it pickles without the weights.
+
+        It gives the samples with `tokens`, {role: Tokens} of every text that the training loss reads, and with
+        whatever else the loss needs to know of texts, as tensors. It refuses samples that the loss can't be computed
+        of. None: the model reads strings (or no texts).
+        """
+        return None
+
+    def encode_batch(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """The samples with tokens, see `batch_encoder`; where they were. Needs no weights.
+
+        Raises:
+            ValueError: something is missing, or does not go together.
+        """
+        encoder = self.batch_encoder()
+        return dict(samples if encoder is None else encoder(samples))
+
+    def encoded(self, samples: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Samples for the loss: a batch that the loader has encoded as it is, others encoded, on the model's device."""
+        if "tokens" in samples:
+            return samples
+        moved: dict[str, Any] = to_device(self.encode_batch(samples), self.device)
+        return moved
 
     # ------------------------------------------------------------------------------ training
     def before_step(self, progress: float | None = None) -> None:

@@ -11,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from lavis.common.registry import registry
 from lavis.models import heat_maps
-from lavis.models.base import check_heads, inference
+from lavis.models.base import BaseModel, check_heads, inference
 from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, Explanation, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import RESIZE, SMOOTHING
-from lavis.models.vision_text import VisionTextConfig, VisionTextModel
+from lavis.models.samples import TextEncoder, media_of
+from lavis.models.vision_text import VisionText, VisionTextConfig
 from lavis.nn import generation
 from lavis.nn.generation import GenerationOptions
 from lavis.nn.language_model import TextDecoder
@@ -44,29 +45,26 @@ class BlipConfig(VisionTextConfig):
 # ------------------------------------------------------------------------------------------ base
 
 
-class Blip(VisionTextModel):
+class Blip:
     """What BLIP's heads share: two special tokens, [DEC] that begins a decoded text, and [ENC] that begins a
-    text that looks at a picture."""
+    text that looks at a picture. Comes before the network among the bases."""
 
-    EXTRA_TOKENS = ("[DEC]", "[ENC]")
-    FOREIGN_RULES = (replace(TRANSFORMERS_BLIP, resize=RESIZE),)
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.bos_id, self.enc_id = self.tokenizer.id("[DEC]"), self.tokenizer.id("[ENC]")
+    EXTRA_TOKENS: tuple[str, ...] = ("[DEC]", "[ENC]")
+    START_TOKENS = ("[DEC]", "[ENC]")
+    FOREIGN_RULES: ClassVar[tuple[Rules, ...]] = (replace(TRANSFORMERS_BLIP, resize=RESIZE),)
 
     @classmethod
     def adapt(cls, config: Any, path: Path) -> Any:
         """Refuses a transformers folder with other numbers of attention heads."""
         check_heads(path, {"vision_config": (config.vit.heads, 12), "text_config": (config.text.heads, 8)})
-        return super().adapt(config, path)
+        return super().adapt(config, path)  # type: ignore[misc]
 
 
 # ------------------------------------------------------------------------------------ captioning
 
 
 @registry.register_model("blip_caption")
-class BlipCaption(Blip):
+class BlipCaption(Blip, VisionText, BaseModel):
     """BLIP captioner: ViT and a causal text decoder over its states (BLIP paper, figure 2, LM)."""
 
     registered_name = "blip_caption"
@@ -93,22 +91,22 @@ class BlipCaption(Blip):
     def tie_weights(self) -> None:
         self.text_decoder.tie_weights()
 
+    def batch_encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.MEDIA, self.config.max_txt_len, first=self.bos_id)
+
     def forward_encoder(self, samples: Mapping[str, Any]) -> torch.Tensor:
         """States of the pictures, (B, N, D), or of clips' frames, (B, F·N, D)."""
-        return self.visual_encoder(self._image(samples))
+        return self.visual_encoder(media_of(samples, self.MEDIA, self.device))
 
     def forward_decoder(
         self, samples: Mapping[str, Any], image_embeds: torch.Tensor
     ) -> tuple[DecoderOutput, torch.Tensor]:
         """Loss and logits of the captions given the pictures' states; and the labels."""
-        texts = self._texts(samples, image_embeds.shape[0])
-        tokens = self.tokenizer.batch(texts, max_length=self.config.max_txt_len, device=image_embeds.device)
-        ids = tokens.ids
-        ids[:, 0] = self.bos_id
-        labels = ids.masked_fill(~tokens.mask, IGNORE)
+        ids, mask = self.encoded(samples)["tokens"]["text"]
+        labels = ids.masked_fill(~mask, IGNORE)
         labels[:, : self.prompt_length] = IGNORE
         memory = self.text_decoder.project_memory(image_embeds)
-        logits = self.text_decoder(ids, mask=tokens.mask, memory=memory)  # (B·G, T, V)
+        logits = self.text_decoder(ids, mask=mask, memory=memory)  # (B·G, T, V)
         loss = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
         return DecoderOutput(loss=loss, logits=logits), labels
 
@@ -123,6 +121,7 @@ class BlipCaption(Blip):
             `loss` = `loss_lm`: mean smoothed cross entropy over the tokens after the prompt (nats);
             `intermediate_output` with image_embeds, decoder_output and decoder_labels.
         """
+        samples = self.encoded(samples)
         image_embeds = self.forward_encoder(samples)
         decoder_output, labels = self.forward_decoder(samples, image_embeds)
         return LossOutput(

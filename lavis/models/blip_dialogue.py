@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from lavis.common.registry import registry
 from lavis.models.alignment import rows_at_once
 from lavis.models.answers import write_answers
-from lavis.models.base import inference
+from lavis.models.base import BaseModel, inference
 from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import RESIZE, SMOOTHING
-from lavis.models.samples import require
+from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import Tokens
+from lavis.models.vision_text import VisionText
 from lavis.nn import generation
 from lavis.nn.generation import GenerationOptions
 from lavis.nn.language_model import TextDecoder
@@ -85,7 +86,7 @@ class Context:
 
 
 @registry.register_model("blip_vis_dialogue")
-class BlipDialogue(Blip):
+class BlipDialogue(Blip, VisionText, BaseModel):
     """Answers questions of a dialogue about a picture (BLIP paper, section 5.5 and figure 5c).
 
     From the paper: a caption encoder reads the caption after [ENC], the token of texts over a picture; the
@@ -135,7 +136,7 @@ class BlipDialogue(Blip):
             ("text_input", "dialog"),
             "the questions, and for each the rounds before it, a list of (question, answer)",
         )
-        questions, dialogs = self._texts(samples, pictures), samples["dialog"]
+        questions, dialogs = texts_of(samples, pictures), samples["dialog"]
         if len(dialogs) != len(questions):
             raise ValueError(
                 f"there are {len(questions)} questions, but `dialog` has {len(dialogs)} lists of rounds"
@@ -197,8 +198,8 @@ class BlipDialogue(Blip):
     # ------------------------------------------------------------------------------ encoding
     def look(self, samples: Mapping[str, Any]) -> Seen:
         """Encode pictures, and their captions over them."""
-        image_embeds = self.visual_encoder(self._image(samples))
-        captions = self._texts(samples, len(image_embeds), "caption")
+        image_embeds = self.visual_encoder(media_of(samples, self.MEDIA, self.device))
+        captions = texts_of(samples, len(image_embeds), "caption")
         if len(captions) != len(image_embeds):
             raise ValueError(
                 f"there are {len(captions)} captions for {len(image_embeds)} pictures; give one for each"

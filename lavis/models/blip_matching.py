@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from lavis.common import dist
 from lavis.common.gradcam import gradcam, patch_grid
@@ -21,10 +20,11 @@ from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
 from lavis.models.presets import RESIZE, SMOOTHING
+from lavis.models.samples import media_of, texts_of
 from lavis.models.tokenizer import Encoding, Tokens
 from lavis.nn.language_model import TextDecoder
 from lavis.nn.losses import IGNORE, language_modelling_loss, similarities
-from lavis.nn.text import Memory, TextTransformer
+from lavis.nn.text import Memory
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,13 @@ class BlipMatchingConfig(BlipConfig):
     losses: tuple[str, ...] = ("itc", "itm", "lm")
 
 
-class BlipMatching(Blip, Alignment):
+class BlipMatching(Blip):
     """A text encoder that reads a text alone, or over a picture when it begins with [ENC]."""
 
     FUSES_STATES = False
-
-    def __init__(self, config: BlipMatchingConfig) -> None:
-        super().__init__(config)
-        self.text_encoder = TextTransformer(config.text)
+    part: Any
+    text_encoder: Any
+    enc_id: int
 
     def encode_text(self, tokens: Tokens, *, ema: bool = False) -> torch.Tensor:
         return self.part("text_encoder", ema)(tokens.ids, mask=tokens.mask)
@@ -82,7 +81,7 @@ class BlipMatching(Blip, Alignment):
 
 
 @registry.register_model("blip_feature_extractor")
-class BlipFeatureExtractor(BlipMatching):
+class BlipFeatureExtractor(BlipMatching, Alignment):
     """States and projections of pictures, texts, and of texts over pictures."""
 
     registered_name = "blip_feature_extractor"
@@ -91,11 +90,6 @@ class BlipFeatureExtractor(BlipMatching):
     FOREIGN_RULES = (replace(TRANSFORMERS_BLIP, drop=("itm_head.*",), resize=RESIZE),)
     RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*", "itm_head.*"), resize=RESIZE)
     PRETRAINED_RULES = RULES
-
-    def __init__(self, config: BlipMatchingConfig) -> None:
-        super().__init__(config)
-        self.add_heads()
-        self.temp = nn.Parameter(torch.empty(1))
 
     @inference
     def extract_features(self, samples: Mapping[str, Any], mode: str = "multimodal") -> Features:
@@ -117,16 +111,13 @@ class BlipFeatureExtractor(BlipMatching):
 
 
 @registry.register_model("blip_image_text_matching")
-class BlipITM(BlipMatching):
+class BlipITM(BlipMatching, Alignment):
     """How well texts fit pictures."""
 
     registered_name = "blip_image_text_matching"
+    TEMPERATURE = False
     RULES = Rules(drop=TRAINING_STATE)
     PRETRAINED_RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*"), resize=RESIZE)
-
-    def __init__(self, config: BlipMatchingConfig) -> None:
-        super().__init__(config)
-        self.add_heads()
 
     def forward(self, samples: Mapping[str, Any], match_head: str = "itm") -> torch.Tensor:
         """Compare pictures and texts.
@@ -142,8 +133,8 @@ class BlipITM(BlipMatching):
         if match_head not in ("itm", "itc"):
             raise ValueError(f"match_head is {match_head!r}; it must be 'itm' or 'itc'")
         with finite_results(self, samples) as check:
-            image_embeds = self.encode_image(self._image(samples))
-            texts = self._texts(samples, image_embeds.shape[0])
+            image_embeds = self.encode_image(media_of(samples, self.MEDIA, self.device))
+            texts = texts_of(samples, image_embeds.shape[0])
             tokens = self.tokens(texts, max_length=self.config.max_txt_len)
             if match_head == "itm":
                 return check(self.match_logits(TextStates(tokens), self.memorize(image_embeds)))
@@ -153,8 +144,8 @@ class BlipITM(BlipMatching):
     @inference
     def match_scores(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Probability that each text fits its picture (B·G,), and their cosine similarity (B·G,)."""
-        image_embeds = self.encode_image(self._image(samples))
-        tokens = self.tokens(self._texts(samples, image_embeds.shape[0]), max_length=self.config.max_txt_len)
+        image_embeds = self.encode_image(media_of(samples, self.MEDIA, self.device))
+        tokens = self.tokens(texts_of(samples, image_embeds.shape[0]), max_length=self.config.max_txt_len)
         fits = self.match_logits(TextStates(tokens), self.memorize(image_embeds)).softmax(dim=1)[:, 1]
         texts = self.text_feature(self.encode_text(tokens)).unflatten(
             0, (image_embeds.shape[0], -1)
@@ -189,7 +180,7 @@ def compute_gradcam(
         return logits[-1][:, 1]
 
     logits: list[torch.Tensor] = []
-    (maps,), _ = gradcam([layer.crossattention], fits)  # type: ignore[list-item]
+    (maps,), _ = gradcam([layer.crossattention], fits)
     maps = patch_grid(maps * tokens.mask[:, :, None])  # (B, T, g, g)
     words = tokens.mask.sum(dim=1) - 2  # without the first token and [SEP]
     out = []
@@ -202,22 +193,14 @@ def compute_gradcam(
 # ---------------------------------------------------------------------------------------- training
 
 
-@registry.register_model("blip_retrieval")
-class BlipRetrieval(BlipMatching):
-    """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
+class RetrievalLoss(BlipMatching):
+    """Fine-tuning for retrieval."""
 
-    registered_name = "blip_retrieval"
-    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
-    QUEUE_IDS = True
-    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES, make=NEW_QUEUES)
-    PRETRAINED_RULES = Rules(
-        drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES
-    )
-
-    def __init__(self, config: BlipMatchingConfig) -> None:
-        super().__init__(config)
-        self.temp = nn.Parameter(torch.empty(1))
-        self.add_heads()
+    config: Any
+    contrastive_step: Any
+    match: Any
+    temperature: Any
+    _picture_ids: Any
 
     @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
@@ -266,8 +249,21 @@ class BlipRetrieval(BlipMatching):
         return matching, sim_i2t, sim_t2i
 
 
+@registry.register_model("blip_retrieval")
+class BlipRetrieval(RetrievalLoss, Alignment):
+    """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
+
+    registered_name = "blip_retrieval"
+    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    QUEUE_IDS = True
+    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES, make=NEW_QUEUES)
+    PRETRAINED_RULES = Rules(
+        drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES
+    )
+
+
 @registry.register_model("blip_pretrain")
-class BlipPretrain(BlipMatching):
+class BlipPretrain(BlipMatching, Alignment):
     """Pre-training: contrast, matching and language modelling (BLIP paper, section 3.2).
 
     The decoder shares all of the encoder's parameters but the self-attention.
@@ -279,13 +275,10 @@ class BlipPretrain(BlipMatching):
     RULES = Rules(drop=TRAINING_STATE, resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = RULES
 
-    def __init__(self, config: BlipMatchingConfig) -> None:
-        super().__init__(config)
+    def add_decoder(self, config: BlipMatchingConfig) -> None:
         self.check_losses("itc", "itm", "lm")
-        self.temp = nn.Parameter(torch.empty(1))
         self.text_decoder = TextDecoder(config.text)
         self.share_layers()
-        self.add_heads()
 
     def share_layers(self) -> None:
         """Let the decoder use the encoder's modules, all but the self-attention."""

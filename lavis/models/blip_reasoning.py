@@ -13,9 +13,8 @@ import torch
 from lavis.common.registry import registry
 from lavis.models.blip import Blip
 from lavis.models.checkpoints import EMA_COPIES, TRAINING_STATE, Rules
-from lavis.models.classification import Classifier, ClassifierConfig
+from lavis.models.classification import Classifier
 from lavis.models.presets import RESIZE
-from lavis.nn.text import TextTransformer
 
 OTHER_HEADS = ("text_decoder.*", "vision_proj.*", "text_proj.*", "itm_head.*")
 
@@ -38,11 +37,6 @@ class BlipNLVR(Blip, Classifier):
         ),
         fresh=("cls_head.*", "*.merge_layer.*"),
     )
-
-    def __init__(self, config: ClassifierConfig) -> None:
-        super().__init__(config)
-        self.text_encoder = TextTransformer(config.text)
-        self.add_head(config.num_classes)
 
     def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """States of statements over two pictures each, and the pictures' states.
@@ -76,8 +70,3 @@ class BlipClassification(Blip, Classifier):
     PRETRAINED_RULES = Rules(
         drop=(*TRAINING_STATE, *OTHER_HEADS), resize=RESIZE, copy=EMA_COPIES, fresh=("cls_head*",)
     )
-
-    def __init__(self, config: ClassifierConfig) -> None:
-        super().__init__(config)
-        self.text_encoder = TextTransformer(config.text)
-        self.add_head(config.num_classes)

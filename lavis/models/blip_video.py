@@ -7,18 +7,20 @@ B videos, F frames, N image tokens per frame, D width, E width of a feature.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lavis.common.registry import registry
-from lavis.models.blip import BlipCaption
+from lavis.models.alignment import Alignment
+from lavis.models.answers import Answering
+from lavis.models.blip import Blip, BlipCaption
 from lavis.models.blip_dialogue import BlipDialogue
-from lavis.models.blip_matching import BlipRetrieval
+from lavis.models.blip_matching import BlipRetrieval, RetrievalLoss
 from lavis.models.blip_vqa import BlipVQA
 from lavis.models.presets import RESIZE
-from lavis.models.vision_text import VisionTextModel
 from lavis.nn.vit import VisionTransformer
 
 FRAMES_AT_ONCE = 32  # so that long videos, many at a time, need no more memory than their states do
@@ -40,13 +42,13 @@ class FrameTransformer(VisionTransformer):
         return states.unflatten(0, (len(video), -1)).flatten(1, 2)
 
 
-class SeesVideo(VisionTextModel):
+class SeesVideo:
     """Makes a picture model see videos; comes before it among the bases. Entries of files are the same."""
 
     MEDIA = "video"
 
-    def _vision(self) -> nn.Module:
-        return FrameTransformer(self.config.vit, self.config.image_size, self.config.grad_checkpointing)
+    def image_encoder(self, config: Any) -> nn.Module:
+        return FrameTransformer(config.vit, config.image_size, config.grad_checkpointing)
 
 
 @registry.register_model("blip_video_caption")
@@ -59,21 +61,25 @@ class BlipVideoCaption(SeesVideo, BlipCaption):
 
 
 @registry.register_model("blip_video_qa")
-class BlipVideoQA(SeesVideo, BlipVQA):
+class BlipVideoQA(SeesVideo, Blip, Answering):
     """Answers questions about videos, zero-shot from a visual question answering model, or fine-tuned
     (BLIP paper, section 5.6 and table 11: 16 frames). As `BlipVQA`, with `video` (B, 3, F, h, w) in samples."""
 
     registered_name = "blip_video_qa"
     RULES = replace(BlipVQA.RULES, resize=RESIZE)
+    PRETRAINED_RULES = BlipVQA.PRETRAINED_RULES
 
 
 @registry.register_model("blip_video_retrieval")
-class BlipVideoRetrieval(SeesVideo, BlipRetrieval):
+class BlipVideoRetrieval(SeesVideo, RetrievalLoss, Alignment):
     """Compares videos and texts, zero-shot from a COCO retrieval model, or fine-tuned (BLIP paper, section 5.6
     and table 10: 8 frames). As `BlipRetrieval`, with `video` (B, 3, F, h, w) in samples."""
 
     registered_name = "blip_video_retrieval"
+    EMA = BlipRetrieval.EMA
+    QUEUE_IDS = True
     RULES = replace(BlipRetrieval.RULES, resize=RESIZE)
+    PRETRAINED_RULES = BlipRetrieval.PRETRAINED_RULES
 
     def image_feature(self, states: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
         """Mean over frames of the projected class tokens, length 1: (B, E)."""

@@ -19,11 +19,12 @@ from lavis.models import heat_maps
 from lavis.models.base import CONFIG_NAME, BaseModel, inference, own_step, read_description
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.outputs import EncoderOutput, Explanation, IntermediateOutput, OutputWithLogits
-from lavis.models.samples import require
+from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import Tokens
-from lavis.models.vision_text import VisionTextConfig, VisionTextModel
+from lavis.models.vision_text import VisionText, VisionTextConfig
 from lavis.nn.linear import Linear
 from lavis.nn.losses import soft_cross_entropy
+from lavis.nn.text import TextTransformer
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class ClassifierConfig(VisionTextConfig):
     use_distill: bool = True
 
 
-class Classifier(VisionTextModel):
+class Classifier(VisionText, BaseModel):
     """A two-layer head over the first of a text's states, after the text has read its picture.
 
-    A family's model builds its encoders, then calls `add_head`; `fused` says how texts read pictures.
+    A family says with `fused` how texts read pictures.
     With EMA copies (EMA then names "cls_head" too) the loss heeds the EMA's opinion (ALBEF paper, section 3.3).
     HEAD: the head's name. HEAD_WIDTH: its hidden units, in widths of the states. LABELS: the samples' classes.
     """
@@ -55,19 +56,25 @@ class Classifier(VisionTextModel):
 
     config: Any
 
-    def add_head(self, num_classes: int | None) -> None:
-        """Add the head and make the EMA copies; to be called when the encoders are there."""
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.text_encoder = self.text_reader(config)
+        num_classes = config.num_classes
         if num_classes is None or num_classes < 2:
             raise ValueError(
                 f"model.num_classes is {num_classes}; {self.registered_name} needs to know how many classes there are, "
                 "2 or more, unless the weights that are loaded say it"
             )
-        width = self.config.text.width
+        width = config.text.width
         hidden = self.HEAD_WIDTH * width
         head = nn.Sequential(Linear(width, hidden), nn.ReLU(), Linear(hidden, num_classes))
         setattr(self, self.HEAD, head)
         if self.EMA and self.config.use_distill:
             self.make_ema()
+
+    def text_reader(self, config: Any) -> TextTransformer:
+        """The family's text encoder."""
+        return TextTransformer(config.text)
 
     # ------------------------------------------------------------------------------ names of classes
     @property
@@ -169,21 +176,21 @@ class Classifier(VisionTextModel):
         Returns:
             fused states (R, T, D), and the pictures' states (B, N, D), or (2, B, N, D) of two each.
         """
-        image_embeds = self.part("visual_encoder", ema)(self._image(samples))
+        image_embeds = self.part("visual_encoder", ema)(media_of(samples, self.MEDIA, self.device))
         tokens = self._tokens(samples, len(image_embeds), self.config.max_txt_len)
         encoder = self.part("text_encoder", ema)
         memory = encoder.project_memory(image_embeds)
         return encoder(tokens.ids, mask=tokens.mask, memory=memory), image_embeds
 
     def _tokens(self, samples: Mapping[str, Any], pictures: int, max_length: int | None = None) -> Tokens:
-        texts = self._texts(samples, pictures)
+        texts = texts_of(samples, pictures)
         return self.tokenizer.batch(texts, max_length=max_length, device=self.device)
 
     def _left_and_right(
         self, samples: Mapping[str, Any], ema: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """States (B, N, D) of the left and of the right pictures, `image0` and `image1` (B, 3, h, w)."""
-        left, right = self._image(samples, "image0"), self._image(samples, "image1")
+        left, right = (media_of(samples, key, self.device) for key in ("image0", "image1"))
         if left.shape != right.shape:
             raise ValueError(
                 f"image0 is {tuple(left.shape)}, image1 is {tuple(right.shape)}; each statement takes one of both"
@@ -216,7 +223,7 @@ class Classifier(VisionTextModel):
         distilled = bool(self.EMA) and self.config.use_distill
         if distilled:
             self.need_ema()
-        alpha = self._alpha(samples) if distilled else 0.0
+        alpha = self.alpha(samples) if distilled else 0.0
         states, image_embeds = self.fused(samples)
         logits = self.part(self.HEAD, ema=False)(states[:, 0])  # (R, C)
         labels = self._labels(samples, logits.shape)

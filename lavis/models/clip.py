@@ -29,6 +29,7 @@ from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
 from lavis.models.gallery import TEXTS_AT_ONCE, cosine_matrix
 from lavis.models.outputs import Features
 from lavis.models.samples import checked_batch
+from lavis.models.tokenizer import Tokens
 from lavis.models.zero_shot import Template, fill, imagenet_templates
 from lavis.nn.finite import check_finite
 from lavis.nn.losses import contrastive_loss, similarities
@@ -107,6 +108,34 @@ class ClipPrediction(Output):
     predictions: torch.Tensor
     targets: Any = None
     scores: torch.Tensor | None = None
+
+
+# ----------------------------------------------------------------------------------------- samples
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """Makes `tokens["text"]` of `text_input`, where there is one; see `BaseModel.batch_encoder`."""
+
+    tokenizer: ClipTokenizer
+    context_length: int
+
+    def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        image, text = samples.get("image"), samples.get("text_input")
+        if image is None and text is None:
+            raise ValueError(
+                f"samples need an 'image', a 'text_input' or both; they have {', '.join(samples)}"
+            )
+        if image is not None:
+            checked_batch(image, "image", "(B, 3, h, w)")
+        return {**samples, "tokens": {} if text is None else {"text": self.tokens(text)}}
+
+    def tokens(self, text: torch.Tensor | str | Sequence[str]) -> Tokens:
+        """Tokens (R, T) of texts; of ids, which stay as they are, too."""
+        if isinstance(text, torch.Tensor):
+            return Tokens(text, torch.ones_like(text, dtype=torch.bool))
+        texts = [text] if isinstance(text, str) else list(text)
+        return self.tokenizer.batch(texts, max_length=self.context_length)
 
 
 # ------------------------------------------------------------------------------------------- model
@@ -212,13 +241,8 @@ class Clip(BaseModel):
             text: strings, or ids (R, T) that begin with the start token. A text's vector is the state of its
                 first end token, or of its start token if it has no end.
         """
-        if isinstance(text, torch.Tensor):
-            ids = text.to(self.device)
-        else:
-            texts = [text] if isinstance(text, str) else list(text)
-            ids = self.tokenizer.batch(
-                texts, max_length=self.config.text.context_length, device=self.device
-            ).ids
+        ids = text if isinstance(text, torch.Tensor) else self.batch_encoder().tokens(text).ids
+        ids = ids.to(self.device)
         if ids.ndim != 2 or ids.shape[1] > self.config.text.context_length:
             raise ValueError(
                 f"ids have shape {tuple(ids.shape)}; (texts, tokens) with at most "
@@ -230,15 +254,15 @@ class Clip(BaseModel):
         end = (ids == self.tokenizer.sep_id).int().argmax(dim=1)  # (R,) the first, 0 if there is none
         return self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
 
+    def batch_encoder(self) -> ClipEncoder:
+        return ClipEncoder(self.tokenizer, self.config.text.context_length)
+
     def _features(self, samples: Mapping[str, Any]) -> Features:
         """What there is, raw and of length 1 (in float32)."""
-        image, text = samples.get("image"), samples.get("text_input")
-        if image is None and text is None:
-            raise ValueError(
-                f"samples need an 'image', a 'text_input' or both; they have {', '.join(samples)}"
-            )
+        samples = self.encoded(samples)
+        image, text = samples.get("image"), samples["tokens"].get("text")
         images = None if image is None else self.encode_image(image)
-        texts = None if text is None else self.encode_text(text)
+        texts = None if text is None else self.encode_text(text.ids)
         return Features(
             image_embeds=images,
             image_embeds_proj=None if images is None else _unit(images),

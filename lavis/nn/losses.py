@@ -74,7 +74,7 @@ def mask_tokens(
 
 
 def masked_language_modelling_loss(
-    logits: torch.Tensor, ema_logits: torch.Tensor, labels: torch.Tensor, alpha: float
+    logits: torch.Tensor, ema_logits: torch.Tensor, labels: torch.Tensor, alpha: torch.Tensor | float
 ) -> torch.Tensor:
     """(1 - alpha) cross entropy with the labels + alpha cross entropy with the EMA's prediction (nats).
 
@@ -133,7 +133,9 @@ def contrastive_loss(
     return loss, i2t, t2i
 
 
-def contrastive_targets(same: torch.Tensor, ema_sims: torch.Tensor | None, alpha: float) -> torch.Tensor:
+def contrastive_targets(
+    same: torch.Tensor, ema_sims: torch.Tensor | None, alpha: torch.Tensor | float
+) -> torch.Tensor:
     """What each row should find similar (ALBEF paper, equation 6).
 
     Args:

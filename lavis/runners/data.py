@@ -36,7 +36,7 @@ from lavis.runners.skipped import Broken, Skipped, candidates, skips
 Key = tuple[int, int, int]  # (pass, data set, sample)
 
 # first entries of seeds, so that no two kinds of stream ever share numbers
-_ORDER, _MIX, _SAMPLE, _EVAL, _GLOBAL = range(5)
+_ORDER, _MIX, _SAMPLE, _EVAL, _GLOBAL, _BATCH = range(6)
 
 
 def stream(*numbers: int) -> np.random.Generator:
@@ -119,15 +119,28 @@ class Loaded(NamedTuple):
     Attributes:
         indices: the samples of the batch. batch: joined by their data set, None if there is none left.
         broken: the unreadable samples met. lost: how many of the batch are missing because of them.
+        refused: why the batch can't be encoded; for the main process to say, whose errors people read.
     """
 
     indices: list[int]
     batch: Any
     broken: list[Broken]
     lost: int
+    refused: str | None = None
 
 
-Item = tuple[int, int, Any, list[Broken]]  # (data set, sample, its content, unreadable samples met)
+class Item(NamedTuple):
+    """A sample of a data set: its content, None if it is `broken`, as are those that it was to be replaced by."""
+
+    which: int  # data set
+    place: int  # in it
+    content: Any
+    broken: list[Broken]
+    pass_: int
+
+
+# What a loader's worker makes of a joined batch: its texts as tokens, see `lavis.models.base.BaseModel.batch_encoder`.
+Encoder = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 @contextlib.contextmanager
@@ -159,10 +172,16 @@ class Samples(TorchDataset[Any]):
     """Several data sets behind keys (pass, set, sample): what a worker process holds.
 
     Unreadable samples are handed over, not raised: see `lavis.runners.skipped`.
+
+    Args:
+        encode: of batches that are dicts, after their data set has joined them. What it draws from the global streams
+            depends on seed, pass and first sample, not on the worker.
     """
 
-    def __init__(self, datasets: Sequence[Any], seed: int, kind: int = _SAMPLE) -> None:
-        self.datasets, self.seed, self.kind = list(datasets), seed, kind
+    def __init__(
+        self, datasets: Sequence[Any], seed: int, kind: int = _SAMPLE, encode: Encoder | None = None
+    ) -> None:
+        self.datasets, self.seed, self.kind, self.encode = list(datasets), seed, kind, encode
 
     def __getitem__(self, key: Key) -> Item:
         pass_, which, index = key
@@ -171,7 +190,7 @@ class Samples(TorchDataset[Any]):
         own = getattr(dataset, "sample", None)
         if own is None:  # any torch data set will do
             with seeded(*numbers):
-                return which, index, dataset[index], []
+                return Item(which, index, dataset[index], [], pass_)
         replace = self.kind == _SAMPLE and skips(dataset)
         broken = []
         for i in candidates(len(dataset), index) if replace else [index]:
@@ -181,18 +200,30 @@ class Samples(TorchDataset[Any]):
             except UnreadableMediaError as e:
                 broken.append(Broken(which, i, e))
             else:
-                return which, index, content, broken
-        return which, index, None, broken
+                return Item(which, index, content, broken, pass_)
+        return Item(which, index, None, broken, pass_)
 
     def collate(self, items: list[Item]) -> Loaded:
         """A batch, joined by the `collater` of the first sample's data set."""
-        broken = [b for *_, met in items for b in met]
-        kept = [item for item in items if item[2] is not None or not item[3]]
+        broken = [b for item in items for b in item.broken]
+        kept = [item for item in items if item.content is not None or not item.broken]
         if not kept:
             return Loaded([], None, broken, len(items))
-        collater = getattr(self.datasets[kept[0][0]], "collater", torch.utils.data.default_collate)
-        batch = collater([content for _, _, content, _ in kept])
-        return Loaded([index for _, index, _, _ in kept], batch, broken, len(items) - len(kept))
+        first = kept[0]
+        collater = getattr(self.datasets[first.which], "collater", torch.utils.data.default_collate)
+        loaded = Loaded(
+            [item.place for item in kept],
+            collater([item.content for item in kept]),
+            broken,
+            len(items) - len(kept),
+        )
+        if self.encode is None or not isinstance(loaded.batch, dict):
+            return loaded
+        try:
+            with seeded(_BATCH, self.seed, first.pass_, first.which, first.place):
+                return loaded._replace(batch=self.encode(loaded.batch))
+        except ValueError as e:
+            return loaded._replace(batch=None, refused=str(e))
 
 
 class _Leaving:
@@ -293,6 +324,7 @@ class TrainLoader:
         num_workers: processes that prepare samples; 0 prepares them in the main process, None see `workers`.
         iterations: of the run. device: pinned memory is used for CUDA only.
         skipped: is told of unreadable samples.
+        encode: see `Samples`.
     """
 
     def __init__(
@@ -304,12 +336,13 @@ class TrainLoader:
         iterations: int,
         device: torch.device,
         skipped: Skipped,
+        encode: Encoder | None = None,
     ) -> None:
         self.device, self.skipped = device, skipped
         self._range = _Range(order)
         self._leaving = _Leaving()
         num_workers = workers(num_workers, iterations * order.batch_size // dist.world_size())
-        samples = Samples(datasets, seed)
+        samples = Samples(datasets, seed, encode=encode)
         self._loader: DataLoader[Any] = DataLoader(
             samples,
             batch_sampler=self._range,
@@ -327,10 +360,13 @@ class TrainLoader:
 
         Raises:
             OSError: an unreadable sample of a data set that does not skip, or too many of them.
+            ValueError: a batch that the model can't take.
         """
         self._range.start, self._range.end = start, end
         for loaded in self._loader:
             self.skipped.add(loaded.broken, loaded.lost)
+            if loaded.refused is not None:
+                raise ValueError(loaded.refused)
             yield to_device(loaded.batch, self.device)
 
     def close(self) -> None:

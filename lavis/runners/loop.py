@@ -76,8 +76,16 @@ class Training:
         self.val_freq = run.val_freq
         self.watch: StuckWatch | None = None
         skipped = Skipped(sets)
+        encoder = getattr(task, "batch_encoder", None)
         self.loader = TrainLoader(
-            sets, self.order, run.seed, run.num_workers, self.length.iterations, device, skipped
+            sets,
+            self.order,
+            run.seed,
+            run.num_workers,
+            self.length.iterations,
+            device,
+            skipped,
+            None if encoder is None else encoder(model),
         )
         rules = parameters.read_rules(run.parameters)
         parameters.check(model, rules)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -123,6 +123,21 @@ class Task:
             model: as built, not wrapped; it may prepare, too. dataset: {name: {split: data set}}.
         """
         _prepare(model, "before_training", dataset, type(self))
+
+    def batch_encoder(self, model: nn.Module) -> Callable[[Mapping[str, Any]], Mapping[str, Any]] | None:
+        """What the loader's processes make of a batch before `train_step` gets it: by default the model's tokens.
+
+        Args:
+            model: as built, not wrapped. It may be of any kind.
+
+        Returns:
+            a callable that pickles without the weights; None where the batch stays as the data set made it. A task
+            with a `train_step` of its own, which may change texts, does not get tokens of the old ones.
+        """
+        if type(self).train_step is not Task.train_step or not hasattr(model, "batch_encoder"):
+            return None
+        encoder: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = model.batch_encoder()  # type: ignore[operator]
+        return encoder
 
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Any:
         """Run the model on a batch.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -73,11 +74,13 @@ class ClassificationTask(Task):
             model.name_classes(lists[0])
         self._training_places = self._compared(model, datasets[0])
 
-    def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> Any:
-        key = getattr(getattr(model, "module", model), "LABELS", "label")
-        if self._training_places is not None and key in samples:
-            samples = {**samples, key: _moved(samples[key], self._training_places)}
-        return super().train_step(model, samples)
+    def batch_encoder(self, model: nn.Module) -> Callable[[Mapping[str, Any]], Mapping[str, Any]] | None:
+        """Labels of the data set become the model's, then texts become tokens."""
+        encoder = super().batch_encoder(model)
+        if self._training_places is None:
+            return encoder
+        key = getattr(model, "LABELS", "label")
+        return functools.partial(_with_moved_labels, key, self._training_places, encoder)
 
     def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
         """Find the data set's classes among the model's, or let a zero-shot model read their names.
@@ -195,6 +198,18 @@ def _moved(labels: Any, places: list[int] | None) -> Any:
     labels = torch.as_tensor(labels)
     table = torch.tensor(places, device=labels.device)
     return torch.where(labels < 0, labels, table[labels.clamp(0, len(places) - 1)])
+
+
+def _with_moved_labels(
+    key: str,
+    places: list[int],
+    encoder: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
+    samples: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """A batch with labels that are the model's, and encoded, where there is an encoder."""
+    if key in samples:
+        samples = {**samples, key: _moved(samples[key], places)}
+    return samples if encoder is None else encoder(samples)
 
 
 def _where(dataset: Any, name: str) -> str:
