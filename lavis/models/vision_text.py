@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from lavis.models import checkpoints
-from lavis.models.base import BaseModel, locate
+from lavis.models.base import BaseModel
+from lavis.models.folders import locate
 from lavis.models.samples import checked_batch, require
 from lavis.models.tokenizer import ASSETS, BERT_VOCABULARY, TINY_VOCABULARY, Tokenizer
 from lavis.nn import ema as averages
