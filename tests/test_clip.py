@@ -25,11 +25,11 @@ from PIL import Image
 from torch import nn
 
 from lavis.models import load_model, load_model_and_preprocess, model_zoo, torchscript
-from lavis.models.base import is_of_transformers
 from lavis.models.checkpoints import apply_rules, load_into, read_state_dict
 from lavis.models.clip import Clip, ClipConfig, ClipTextConfig, clip_vit
 from lavis.models.clip_checkpoints import TRANSFORMERS_CLIP
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer, clean
+from lavis.models.folders import is_of_transformers
 from lavis.models.zero_shot import imagenet_classnames, imagenet_templates
 from lavis.nn.losses import contrastive_loss
 from lavis.nn.resnet import ResNetConfig
