@@ -16,13 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.models import heat_maps
-from lavis.models.base import CONFIG_NAME, BaseModel, inference, own_step, read_description
+from lavis.models.base import CONFIG_NAME, BaseModel, inference, own_step, prepared, read_description
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.outputs import EncoderOutput, Explanation, IntermediateOutput, OutputWithLogits
 from lavis.models.samples import require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig, VisionTextModel
-from lavis.nn.linear import Linear
 from lavis.nn.losses import soft_cross_entropy
 
 
@@ -64,7 +63,7 @@ class Classifier(VisionTextModel):
             )
         width = self.config.text.width
         hidden = self.HEAD_WIDTH * width
-        head = nn.Sequential(Linear(width, hidden), nn.ReLU(), Linear(hidden, num_classes))
+        head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
         setattr(self, self.HEAD, head)
         if self.EMA and self.config.use_distill:
             self.make_ema()
@@ -279,6 +278,7 @@ class Classifier(VisionTextModel):
             out["scores"] = logits.float().softmax(dim=1)
         return out
 
+    @prepared
     def explain_text(
         self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
     ) -> Explanation:
