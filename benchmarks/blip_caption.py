@@ -91,10 +91,11 @@ def part_generate() -> dict[str, Any]:
     import torch
 
     from benchmarks.common import interleaved, ratio
+    from lavis.nn import cpu
 
     peer = theirs()
-    plain, packed = ours(peer.state_dict()), ours(peer.state_dict()).pack_weights()
-    half = ours(peer.state_dict()).to(torch.bfloat16).pack_weights()
+    plain, packed = ours(peer.state_dict()), cpu.prepare(ours(peer.state_dict()), pack=True)
+    half = cpu.prepare(ours(peer.state_dict()).to(torch.bfloat16), pack=True)
     peer_half = theirs().to(torch.bfloat16)
     out: dict[str, Any] = {}
     for batch in (1, 8):
@@ -210,10 +211,11 @@ def peak(side: str, batch: int) -> float:
         run_theirs(BlipForConditionalGeneration.from_pretrained(f"{folder}/theirs").eval(), image)
     else:
         from lavis.models import load_model
+        from lavis.nn import cpu
 
         model = load_model(f"{folder}/ours", is_eval=True)
         if side == "lavis packed":
-            model.pack_weights()
+            cpu.prepare(model, pack=True)
         run_ours(model, image)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

@@ -81,6 +81,7 @@ def load(model: str, folder: str) -> dict[str, Any]:
     from transformers.utils.logging import disable_progress_bar
 
     from lavis.models import load_model
+    from lavis.nn import cpu
 
     disable_progress_bar()
     cls: Any = CLIPModel if model == "clip" else BlipForImageTextRetrieval
@@ -98,7 +99,7 @@ def load(model: str, folder: str) -> dict[str, Any]:
         sides[f"transformers {precision}"] = cls.from_pretrained(folder, dtype=dtype).eval()
         for packed in ("", " packed"):
             ours = load_model(name, model_type, is_eval=True, checkpoint=folder).to(dtype)
-            sides[f"lavis {precision}{packed}"] = ours.pack_weights() if packed else ours
+            sides[f"lavis {precision}{packed}"] = cpu.prepare(ours, pack=True) if packed else ours
     return sides
 
 

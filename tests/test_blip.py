@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lavis.models import load_model, model_zoo, presets
 from lavis.models.blip import BlipCaption
 from lavis.models.blip_vqa import BlipVQA
+from lavis.nn.cpu import prepare
 from tests import golden
 from tests.small import images, random_model
 
@@ -157,10 +158,10 @@ def test_inference_ignores_the_training_mode_and_restores_it():
 def test_packed_weights_give_the_same_captions():
     image = images(3)
     wanted = CAPTIONER.generate({"image": image})
-    model = random_model("blip_caption").pack_weights()
+    model = prepare(random_model("blip_caption"), pack=True)
     assert model.generate({"image": image}) == wanted
     model.train()
-    assert all(getattr(m, "_packed", None) is None for m in model.modules())
+    assert all(getattr(m, "packed", None) is None for m in model.modules())
 
 
 def test_outputs_answer_like_the_papers():

@@ -31,6 +31,7 @@ from lavis.models.clip_checkpoints import TRANSFORMERS_CLIP
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer, clean
 from lavis.models.folders import is_of_transformers
 from lavis.models.zero_shot import imagenet_classnames, imagenet_templates
+from lavis.nn.cpu import prepare
 from lavis.nn.losses import contrastive_loss
 from lavis.nn.resnet import ResNetConfig
 from lavis.nn.transformer import Attention, quick_gelu
@@ -233,7 +234,7 @@ def test_bfloat16_is_near(kind, model):
 def test_packed_weights_change_nothing(model):
     samples = {"image": images(2), "text_input": TEXTS[:2]}
     before = model.extract_features(samples)
-    model.pack_weights()
+    prepare(model, pack=True)
     after = model.extract_features(samples)
     for key in before.keys():  # noqa: SIM118
         torch.testing.assert_close(after[key], before[key], rtol=1e-4, atol=1e-5)

@@ -14,7 +14,6 @@ from lavis.nn import generation
 from lavis.nn.generation import GenerationOptions
 from lavis.nn.gpt import GPT, Decoding, GPTConfig
 from lavis.nn.language_model import TextDecoder
-from lavis.nn.linear import Linear
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextConfig
 from lavis.tasks.captioning import CaptionSettings
@@ -260,7 +259,7 @@ def test_the_cache_has_the_number_format_that_is_computed_in(precision):
 
 def test_the_cache_of_dialogues_about_videos_has_it_too():
     config = GPTConfig(width=16, depth=2, heads=2, max_positions=16, dropout=0.0, attention_dropout=0.0)
-    model, head = GPT(config, 20).eval(), Linear(16, 20, bias=False)
+    model, head = GPT(config, 20).eval(), torch.nn.Linear(16, 20, bias=False)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         prompt, mask = torch.randn(2, 4, 16), torch.ones(2, 4, dtype=torch.bool)
         assert Decoding(model, head, prompt, mask, None, 3).cache.data.dtype == torch.bfloat16

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lavis.models import load_model
+from lavis.nn import cpu
 from tests import golden
 
 pytestmark = [pytest.mark.golden, pytest.mark.usefixtures("all_cores")]
@@ -56,11 +57,11 @@ def test_captions(captioner, case, packed, monkeypatch):
     monkeypatch.setattr(
         captioner.tokenizer, "decode", lambda ids, **how: seen.setdefault(tuple(ids), decode(ids, **how))
     )
-    captioner.pack_weights(packed)
+    cpu.prepare(captioner, pack=packed)
     captions = captioner.generate(
         {"image": golden.images("blip_caption.base_coco")}, **inputs["generate"][case]
     )
-    captioner.pack_weights(False)
+    cpu.undo(captioner)
     assert captions == stored[f"generate/{case}/captions"].tolist()
     assert [list(ids) for ids in seen] == stored[f"generate/{case}/ids"].tolist()
 

@@ -18,7 +18,6 @@ from lavis.models.gpt_tokenizer import DIALOGUE_TOKENS, GPT2_MERGES, GPTTokenize
 from lavis.models.vgd_gpt import GPT2, GPTDialogue, GPTDialogueConfig
 from lavis.nn import generation
 from lavis.nn.gpt import GPT, Decoding, GPTConfig
-from lavis.nn.linear import Linear
 from lavis.processors import load_processor
 
 transformers = pytest.importorskip("transformers")
@@ -666,7 +665,7 @@ def test_positions_are_counted_without_padding():
     """A row with as many tokens as positions is read, however long its batch is."""
     config = dataclasses.replace(GPT_SIZES, max_positions=6)
     torch.manual_seed(0)
-    gpt, head = GPT(config, 10), Linear(32, 10, bias=False)
+    gpt, head = GPT(config, 10), torch.nn.Linear(32, 10, bias=False)
     x = torch.randn(2, 9, 32)
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[0, 2:5] = mask[1, 6:] = False

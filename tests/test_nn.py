@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lavis.nn import cache, generation, linear, slices
+from lavis.nn import cache, cpu, generation
 from lavis.nn.attention import attend, attention_weights, merge_heads, split_heads, triangle
 from lavis.nn.gpt import GPT, GPTConfig
 from lavis.nn.language_model import TextDecoder
-from lavis.nn.linear import ExactLinear, Linear
+from lavis.nn.linear import ExactLinear
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.transformer import Block, Blocks, DropPath
@@ -167,106 +166,17 @@ def test_selecting_rows_goes_on_from_them(monkeypatch, large):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("maker", ["AMD", "Intel", ""])
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 9, 24, 65])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_linear_shortcuts_are_exact(monkeypatch, maker, rows, bias, dtype):
-    monkeypatch.setattr(linear, "cpu_maker", lambda: maker)  # every processor's choices on this one
-    monkeypatch.setattr(linear, "bfloat16_is_slow", lambda: maker == "Intel")
-    monkeypatch.setattr(linear, "_LARGE", 0)
-    torch.manual_seed(0)
-    layer = Linear(33, 47, bias=bias).to(dtype)
-    x = torch.randn(rows, 1, 33, dtype=dtype)
-    want = F.linear(x, layer.weight, layer.bias)
-    wide = F.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
-    tolerance = {"rtol": 3e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
-    # a CPU without AVX-512 has no such product in bfloat16: packing then changes nothing
-    can_pack = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    for function, wanted in ((layer, want), (partial(linear.gelu, layer), F.gelu(wide).to(dtype))):
-        torch.testing.assert_close(function(x), wanted, **tolerance)  # with autograd
-        with torch.no_grad():
-            for packed in (False, True):
-                if packed:
-                    layer.pack()
-                    assert (layer._packed is not None) == can_pack
-                got = function(x)
-                assert got.is_contiguous() and got.dtype == dtype
-                torch.testing.assert_close(got, wanted, **tolerance)
-        layer.train()
-        assert layer._packed is None
-    layer.pack()
-    assert layer.to(torch.float64)._packed is None
-
-
-def test_gelu_leaves_what_a_hook_has_seen_and_takes_any_layer():
-    torch.manual_seed(0)
-    layer, seen, x = Linear(8, 8), [], torch.randn(3, 8)
-    layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    with torch.no_grad():
-        got = linear.gelu(layer, x)
-        torch.testing.assert_close(seen[0], F.linear(x, layer.weight, layer.bias))
-        torch.testing.assert_close(got, linear.gelu(torch.nn.Sequential(layer), x))
-
-
-@pytest.mark.parametrize("rows", [1, 5, 40])
-def test_packed_self_attention_is_one_product_of_the_same_result(monkeypatch, rows):
-    monkeypatch.setattr(linear, "cpu_maker", lambda: "AMD")
-    torch.manual_seed(0)
-    layer, x = TextTransformer(SMALL).encoder.layer[0].eval(), torch.randn(rows, 3, SMALL.width)
-    attention = layer.attention.self
-    mask = torch.ones(3, 3, dtype=torch.bool).tril()
-    with torch.no_grad():
-        for only_first in (False, True):
-            attention.unpack()
-            wanted = layer.attention(x, mask[:1] if only_first else mask, None, 0, only_first)
-            attention.pack()
-            assert attention.packed_for(x) is not None and attention.query._packed is None
-            got = layer.attention(x, mask[:1] if only_first else mask, None, 0, only_first)
-            torch.testing.assert_close(got, wanted)
-    attention.unpack()
-    attention.query = torch.nn.Sequential(attention.query)  # as an adapter does
-    attention.pack()
-    assert attention._packed is None
-
-
-@pytest.mark.parametrize("kind", ["vit", "clip", "causal"])
-def test_a_large_batch_in_slices_is_the_same(monkeypatch, kind):
-    torch.manual_seed(0)
-    if kind == "vit":
-        module = VisionTransformer(ViTConfig(width=32, depth=2, heads=2, patch_size=8), 32)
-    else:
-        module = Blocks(Block(32, 2, 64, activation="quick_gelu") for _ in range(2))
-    module.eval()
-    run = {"vit": getattr(module, "encode", None), "clip": module, "causal": lambda x: module(x, "causal")}[
-        kind
-    ]
-    x = torch.randn(7, 17, 32)
-    with torch.no_grad():
-        whole = run(x)
-        monkeypatch.setattr(slices, "_BYTES", 3 * 17 * 128 * 4)
-        torch.testing.assert_close(run(x), whole)
-        # who looks on sees the whole batch
-        blocks, seen = module.blocks if kind == "vit" else module, []
-        handle = blocks[1].register_forward_hook(lambda m, inputs, output: seen.append(len(output)))
-        run(x)
-        handle.remove()
-        blocks[1].attn.kept = []
-        run(x)
-        assert [*seen, *map(len, blocks[1].attn.kept)] == [7, 7]
-
-
 def test_dropout_that_is_switched_on_alone_drops():
     torch.manual_seed(0)
     layer = TextTransformer(SMALL).encoder.layer[0].eval()
-    layer.output.dropout.train()
+    cpu.prepare(layer).output.dropout.train()
     x, other = torch.randn(2, 3, 64), torch.randn(2, 3, 32)
     assert not torch.equal(layer.output(x, other), layer.output(x, other))
 
 
 def test_layers_that_decide_are_not_rounded_by_autocast():
     torch.manual_seed(0)
-    plain, exact, x = Linear(16, 4), ExactLinear(16, 4), torch.randn(5, 16)
+    plain, exact, x = torch.nn.Linear(16, 4), ExactLinear(16, 4), torch.randn(5, 16)
     exact.load_state_dict(plain.state_dict())
     wanted = plain(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lavis.inference import Encoder, Loaded
 from lavis.models.alignment import TextStates
-from lavis.nn import generation
+from lavis.nn import cpu, generation
 from lavis.nn.losses import contrastive_loss, similarities
 from tests.small import images, random_model
 
@@ -90,7 +90,7 @@ def scores(model, packed: bool):
         dataset = type("D", (), {"text": TEXTS, "__len__": lambda self: 3})()
 
     if packed:
-        model.pack_weights()
+        cpu.prepare(model, pack=True)
     image = images(3)
     i2t, _ = model.compute_sim_matrix(Gallery([{"image": image}]), {"k_test": len(TEXTS)})
     tokens = model.tokens(TEXTS, max_length=35)
@@ -129,7 +129,7 @@ def test_hooks_on_projections_are_called_in_re_ranking():
     layer = model.text_encoder.encoder.layer[-1].attention.self
     for projection in (layer.query, layer.key, layer.value):
         projection.register_forward_hook(lambda module, inputs, output: seen.append(module))
-    model.pack_weights()
+    cpu.prepare(model, pack=True)
     Encoder(Loaded("x", model, lambda x: x, str)).match_logits(list(images(1)), TEXTS)
     assert set(seen) == {layer.query, layer.key, layer.value}
 

@@ -501,7 +501,7 @@ TABLE: dict[str, Rows] = {
     "lavis.models.timesformer": {"*": TIMESFORMER},
     "lavis.models.timesformer.conv2d_same": {"*": TIMM},
     "lavis.models.timesformer.features": {"*": TIMM},
-    "lavis.models.timesformer.linear": {"*": "the layer is `lavis.nn.linear.Linear`"},
+    "lavis.models.timesformer.linear": {"*": "the layer is `torch.nn.Linear`"},
     "lavis.models.timesformer.helpers": _rows(
         ("lavis.nn.timesformer:resize_places", "resize_spatial_embedding"),
         ("lavis.nn.timesformer:resize_times", "resize_temporal_embedding"),

@@ -21,6 +21,7 @@ from lavis.common.registry import registry
 from lavis.common.values import suggest
 from lavis.models import BaseModel, load_model_and_preprocess
 from lavis.models.folders import read_description
+from lavis.nn import cpu
 from lavis.processors.video import choose_frames
 
 _VALUES = 1024  # of a tensor that a fingerprint looks at
@@ -210,7 +211,7 @@ def load(spec: str, checkpoint: str | None = None, device: str = "auto", precisi
     if isinstance(model, BaseModel):
         model.merge_lora()  # nothing is trained here
     if where.type == "cpu" and chosen == "fp32":
-        model.pack_weights()
+        cpu.prepare(model, pack=True)
     preset = getattr(type(model), "PRESETS", {}).get(model_type)
     if preset is None:
         return Loaded(spec, model, pictures["eval"], texts["eval"], chosen, checkpoint)

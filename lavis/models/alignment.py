@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from lavis.common import dist
 from lavis.models import heat_maps
-from lavis.models.base import BaseModel, inference
+from lavis.models.base import BaseModel, inference, prepared
 from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
 from lavis.models.outputs import (
@@ -276,16 +276,19 @@ class Alignment(VisionText, BaseModel):
         tokens = self.tokens(texts, max_length=self.config.max_txt_len)
         return tokens, self.encode_text(tokens)
 
+    @prepared
     @torch.no_grad()
     def embed_images(self, media: torch.Tensor) -> torch.Tensor:
         """Features of images or videos, (B, E)."""
         return self.image_feature(self.encode_image(media))
 
+    @prepared
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Features of texts, (n, E)."""
         return self.text_feature(self._read(texts)[1])
 
+    @prepared
     @torch.no_grad()
     def match_texts(self, media: torch.Tensor, texts: Sequence[str]) -> Matched:
         """Every image with every text; each image is encoded once. All is on the CPU."""
@@ -305,6 +308,7 @@ class Alignment(VisionText, BaseModel):
             logits[:, columns] = found.unflatten(0, (batch, len(columns)))
         return Matched(logits, self.image_feature(image).float().cpu(), vectors)
 
+    @prepared
     @torch.no_grad()
     def embed_pairs(self, media: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
         """States of B texts that have read their images, the first token's: (B, D)."""
@@ -312,6 +316,7 @@ class Alignment(VisionText, BaseModel):
         tokens, states = self._read(texts)
         return self.fuse(TextStates(tokens, self.begin(tokens, states)), memory, only_first=True)[:, 0]
 
+    @prepared
     def explain_text(
         self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
     ) -> Explanation:

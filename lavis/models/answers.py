@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lavis.models import heat_maps
-from lavis.models.base import BaseModel, inference, own_step
+from lavis.models.base import BaseModel, inference, own_step, prepared
 from lavis.models.outputs import (
     DecoderOutput,
     EncoderOutput,
@@ -285,6 +285,7 @@ class Answering(VisionText, BaseModel):
         chosen = [given[int(i)] for given, i in zip(candidates, places, strict=True)]
         return Texts(chosen, logprobs, shares)
 
+    @prepared
     def explain_text(
         self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
     ) -> Explanation:

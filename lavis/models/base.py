@@ -22,9 +22,9 @@ from lavis.models.configs import Preset as Preset
 from lavis.models.folders import RANDOM, locate
 from lavis.models.loading import PartSettings
 from lavis.models.parts import Base, Part, Sources, Taken
+from lavis.nn import cpu
 from lavis.nn.ema import NewFeatures
 from lavis.nn.finite import NonFiniteError, check_finite, explained
-from lavis.nn.linear import Packing
 from lavis.nn.lora import LoraConfig, adapted_layers, merge_lora
 from lavis.nn.outputs import Output as Output
 
@@ -34,8 +34,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 BatchEncoder = Callable[[Mapping[str, Any]], dict[str, Any]]  # see `BaseModel.batch_encoder`
 
 
+def prepared(method: F) -> F:
+    """On a CPU, run with the model's fast layers (`nn.cpu`), unless it is training."""
+
+    @wraps(method)
+    def wrapped(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not self.training:
+            cpu.prepare(self)
+        return method(self, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
 def inference(method: F) -> F:
-    """Run without autograd and without dropout, whatever mode the model is in; the mode is put back.
+    """Run without autograd and without dropout, whatever mode the model is in; the mode is put back. On a CPU its
+    layers are fast ones (`nn.cpu`).
 
     What comes out is finite, or a `NonFiniteError` names the input: the method's first argument, the samples.
     """
@@ -45,6 +58,7 @@ def inference(method: F) -> F:
         training = self.training
         if training:
             self.eval()
+        cpu.prepare(self)
         try:
             samples = args[0] if args else kwargs.get("samples")
             with torch.no_grad(), finite_results(self, samples) as check:
@@ -449,21 +463,6 @@ class BaseModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
-
-    def pack_weights(self, on: bool = True) -> BaseModel:
-        """Keep (or drop) a second copy of the weights in the CPU's fastest layout, for generation.
-
-        Decoding steps get faster for the memory of the weights once more. Undone by
-        `.train()`, `.to(...)` and `pack_weights(False)`; without effect on other devices. Layers with hooks, and
-        adapters put in the place of layers, are called as ever.
-        """
-        for module in reversed(list(self.modules())):  # parts before wholes, which may take their place
-            if isinstance(module, Packing):
-                if on:
-                    module.pack()
-                else:
-                    module.unpack()
-        return self
 
     def preprocess_config(self) -> dict[str, dict[str, dict[str, Any]]]:
         """The processors of this model's preset, for its own image size."""

@@ -17,7 +17,7 @@ import torch
 
 from lavis.common.registry import registry
 from lavis.models import heat_maps
-from lavis.models.base import BaseModel, inference
+from lavis.models.base import BaseModel, inference, prepared
 from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.folders import check_heads
 from lavis.models.outputs import DecoderOutput, Explanation, IntermediateOutput, LossOutput, Texts
@@ -176,6 +176,7 @@ class BlipCaption(Blip, VisionText, BaseModel):
         texts = [self.tokenizer.decode(row, skip_special_tokens=True)[len(self.prompt) :] for row in ids]
         return Texts(texts, logprobs, scores) if return_scores else texts
 
+    @prepared
     def explain_text(
         self, samples: Mapping[str, Any], text: str | None = None, layer: int | None = None
     ) -> Explanation:

@@ -15,7 +15,7 @@ from lavis.common import dist
 from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment, ContrastiveStep, Matching, TextStates
-from lavis.models.base import finite_results, inference, own_step
+from lavis.models.base import finite_results, inference, own_step, prepared
 from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.outputs import DecoderOutput, Features, LossOutput
@@ -119,6 +119,7 @@ class BlipITM(BlipMatching, Alignment):
     RULES = Rules(drop=TRAINING_STATE)
     PRETRAINED_RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*"), resize=RESIZE)
 
+    @prepared
     def forward(self, samples: Mapping[str, Any], match_head: str = "itm") -> torch.Tensor:
         """Compare pictures and texts.
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.models import heat_maps
-from lavis.models.base import BaseModel, inference, own_step
+from lavis.models.base import BaseModel, inference, own_step, prepared
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.folders import CONFIG_NAME, read_description
 from lavis.models.loading import PartSettings
@@ -24,7 +24,6 @@ from lavis.models.outputs import EncoderOutput, Explanation, IntermediateOutput,
 from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionText, VisionTextConfig
-from lavis.nn.linear import Linear
 from lavis.nn.losses import soft_cross_entropy
 from lavis.nn.text import TextTransformer
 
@@ -69,7 +68,7 @@ class Classifier(VisionText, BaseModel):
             )
         width = config.text.width
         hidden = self.HEAD_WIDTH * width
-        head = nn.Sequential(Linear(width, hidden), nn.ReLU(), Linear(hidden, num_classes))
+        head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
         setattr(self, self.HEAD, head)
         if self.EMA and self.config.use_distill:
             self.make_ema()
@@ -289,6 +288,7 @@ class Classifier(VisionText, BaseModel):
             out["scores"] = logits.float().softmax(dim=1)
         return out
 
+    @prepared
     def explain_text(
         self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
     ) -> Explanation:

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.common.registry import registry
-from lavis.models.base import BaseModel, Output, inference, own_step
+from lavis.models.base import BaseModel, Output, inference, own_step, prepared
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.clip_checkpoints import OFFICIAL, OFFICIAL_VIT, TRANSFORMERS_CLIP, adapted, official
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer
@@ -313,11 +313,13 @@ class Clip(BaseModel):
         """What was learned to multiply cosines with."""
         return math.exp(float(self.logit_scale.detach()))
 
+    @prepared
     @torch.no_grad()
     def embed_images(self, media: torch.Tensor) -> torch.Tensor:
         """As `encode_image`."""
         return self.encode_image(media)
 
+    @prepared
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """As `encode_text`."""

@@ -8,10 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch.compiler import is_compiling as compiling
 from torch.nn import functional as F
-
-from lavis.common.device import bfloat16_is_slow
 
 # True where a query may look; "causal": at its own token and those before it, of as many keys; None: everywhere
 Mask = torch.Tensor | Literal["causal"] | None
@@ -66,14 +63,9 @@ def attend(
         raise ValueError(
             f"{rows} rows of queries for {items} of keys: a causal mask is of a text with itself"
         )
-    k, v, seen = _in_whole_vectors(k, v, None if isinstance(mask, str) else mask)
-    if (
-        q.device.type == "cpu"
-        and q.dtype == torch.bfloat16
-        and (torch.is_grad_enabled() or (grouped.shape[2] > 64 and not compiling() and bfloat16_is_slow()))
-    ):
-        # The CPU's bfloat16 backward is 8 times as slow as its float32 one (docs/log.md), and some processors'
-        # products are slow in it altogether.
+    seen = None if isinstance(mask, str) else mask
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
+        # the CPU's bfloat16 backward is 8 times as slow as its float32 one (docs/log.md)
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(
                 grouped.float(), k.float(), v.float(), attn_mask=seen, dropout_p=dropout, is_causal=causal
@@ -83,24 +75,6 @@ def attend(
             grouped, k, v, attn_mask=seen, dropout_p=dropout, is_causal=causal
         )
     return merge_heads(out).reshape(rows, length, width)
-
-
-def _in_whole_vectors(
-    k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Keys, values and mask with padding that nobody looks at, where it saves time: of short texts on a CPU.
-
-    PyTorch's kernel takes keys 16 at a time and the rest one by one: 64 texts of 11 tokens took it 2.7 times as long
-    as those of 16 (docs/log.md).
-    """
-    lacking = -k.shape[2] % 16
-    if (
-        not lacking or mask is None or k.shape[2] > 48 or k.shape[0] < 8
-        or k.device.type != "cpu" or k.dtype != torch.float32 or torch.is_grad_enabled()
-    ):  # fmt: skip
-        return k, v, mask
-    pad = (0, 0, 0, lacking)
-    return F.pad(k, pad), F.pad(v, pad), F.pad(mask, (0, lacking))
 
 
 def attention_weights(q: torch.Tensor, k: torch.Tensor, *, heads: int, mask: Mask = None) -> torch.Tensor:

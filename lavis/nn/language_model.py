@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lavis.nn import bert_calls
 from lavis.nn.cache import Cache, WholeCache
-from lavis.nn.linear import Linear, gelu
 from lavis.nn.text import Memory, TextConfig, TextTransformer
 
 
@@ -22,11 +22,11 @@ class HeadTransform(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.width, config.width)
+        self.dense = nn.Linear(config.width, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(gelu(self.dense, x))
+        return self.LayerNorm(F.gelu(self.dense(x)))
 
 
 class Predictions(nn.Module):
@@ -35,7 +35,7 @@ class Predictions(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.transform = HeadTransform(config)
-        self.decoder = Linear(config.width, config.vocab_size)
+        self.decoder = nn.Linear(config.width, config.vocab_size)
         self.bias = self.decoder.bias
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lavis.nn import bert_calls
 from lavis.nn.attention import Mask, Reader, split_heads, triangle
 from lavis.nn.cache import Cache, WholeCache
-from lavis.nn.linear import Linear, Packing, gelu, is_bare, onednn, plain
 from lavis.nn.outputs import EncoderOutput
 
 
@@ -155,9 +155,9 @@ class Projections(nn.Module):
     def __init__(self, config: TextConfig, memory_width: int) -> None:
         super().__init__()
         self.heads = config.heads
-        self.query = Linear(config.width, config.width)
-        self.key = Linear(memory_width, config.width)
-        self.value = Linear(memory_width, config.width)
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(memory_width, config.width)
+        self.value = nn.Linear(memory_width, config.width)
 
     # the original's way to attention maps; ours is lavis.common.gradcam
     save_attention = False  # whether cross-attention keeps the weights of its last call, and their gradients
@@ -176,29 +176,12 @@ class Projections(nn.Module):
         return split_heads(self.key(states), self.heads), split_heads(self.value(states), self.heads)
 
 
-class SelfProjections(Packing, Projections):
-    """Those of self-attention, all of one input: a single product once they are packed."""
-
-    _biases: torch.Tensor
-
-    def _to_pack(self) -> torch.Tensor:
-        return torch.cat([self.query.weight, self.key.weight, self.value.weight])
-
-    def pack(self) -> None:
-        if not is_bare(self.query, self.key, self.value):
-            return
-        super().pack()
-        self._biases = torch.cat([self.query.bias, self.key.bias, self.value.bias]).detach()
-        for layer in (self.query, self.key, self.value):
-            layer.unpack()
+class SelfProjections(Projections):
+    """Those of self-attention, all of one input."""
 
     def forward(self, x: torch.Tensor, only_first: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(R, T, D) -> queries (R, T, D), or (R, 1, D) of the first token only; keys and values (R, H, T, Dh)."""
-        packed = self.packed_for(x) if plain(x) else None
-        if packed is None or not is_bare(self.query, self.key, self.value):  # adapters may have come since
-            return self.query(x[:, :1] if only_first else x), *self.keys_values(x)
-        q, k, v = onednn(x, packed, self._biases).chunk(3, dim=-1)
-        return q[:, :1] if only_first else q, split_heads(k, self.heads), split_heads(v, self.heads)
+        return self.query(x[:, :1] if only_first else x), *self.keys_values(x)
 
 
 class Residual(nn.Module):
@@ -206,15 +189,12 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, config: TextConfig) -> None:
         super().__init__()
-        self.dense = Linear(inputs, config.width)
+        self.dense = nn.Linear(inputs, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        x = self.dense(x)
-        if self.dropout.training:  # in a decoding step even the call of an idle module takes time
-            x = self.dropout(x)
-        return self.LayerNorm(x + residual)
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
 class Attention(nn.Module, Reader):
@@ -247,29 +227,6 @@ class SelfAttention(Attention):
         if cache is not None:
             k, v = cache.append(index, k, v)
         return self.output(self.read(q, k, v, mask), x[:, :1] if only_first else x)
-
-    def first(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """The first token among all of its text, (R, T, D) -> (R, 1, D), without dropout.
-
-        Its query goes through the key projection and its sum of states through the value projection, in place of
-        every token's state through both. The key's bias adds the same to all scores of a query.
-
-        Only of projections that are nothing but their weights (`is_bare`): here those are read past their call.
-        """
-        q = self.self.query(x[:, 0]).unflatten(-1, (self.heads, -1))  # (R, H, Dh)
-        key, value = self.self.key.weight, self.self.value.weight
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # in float32, as attention's kernels keep their scores
-            states, width = x.float(), (self.heads, -1, x.shape[-1])  # (H, Dh, D)
-            q = torch.einsum("rhd,hde->rhe", q.float() * q.shape[-1] ** -0.5, key.float().view(width))
-            scores = q @ states.transpose(1, 2)  # (R, H, T)
-            if mask is not None:
-                scores = scores.masked_fill(~mask[:, 0], float("-inf"))
-            found = scores.softmax(dim=-1) @ states  # (R, H, D)
-            found = torch.einsum("rhe,hde->rhd", found, value.float().view(width)).flatten(1)
-        found = found.to(value.dtype) + self.self.value.bias
-        return self.output(found[:, None], x[:, :1])
 
 
 class CrossAttention(Attention):
@@ -304,10 +261,10 @@ class TwinResidual(nn.Module):
 
     def __init__(self, config: TextConfig, merge: bool) -> None:
         super().__init__()
-        self.dense0 = Linear(config.width, config.width)
-        self.dense1 = Linear(config.width, config.width)
+        self.dense0 = nn.Linear(config.width, config.width)
+        self.dense1 = nn.Linear(config.width, config.width)
         if merge:
-            self.merge_layer = Linear(2 * config.width, config.width)
+            self.merge_layer = nn.Linear(2 * config.width, config.width)
         self.merges = merge
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
@@ -348,10 +305,10 @@ class Intermediate(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.width, config.hidden)
+        self.dense = nn.Linear(config.width, config.hidden)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return gelu(self.dense, x)
+        return F.gelu(self.dense(x))
 
 
 class Layer(nn.Module):
@@ -390,12 +347,6 @@ class Layer(nn.Module):
         only_first: bool = False,
     ) -> torch.Tensor:
         """The first of its sub-layers."""
-        projections = self.attention.self
-        if (
-            only_first and cache is None and self.attention.kept is None and not self.training
-            and not isinstance(mask, str) and is_bare(projections.key, projections.value)
-        ):  # fmt: skip
-            return self.attention.first(x, mask)
         return self.attention(x, mask, cache, index, only_first)
 
     def read_memory(
