@@ -133,7 +133,7 @@ def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors inside dicts, lists and tuples moved to a device; everything else as it is."""
+    """Tensors inside dicts, lists and tuples (named ones, too) moved to a device; everything else as it is."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
@@ -141,5 +141,6 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         if not any(isinstance(v, (torch.Tensor, dict, list, tuple)) for v in value):
             return value
-        return type(value)(to_device(v, device) for v in value)
+        moved = [to_device(v, device) for v in value]
+        return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
     return value

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from lavis.common.device import to_device
 from lavis.common.files import write_text
 from lavis.common.values import suggest
 from lavis.models import checkpoints, vocabulary
 from lavis.models.tokenizer import ASSETS, Tokenizer
-from lavis.nn.ema import NewFeatures
 from lavis.nn.finite import NonFiniteError, check_finite, explained
 from lavis.nn.linear import Packing
 from lavis.nn.outputs import Output as Output
@@ -36,6 +36,7 @@ _MEDIA_KEYS = ("image", "video", "image0", "video_fts")  # of samples
 ORIGINS = PACKAGED, PUBLISHED, RANDOM = "packaged", "published", "random"  # of weights
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+BatchEncoder = Callable[[Mapping[str, Any]], dict[str, Any]]  # see `BaseModel.batch_encoder`
 
 
 def inference(method: F) -> F:
@@ -201,18 +202,39 @@ def set_for_training(config: T, for_training: bool) -> T:
 
 
 @dataclass
+class Noted:
+    """What a batch leaves for the end of its step, behind what those before it left.
+
+    A chain and no list: a compiled loss would be compiled anew for each length.
+    """
+
+    value: Any = None
+    before: Noted | None = None
+
+
+@dataclass
 class OptimizerStep:
     """A step of the optimizer that has begun.
 
     Attributes:
         progress: epochs of training that are over, with the part of the present one; None: the samples say it.
         alpha: the weight of the EMA's opinion that follows from it, on the device.
-        new: what its batches so far have for the queue.
+        last: what its batches so far have noted, see `BaseModel.note`.
+        checked: whether `check_step` has looked at it.
     """
 
     progress: float | None = None
     alpha: torch.Tensor | None = None
-    new: list[NewFeatures] = field(default_factory=list)
+    last: Noted = field(default_factory=Noted)
+    checked: bool = False
+
+    def noted(self) -> list[Any]:
+        """What its batches noted, in their order."""
+        found, here = [], self.last
+        while here.before is not None:
+            found.append(here.value)
+            here = here.before
+        return found[::-1]
 
 
 class _Rows:
@@ -648,6 +670,32 @@ class BaseModel(nn.Module):
     def before_evaluation(self, dataset: Any = None, task_type: Any = None, **unused: Any) -> None:
         """Called with `dataset` and `task_type` before a data set is evaluated; for classes that prepare something."""
 
+    # ------------------------------------------------------------------------------ samples
+    def batch_encoder(self) -> BatchEncoder | None:
+        """What makes tokens of the texts in samples, for the processes that load data: it pickles without the weights.
+
+        It gives the samples with `tokens`, {role: Tokens} of every text that the training loss reads, and with
+        whatever else the loss needs to know of texts, as tensors. It refuses samples that the loss can't be computed
+        of. None: the model reads strings (or no texts).
+        """
+        return None
+
+    def encode_batch(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """The samples with tokens, see `batch_encoder`; where they were. Needs no weights.
+
+        Raises:
+            ValueError: something is missing, or does not go together.
+        """
+        encoder = self.batch_encoder()
+        return dict(samples if encoder is None else encoder(samples))
+
+    def encoded(self, samples: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Samples for the loss: a batch that the loader has encoded as it is, others encoded, on the model's device."""
+        if "tokens" in samples:
+            return samples
+        moved: dict[str, Any] = to_device(self.encode_batch(samples), self.device)
+        return moved
+
     # ------------------------------------------------------------------------------ training
     def before_step(self, progress: float | None = None) -> None:
         """Begin a step of the optimizer, before its first batch: temperatures are clamped, the EMA moves.
@@ -660,6 +708,20 @@ class BaseModel(nn.Module):
                 much the EMA's opinion weighs. None: `epoch`, `iters`, `num_iters_per_epoch` of the samples say it.
         """
         self.optimizer_step = OptimizerStep(progress)
+
+    def note(self, value: Any) -> None:
+        """Leave something of a batch for `check_step` and `after_step`."""
+        step = self.optimizer_step
+        if step is not None:
+            step.last = Noted(value, step.last)
+
+    def check_step(self) -> None:
+        """Before the optimizer moves the weights: refuse batches whose losses mean nothing.
+
+        What has to be known on the host for that is asked here, once for all batches, and not in the loss.
+        """
+        if self.optimizer_step is not None:
+            self.optimizer_step.checked = True
 
     def after_step(self) -> None:
         """End the step: the features of all its batches enter the queue."""

@@ -1,11 +1,17 @@
-"""What models ask of the samples that they are given."""
+"""What models ask of the samples that they are given, and texts as tokens.
+
+B images (or videos), G texts per image, T tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from lavis.models.tokenizer import Tokenizer, Tokens
 
 
 def require(samples: Mapping[str, Any], keys: Iterable[str], what: str) -> None:
@@ -38,12 +44,13 @@ def checked_batch(media: Any, name: str, shape: str) -> torch.Tensor:
     )
 
 
-def media_of(samples: Mapping[str, Any], key: str, device: torch.device) -> torch.Tensor:
-    """Images (B, 3, h, w), or under "video" videos (B, 3, frames, h, w), on a device."""
+def media_of(samples: Mapping[str, Any], key: str, device: torch.device | None = None) -> torch.Tensor:
+    """Images (B, 3, h, w), or under "video" videos (B, 3, frames, h, w), on a device; None: where they are."""
     shape = "(B, 3, frames, h, w)" if key == "video" else "(B, 3, h, w)"
     if key not in samples:
         raise ValueError(f"samples need {key!r}, {shape}; they have {', '.join(samples) or 'nothing'}")
-    return checked_batch(samples[key], key, shape).to(device, non_blocking=True)
+    media = checked_batch(samples[key], key, shape)
+    return media if device is None else media.to(device, non_blocking=True)
 
 
 def texts_of(samples: Mapping[str, Any], images: int, key: str = "text_input") -> list[str]:
@@ -57,3 +64,36 @@ def texts_of(samples: Mapping[str, Any], images: int, key: str = "text_input") -
             "for each, a picture's texts next to one another"
         )
     return texts
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Makes `tokens["text"]` of `text_input`, B·G texts; a model's `batch_encoder`.
+
+    Attributes:
+        media: the key of what the texts are about.
+        max_length: tokens that a text is cut to; None: not cut.
+        first: a token that every text begins with in place of the tokenizer's own.
+        pad: whether texts are filled up to `max_length`, or to the longest.
+    """
+
+    tokenizer: Tokenizer
+    media: str = "image"
+    max_length: int | None = None
+    first: int | None = None
+    pad: bool = False
+
+    def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        return {**samples, "tokens": {"text": self.read(samples)}}
+
+    def read(self, samples: Mapping[str, Any]) -> Tokens:
+        """Tokens (B·G, T) of the samples' texts."""
+        return self.tokens(texts_of(samples, len(media_of(samples, self.media))))
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Tokens (n, T) of texts."""
+        pad_to = self.max_length if self.pad else None
+        tokens = self.tokenizer.batch(texts, max_length=self.max_length, pad_to=pad_to)
+        if self.first is not None:
+            tokens.ids[:, 0] = self.first
+        return tokens

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
@@ -31,9 +30,11 @@ _TIGHT = [(f" {mark}", mark) for mark in ".?!,"] + [
 ]
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A padded batch: `ids` (B, T) long and `mask` (B, T) bool, True for tokens."""
+class Tokens(NamedTuple):
+    """A padded batch: `ids` (B, T) long and `mask` (B, T) bool, True for tokens.
+
+    A tuple, so that loaders, wrappers and compilers see the tensors in it.
+    """
 
     ids: torch.Tensor
     mask: torch.Tensor
