@@ -22,8 +22,8 @@ from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import RESIZE, SMOOTHING
-from lavis.models.samples import media_of, require, texts_of
-from lavis.models.tokenizer import Tokens
+from lavis.models.samples import TextEncoder, media_of, require, texts_of
+from lavis.models.tokenizer import Tokenizer, Tokens
 from lavis.models.vision_text import VisionText
 from lavis.nn import generation
 from lavis.nn.generation import GenerationOptions
@@ -85,6 +85,143 @@ class Context:
     history: Ids
 
 
+@dataclass(frozen=True)
+class DialogueEncoder:
+    """Makes tokens of dialogues; `BlipDialogue.batch_encoder`.
+
+    `tokens["caption"]` (B, T). To rank: `tokens["candidate"]` (Q·K, T), a question's side by side, each with its
+    question and the rounds before, and `right` (Q,), the right one's place among them. To generate:
+    `tokens["question"]` (Q, T), with the rounds before, and `tokens["answer"]` (Q, T).
+
+    Attributes:
+        media: the key of what the dialogues are about.
+        first: begins a text that reads an image. answer_first: begins an answer that is written.
+    """
+
+    tokenizer: Tokenizer
+    config: BlipDialogueConfig
+    media: str
+    first: int
+    answer_first: int
+
+    def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        tokens = {"caption": self.captions(samples)}
+        contexts = self.contexts(samples)
+        if self.config.answering == "generate":
+            given = list(samples.get("answer", ()))
+            if len(given) != len(contexts):
+                raise ValueError(
+                    f"samples need an answer for each of {len(contexts)} questions; there are {len(given)}"
+                )
+            tokens |= {"question": self.questions(contexts), "answer": self.answers(given)}
+            return {**samples, "tokens": tokens}
+        options = self.options(samples, len(contexts))
+        if len(options[0]) < 2:
+            raise ValueError("answer_options has one candidate per question; there must be a wrong one, too")
+        options, right = self.drawn(options, self.right(samples, len(contexts), len(options[0])))
+        texts = [self.text(c, option) for c, given in zip(contexts, options) for option in given]
+        tokens["candidate"] = self.tokenizer.pad(texts)
+        return {**samples, "tokens": tokens, "right": torch.tensor(right)}
+
+    # ------------------------------------------------------------------------------ samples
+    def captions(self, samples: Mapping[str, Any]) -> Tokens:
+        """One for each image: (B, T)."""
+        images = len(media_of(samples, self.media))
+        captions = texts_of(samples, images, "caption")
+        if len(captions) != images:
+            raise ValueError(f"there are {len(captions)} captions for {images} pictures; give one for each")
+        return self._begun(captions, self.first, self.config.max_caption_len)
+
+    def contexts(self, samples: Mapping[str, Any]) -> list[Context]:
+        """The Q questions with the rounds before them."""
+        require(
+            samples,
+            ("text_input", "dialog"),
+            "the questions, and for each the rounds before it, a list of (question, answer)",
+        )
+        questions, dialogs = texts_of(samples, len(media_of(samples, self.media))), samples["dialog"]
+        if len(dialogs) != len(questions):
+            raise ValueError(
+                f"there are {len(questions)} questions, but `dialog` has {len(dialogs)} lists of rounds"
+            )
+        return [self.context(q, turns) for q, turns in zip(questions, dialogs)]
+
+    def context(self, question: str, turns: Turns) -> Context:
+        room = self.config.max_txt_len - 2  # [ENC] and [SEP]
+        if self.config.answering == "rank":
+            room -= self.config.max_answer_len
+        asked = self.pieces(question)[:room]
+        room -= len(asked)
+        history: Ids = []
+        for before, answer in reversed(turns):
+            turn = [*self.pieces(f"{before} {answer}"), self.tokenizer.sep_id]
+            if len(history) + len(turn) > room:
+                break
+            history += turn
+        return Context(asked, history)
+
+    def pieces(self, text: str) -> Ids:
+        return self.tokenizer.encode(text)[1:-1]
+
+    def text(self, context: Context, answer: str | None = None) -> Ids:
+        """[ENC] question answer [SEP] rounds, latest first."""
+        said = [] if answer is None else self.pieces(answer)[: self.config.max_answer_len]
+        return [self.first, *context.question, *said, self.tokenizer.sep_id, *context.history]
+
+    def options(self, samples: Mapping[str, Any], questions: int) -> list[list[str]]:
+        """The candidates of each question, equally many."""
+        require(samples, ("answer_options",), "the candidates of each question")
+        given = list(samples["answer_options"])
+        if given and isinstance(given[0], str):
+            if len(given) % questions:
+                raise ValueError(
+                    f"there are {len(given)} answer_options for {questions} questions; each needs the same number"
+                )
+            each = len(given) // questions
+            return [given[i * each : (i + 1) * each] for i in range(questions)]
+        counts = sorted({len(options) for options in given})
+        if len(given) != questions or len(counts) != 1 or counts[0] == 0:
+            raise ValueError(
+                f"answer_options are {len(given)} lists of {' or '.join(map(str, counts)) or 'no'} candidates for "
+                f"{questions} questions; each question needs a list, and all the same number of candidates"
+            )
+        return [list(options) for options in given]
+
+    def right(self, samples: Mapping[str, Any], questions: int, options: int) -> list[int]:
+        """The place of the right answer among a question's candidates."""
+        require(samples, ("gt_index",), "the right candidate's place")
+        right = torch.as_tensor(samples["gt_index"]).flatten().tolist()
+        if len(right) != questions or not all(0 <= place < options for place in right):
+            raise ValueError(
+                f"gt_index is {right}; for {questions} questions with {options} candidates it must be as many "
+                f"places from 0 to {options - 1}"
+            )
+        return right
+
+    def drawn(self, options: list[list[str]], right: list[int]) -> tuple[list[list[str]], list[int]]:
+        """The candidates to train with, and the right one's place among them; see `config.candidates`."""
+        wrong = len(options[0]) - 1
+        if not 0 < self.config.candidates <= wrong:
+            return options, right
+        common = Counter(given[place] for given, place in zip(options, right))
+        weights = torch.tensor([[common[option] + 1 / wrong for option in given] for given in options])
+        weights[torch.arange(len(right)), torch.tensor(right)] = 0.0
+        chosen = torch.multinomial(weights, self.config.candidates - 1).tolist()
+        kept = [[g[place], *(g[i] for i in some)] for g, place, some in zip(options, right, chosen)]
+        return kept, [0] * len(kept)
+
+    def questions(self, contexts: Sequence[Context]) -> Tokens:
+        """Questions and the rounds before them: (Q, T)."""
+        return self.tokenizer.pad([self.text(context) for context in contexts])
+
+    def answers(self, answers: Sequence[str]) -> Tokens:
+        """Answers to be written (n, T), not cut."""
+        return self._begun(answers, self.answer_first)
+
+    def _begun(self, texts: Sequence[str], first: int, max_length: int | None = None) -> Tokens:
+        return TextEncoder(self.tokenizer, max_length=max_length, first=first).tokens(texts)
+
+
 @registry.register_model("blip_vis_dialogue")
 class BlipDialogue(Blip, VisionText, BaseModel):
     """Answers questions of a dialogue about a picture (BLIP paper, section 5.5 and figure 5c).
@@ -129,103 +266,28 @@ class BlipDialogue(Blip, VisionText, BaseModel):
         if self.config.answering == "generate":
             self.text_decoder.tie_weights()
 
-    # ------------------------------------------------------------------------------ samples
-    def _contexts(self, samples: Mapping[str, Any], pictures: int) -> list[Context]:
-        require(
-            samples,
-            ("text_input", "dialog"),
-            "the questions, and for each the rounds before it, a list of (question, answer)",
-        )
-        questions, dialogs = texts_of(samples, pictures), samples["dialog"]
-        if len(dialogs) != len(questions):
-            raise ValueError(
-                f"there are {len(questions)} questions, but `dialog` has {len(dialogs)} lists of rounds"
-            )
-        return [self._context(q, turns) for q, turns in zip(questions, dialogs)]
-
-    def _context(self, question: str, turns: Turns) -> Context:
-        room = self.config.max_txt_len - 2  # [ENC] and [SEP]
-        if self.config.answering == "rank":
-            room -= self.config.max_answer_len
-        asked = self._pieces(question)[:room]
-        room -= len(asked)
-        history: Ids = []
-        for before, answer in reversed(turns):
-            turn = [*self._pieces(f"{before} {answer}"), self.tokenizer.sep_id]
-            if len(history) + len(turn) > room:
-                break
-            history += turn
-        return Context(asked, history)
-
-    def _pieces(self, text: str) -> Ids:
-        return self.tokenizer.encode(text)[1:-1]
-
-    def _text(self, context: Context, answer: str | None = None) -> Ids:
-        """[ENC] question answer [SEP] rounds, latest first."""
-        said = [] if answer is None else self._pieces(answer)[: self.config.max_answer_len]
-        return [self.enc_id, *context.question, *said, self.tokenizer.sep_id, *context.history]
-
-    def _options(self, samples: Mapping[str, Any], questions: int) -> list[list[str]]:
-        """The candidates of each question, equally many."""
-        require(samples, ("answer_options",), "the candidates of each question")
-        given = list(samples["answer_options"])
-        if given and isinstance(given[0], str):
-            if len(given) % questions:
-                raise ValueError(
-                    f"there are {len(given)} answer_options for {questions} questions; each needs the same number"
-                )
-            each = len(given) // questions
-            return [given[i * each : (i + 1) * each] for i in range(questions)]
-        counts = sorted({len(options) for options in given})
-        if len(given) != questions or len(counts) != 1 or counts[0] == 0:
-            raise ValueError(
-                f"answer_options are {len(given)} lists of {' or '.join(map(str, counts)) or 'no'} candidates for "
-                f"{questions} questions; each question needs a list, and all the same number of candidates"
-            )
-        return [list(options) for options in given]
-
-    def _right(self, samples: Mapping[str, Any], questions: int, options: int) -> list[int]:
-        """The place of the right answer among a question's candidates."""
-        require(samples, ("gt_index",), "the right candidate's place")
-        right = torch.as_tensor(samples["gt_index"]).flatten().tolist()
-        if len(right) != questions or not all(0 <= place < options for place in right):
-            raise ValueError(
-                f"gt_index is {right}; for {questions} questions with {options} candidates it must be as many "
-                f"places from 0 to {options - 1}"
-            )
-        return right
-
     # ------------------------------------------------------------------------------ encoding
-    def look(self, samples: Mapping[str, Any]) -> Seen:
-        """Encode pictures, and their captions over them."""
+    def batch_encoder(self) -> DialogueEncoder:
+        return DialogueEncoder(self.tokenizer, self.config, self.MEDIA, self.enc_id, self.bos_id)
+
+    def look(self, samples: Mapping[str, Any], captions: Tokens) -> Seen:
+        """Encode images, and their captions (B, T) over them."""
         image_embeds = self.visual_encoder(media_of(samples, self.MEDIA, self.device))
-        captions = texts_of(samples, len(image_embeds), "caption")
-        if len(captions) != len(image_embeds):
-            raise ValueError(
-                f"there are {len(captions)} captions for {len(image_embeds)} pictures; give one for each"
-            )
-        tokens = self.tokenizer.batch(
-            captions, max_length=self.config.max_caption_len, device=image_embeds.device
-        )
-        tokens.ids[:, 0] = self.enc_id
+        ids, mask = captions
         memory = self.text_encoder.project_memory(image_embeds)
-        caption_embeds = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)
+        caption_embeds = self.text_encoder(ids, mask=mask, memory=memory)
         everywhere = torch.ones(image_embeds.shape[:2], dtype=torch.bool, device=image_embeds.device)
         return Seen(
             image_embeds,
             caption_embeds,
             torch.cat([image_embeds, caption_embeds], dim=1),
-            torch.cat([everywhere, tokens.mask], dim=1),
+            torch.cat([everywhere, mask], dim=1),
         )
 
-    def _encode(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, Tokens, Seen]:
-        """States (Q, T, D) and tokens of questions and rounds without answers, and what they are about."""
-        seen = self.look(samples)
-        tokens = self.tokenizer.pad(
-            [self._text(c) for c in self._contexts(samples, len(seen.states))], device=self.device
-        )
+    def _asked(self, seen: Seen, questions: Tokens) -> torch.Tensor:
+        """States (Q, T, D) of questions and rounds without answers."""
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
-        return self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory), tokens, seen
+        return self.text_encoder(questions.ids, mask=questions.mask, memory=memory)
 
     # ------------------------------------------------------------------------------ training
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
@@ -242,29 +304,21 @@ class BlipDialogue(Blip, VisionText, BaseModel):
             `intermediate_output` has itm_logits (Q·K, 2) and itm_labels. To generate, loss = loss_lm: mean
             smoothed cross entropy over the answers' tokens (nats).
         """
+        samples = self.encoded(samples)
         return self._ranking_loss(samples) if self.config.answering == "rank" else self._writing_loss(samples)
 
     def _ranking_loss(self, samples: Mapping[str, Any]) -> LossOutput:
-        seen = self.look(samples)
-        contexts = self._contexts(samples, len(seen.states))
-        options = self._options(samples, len(contexts))
-        if len(options[0]) < 2:
-            raise ValueError("answer_options has one candidate per question; there must be a wrong one, too")
-        right = self._right(samples, len(contexts), len(options[0]))
-        common = Counter(o[r] for o, r in zip(options, right))
-        drawn = [self._drawn(o, r, common) for o, r in zip(options, right)]
-        tokens = self.tokenizer.pad(
-            [self._text(c, answer) for c, (kept, _) in zip(contexts, drawn) for answer in kept],
-            device=self.device,
-        )
+        tokens, right = samples["tokens"], samples["right"]  # (Q,)
+        seen = self.look(samples, tokens["caption"])
+        ids, mask = tokens["candidate"]
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
-        states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)  # (Q·K, T, D)
+        states = self.text_encoder(ids, mask=mask, memory=memory)  # (Q·K, T, D)
         logits = self.itm_head(states[:, 0])
-        kinds = [int(i == place) for kept, place in drawn for i in range(len(kept))]
-        labels = torch.tensor(kinds, device=logits.device)
-        each = F.cross_entropy(logits.float(), labels, reduction="none")
-        right_ones, wrong_ones = (each[[i for i, k in enumerate(kinds) if k == kind]] for kind in (1, 0))
-        loss = (right_ones.mean() + wrong_ones.mean()) / 2
+        places = torch.arange(len(ids) // len(right), device=right.device)
+        labels = (places == right[:, None]).long()  # (Q, K)
+        each = F.cross_entropy(logits.float(), labels.flatten(), reduction="none").view(labels.shape)
+        right_ones, wrong_ones = (each.masked_fill(labels != kind, 0.0).sum(dim=1) for kind in (1, 0))
+        loss = (right_ones.mean() + (wrong_ones / (labels.shape[1] - 1)).mean()) / 2
         return LossOutput(
             loss=loss,
             loss_itm=loss,
@@ -273,30 +327,18 @@ class BlipDialogue(Blip, VisionText, BaseModel):
                 text_embeds=seen.caption_embeds,
                 encoder_output=EncoderOutput(states),
                 itm_logits=logits,
-                itm_labels=labels,
+                itm_labels=labels.flatten(),
             ),
         )
 
-    def _drawn(self, options: list[str], right: int, common: Mapping[str, int]) -> tuple[list[str], int]:
-        """The candidates to train with, and the right one's place among them; `common` counts right answers."""
-        if not 0 < self.config.candidates < len(options):
-            return options, right
-        wrong = [o for i, o in enumerate(options) if i != right]
-        weights = torch.tensor([common.get(o, 0) + 1 / len(wrong) for o in wrong])
-        order = torch.multinomial(weights, self.config.candidates - 1).tolist()
-        return [options[right], *(wrong[i] for i in order)], 0
-
     def _writing_loss(self, samples: Mapping[str, Any]) -> LossOutput:
-        states, tokens, seen = self._encode(samples)
-        answers = list(samples.get("answer", ()))
-        if len(answers) != len(states):
-            raise ValueError(
-                f"samples need an answer for each of {len(states)} questions; there are {len(answers)}"
-            )
-        written = self._answers(answers)
-        labels = written.ids.masked_fill(~written.mask, IGNORE)
-        memory = self.text_decoder.project_memory(states, tokens.mask)
-        logits = self.text_decoder(written.ids, mask=written.mask, memory=memory)
+        tokens = samples["tokens"]
+        seen = self.look(samples, tokens["caption"])
+        states = self._asked(seen, tokens["question"])
+        ids, mask = tokens["answer"]
+        labels = ids.masked_fill(~mask, IGNORE)
+        memory = self.text_decoder.project_memory(states, tokens["question"].mask)
+        logits = self.text_decoder(ids, mask=mask, memory=memory)
         loss = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
         return LossOutput(
             loss=loss,
@@ -309,12 +351,6 @@ class BlipDialogue(Blip, VisionText, BaseModel):
                 decoder_labels=labels,
             ),
         )
-
-    def _answers(self, answers: Sequence[str]) -> Tokens:
-        """Answers begun with [DEC], not cut."""
-        tokens = self.tokenizer.batch(list(answers), device=self.device)
-        tokens.ids[:, 0] = self.bos_id
-        return tokens
 
     # ------------------------------------------------------------------------------ answers
     @inference
@@ -330,9 +366,10 @@ class BlipDialogue(Blip, VisionText, BaseModel):
         """
         if self.config.answering == "generate":
             return self._likelihoods(samples)
-        seen = self.look(samples)
-        contexts = self._contexts(samples, len(seen.states))
-        options = self._options(samples, len(contexts))
+        encoder = self.batch_encoder()
+        seen = self.look(samples, encoder.captions(samples).to(self.device))
+        contexts = encoder.contexts(samples)
+        options = encoder.options(samples, len(contexts))
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
 
         def score(tokens: Tokens) -> torch.Tensor:
@@ -341,20 +378,28 @@ class BlipDialogue(Blip, VisionText, BaseModel):
             return logits[:, 1] - logits[:, 0]
 
         texts = [
-            self._text(c, answer) for c, given in zip(contexts, options, strict=True) for answer in given
+            encoder.text(c, answer) for c, given in zip(contexts, options, strict=True) for answer in given
         ]
         return self._scored(texts, len(seen.states), score).view(len(contexts), -1)
 
+    def _read(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (Q, T, D) of questions and rounds, and their mask (Q, T)."""
+        encoder = self.batch_encoder()
+        seen = self.look(samples, encoder.captions(samples).to(self.device))
+        questions = encoder.questions(encoder.contexts(samples)).to(self.device)
+        return self._asked(seen, questions), questions.mask
+
     def _likelihoods(self, samples: Mapping[str, Any]) -> torch.Tensor:
-        states, tokens, _ = self._encode(samples)
-        memory = self.text_decoder.project_memory(states, tokens.mask)
+        states, mask = self._read(samples)
+        memory = self.text_decoder.project_memory(states, mask)
+        encoder = self.batch_encoder()
 
         def score(answers: Tokens) -> torch.Tensor:
             return -generation.sequence_losses(self.text_decoder, memory, answers.ids, answers.mask, 0.0)
 
         texts = [
-            [self.bos_id, *self._pieces(answer), self.tokenizer.sep_id]
-            for options in self._options(samples, len(states))
+            [self.bos_id, *encoder.pieces(answer), self.tokenizer.sep_id]
+            for options in encoder.options(samples, len(states))
             for answer in options
         ]
         return self._scored(texts, len(states), score)
@@ -403,8 +448,8 @@ class BlipDialogue(Blip, VisionText, BaseModel):
                 "build or load one with model.answering: generate"
             )
         options = GenerationOptions(num_beams=num_beams, max_length=max_length, min_length=min_length)
-        states, tokens, _ = self._encode(samples)
-        out = write_answers(self.text_decoder, self.tokenizer, self.bos_id, states, tokens.mask, options)
+        states, mask = self._read(samples)
+        out = write_answers(self.text_decoder, self.tokenizer, self.bos_id, states, mask, options)
         return out if return_scores else out.texts
 
     # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`

@@ -5,7 +5,7 @@ B images (or videos), G texts per image, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,11 +84,14 @@ class TextEncoder:
     pad: bool = False
 
     def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
-        texts = texts_of(samples, len(media_of(samples, self.media)))
-        return {**samples, "tokens": {"text": self.tokens(texts)}}
+        return {**samples, "tokens": {"text": self.read(samples)}}
 
-    def tokens(self, texts: list[str]) -> Tokens:
-        """Tokens (B·G, T) of texts."""
+    def read(self, samples: Mapping[str, Any]) -> Tokens:
+        """Tokens (B·G, T) of the samples' texts."""
+        return self.tokens(texts_of(samples, len(media_of(samples, self.media))))
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Tokens (n, T) of texts."""
         pad_to = self.max_length if self.pad else None
         tokens = self.tokenizer.batch(texts, max_length=self.max_length, pad_to=pad_to)
         if self.first is not None:
