@@ -14,9 +14,9 @@ from lavis.common.registry import registry
 from lavis.datasets.builders import load_dataset
 from lavis.models import load_model
 from lavis.models.blip_reasoning import BlipClassification, BlipNLVR
-from lavis.models.blip_video import FRAMES_AT_ONCE
 from lavis.models.blip_vqa import BlipVQA
 from lavis.models.checkpoints import apply_rules
+from lavis.nn.frames import FRAMES_AT_ONCE
 from lavis.nn.text import TextConfig, TextTransformer
 from tests import golden
 from tests.golden import Gallery
