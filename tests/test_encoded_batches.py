@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import pickle
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from lavis.common.registry import registry
 from lavis.models.samples import TextEncoder
 from lavis.models.tokenizer import Tokenizer, Tokens
-from lavis.runners import train
+from lavis.runners import parallel, train
 from lavis.runners.data import Order, TrainLoader
 from lavis.runners.skipped import Skipped
 from tests.compiled import trained
+from tests.pages import ROOT, blocks
+from tests.ranks import on_ranks
 from tests.small import images, random_model
 from tests.test_blip_heads import OPTIONS, STEP, TEXTS, WORDS, dialogue, videos
 from tests.toy_training import ToyData, ToyModel, ToyTask
@@ -141,12 +146,39 @@ def test_an_encoder_of_another_process_gives_what_the_model_reads(kind: str) -> 
     encoded = pickle.loads(data)(batch)  # noqa: S301  our own
     strings = {key: batch[key] for key in TEXT_KEYS if key in batch}
     assert {key: encoded[key] for key in strings} == strings  # tasks may want them
+    added = [t for tokens in encoded.get("tokens", {}).values() for t in tokens]
+    media = batch.get("image", batch.get("image0", batch.get("video")))
+    assert kind == "GPT, dialogue" or sum(t.nbytes for t in added) < media.nbytes / 20
     losses = []
     for samples in (batch, encoded, {k: v for k, v in encoded.items() if k not in TEXT_KEYS}):
         model = model_of(kind)
         torch.manual_seed(0)
         losses.append(model(samples).loss)
     assert losses[0] == losses[1] == losses[2]
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_processes_that_share_a_model_take_encoded_batches(how: str) -> None:
+    """Its wrappers hand tokens on as they are, and each rank has its own."""
+
+    def losses(rank: int) -> list[float]:
+        model: Any = random_model("albef_vqa", spread=0.02, momentum=1.0).train()
+        if how == "fsdp":
+            parallel.shard(model, CPU)
+        wrapped = parallel.replicated(model, CPU, find_unused=False)
+        batch = batches("ALBEF, questions")[rank]
+        found = []
+        for samples in (batch, model.encode_batch(batch)):
+            torch.manual_seed(rank)
+            model.before_step(0.5)
+            loss = wrapped(samples).loss
+            loss.backward()
+            model.after_step()
+            found.append(loss.item())
+        return found
+
+    one, two = on_ranks(2, losses)
+    assert one[0] == one[1] and two[0] == two[1] and one != two
 
 
 # The texts that samples hold
@@ -252,6 +284,24 @@ def test_a_batch_of_each_of_several_sets_is_encoded() -> None:
     found = list(loader.batches(0, 5))
     loader.close()
     assert len(found) == 5 and all(torch.equal(b["tokens"]["text"].ids, 2 * b["y"][:, None]) for b in found)
+
+
+def test_the_guides_model_from_outside_reads_tokens() -> None:
+    (source,) = (b.code for b in blocks(ROOT / "docs/guides/extend.md") if b.file == "my_words.py")
+    module = types.ModuleType("my_words")
+    sys.modules["my_words"] = module  # dataclasses look there
+    try:
+        exec(compile(source, "my_words.py", "exec"), module.__dict__)  # noqa: S102  the guide's code
+        batch = {**about(0), "label": labelled(0)}
+        model = module.Words(module.WordsConfig())
+        encoded = model.encode_batch(batch)
+        losses, weights = trained(copy.deepcopy(model), [encoded] * 3, compiled=False)
+        assert losses[0] == float(model(batch).loss.detach()) and losses[2] < losses[0]
+        compiled, compiled_weights = trained(model, [encoded] * 3, compiled=True)
+        assert compiled == losses and torch.equal(compiled_weights["bag.weight"], weights["bag.weight"])
+    finally:
+        registry.unregister("model", "my_words")
+        del sys.modules["my_words"]
 
 
 def test_tokenizers_do_not_complain_of_processes(tmp_path: Any) -> None:
