@@ -63,7 +63,7 @@ def measured(spec: str) -> dict[str, Any]:
     import torch
 
     from lavis.inference import load
-    from lavis.models.alignment import TextStates
+    from lavis.models.fusion import TextStates
 
     loaded = load(spec, device="cpu")
     model: Any = loaded.model

@@ -46,7 +46,7 @@ def one_by_one(model: Any, gallery: Gallery, pictures: list[int], texts: list[in
     """Scores of some queries by the original's algorithm, -100 where not re-ranked; seconds of the re-ranking alone."""
     import torch
 
-    from lavis.models.alignment import TextStates
+    from lavis.models.fusion import TextStates
     from lavis.models.tokenizer import Tokens
 
     device = model.device

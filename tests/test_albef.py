@@ -246,7 +246,7 @@ def test_predicting_moves_nothing():
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_without_distillation_only_the_labels_teach(name, monkeypatch):
-    monkeypatch.setattr("lavis.models.albef.mask_tokens", _every_third)
+    monkeypatch.setattr("lavis.models.pair_losses.mask_tokens", _every_third)
     losses, state = {}, random_model(name).state_dict()
     for kind, config in {
         "off": {"use_distill": False}, "no weight": {"alpha": 0.0}, "early": {}, "full": {},

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lavis.common.gradcam import attention_maps, getAttMap, gradcam, patch_grid
-from lavis.models import alignment, load_model
-from lavis.models.alignment import TextStates
+from lavis.models import load_model, reranking
 from lavis.models.blip_matching import compute_gradcam
+from lavis.models.fusion import TextStates
+from lavis.models.pair_losses import Candidates, match
 from lavis.nn import ema
 from lavis.nn.losses import contrastive_targets, distillation_weight, hard_negatives, soft_cross_entropy
 from tests.golden import Gallery
@@ -135,7 +136,7 @@ def test_grouped_matching_equals_copied_pictures(monkeypatch):
     tokens = model.tokens(TEXTS, max_length=35, pad=True)
     wrong_image, wrong_text = torch.tensor([1, 3, 1, 0]), torch.tensor([2, 2, 0, 1])
     draws = iter([wrong_image, wrong_text])
-    monkeypatch.setattr("lavis.models.alignment.hard_negatives", lambda *_: next(draws))
+    monkeypatch.setattr("lavis.models.pair_losses.hard_negatives", lambda *_: next(draws))
     grads = []
     embeds = model.encode_image(images(4))
     for way in ("grouped", "copied"):
@@ -143,7 +144,7 @@ def test_grouped_matching_equals_copied_pictures(monkeypatch):
         states = embeds.detach().clone().requires_grad_()
         if way == "grouped":
             none = torch.zeros(4, 4)
-            logits = model.match(TextStates(tokens), states, none, none, none.bool()).logits
+            logits = match(model, TextStates(tokens), states, Candidates(none, none, none.bool())).logits
         else:
             logits = repeated_matching(model, tokens, states, wrong_image.tolist(), wrong_text.tolist())
         logits.pow(2).sum().backward()
@@ -259,21 +260,21 @@ def test_pictures_that_are_matched_side_by_side_get_the_same_scores(precision):
 def test_candidates_of_several_images_are_matched_together(monkeypatch, name):
     """As on a GPU: some images have more candidates than others, one has none."""
     model = random_model(name)
-    texts, _ = model._encode_texts([f"{'very ' * (i % 5)}odd thing number {i}" for i in range(9)])
+    texts, _ = reranking.encode_texts(model, [f"{'very ' * (i % 5)}odd thing number {i}" for i in range(9)])
     media = images(4) if model.MEDIA == "image" else torch.randn(4, 3, model.config.frames, 64, 64)
     which = [torch.tensor(w, dtype=torch.long) for w in ([3, 1, 8], list(range(9)), [], [6])]
-    monkeypatch.setattr(alignment, "rows_at_once", lambda device: 6)
+    monkeypatch.setattr(reranking, "rows_at_once", lambda device: 6)
     with torch.no_grad():
         embeds = model.encode_image(media)
-        together = model._match_all(embeds, texts, which)
+        together = reranking.match_all(model, embeds, texts, which)
         for b, found in enumerate(together):
-            (alone,) = model._match_all(embeds[b : b + 1], texts, which[b : b + 1])
+            (alone,) = reranking.match_all(model, embeds[b : b + 1], texts, which[b : b + 1])
             assert found.shape == which[b].shape
             torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-4)
     gallery = Gallery(media, TEXTS, key=model.MEDIA)
     monkeypatch.setattr(Gallery, "__iter__", lambda self: iter([(range(4), {self.key: self.pictures})]))
     alone = model.compute_sim_matrix(gallery, {"k_test": 2})
-    monkeypatch.setattr(alignment, "images_at_once", lambda device: 3)
+    monkeypatch.setattr(reranking, "images_at_once", lambda device: 3)
     for a, b in zip(model.compute_sim_matrix(gallery, {"k_test": 2}), alone):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
@@ -284,7 +285,7 @@ def test_what_goes_wrong_beside_other_pictures_is_raised(monkeypatch):
     def broken(*inputs):
         raise ValueError("this picture")
 
-    monkeypatch.setattr(model, "_match_all", broken)
+    monkeypatch.setattr(reranking, "match_all", broken)
     try:
         torch.set_num_threads(2)
         with pytest.raises(ValueError, match="this picture"):
@@ -504,7 +505,7 @@ def test_texts_are_begun_anew_where_memory_is_short(monkeypatch):
     model = random_model("blip_retrieval").eval()
     loader = Gallery(images(6), [f"a red circle {'and a blue star ' * (i % 3)}" for i in range(9)])
     kept = model.compute_sim_matrix(loader, {"k_test": 4})
-    monkeypatch.setattr(alignment, "BEGUN_BYTES", 0)
+    monkeypatch.setattr(reranking, "BEGUN_BYTES", 0)
     anew = model.compute_sim_matrix(loader, {"k_test": 4})
     for a, b in zip(kept, anew, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 from lavis.common import dist
-from lavis.models import load_model
-from lavis.models.alignment import TextStates
+from lavis.models import load_model, pair_losses
 from lavis.models.alpro import PRETRAINED, AlproFeatureExtractor, AlproQA, AlproRetrieval
 from lavis.models.checkpoints import apply_rules
+from lavis.models.fusion import TextStates
 from lavis.nn.timesformer import SpaceTimeBlock, TimeSformer, resize_places, resize_times
 from lavis.nn.vit import ViTConfig
 from tests import golden
@@ -215,12 +215,12 @@ def test_grouped_matching_equals_copied_clips(finder, monkeypatch):
     tokens = finder.tokens(TEXTS[:4], max_length=35, pad=True)
     wrong_clip, wrong_text = torch.tensor([1, 3, 1, 0]), torch.tensor([2, 2, 0, 1])
     draws = iter([wrong_clip, wrong_text])
-    monkeypatch.setattr("lavis.models.alignment.hard_negatives", lambda *_: next(draws))
+    monkeypatch.setattr("lavis.models.pair_losses.hard_negatives", lambda *_: next(draws))
     with torch.no_grad():
         states, embeds = finder.encode_text(tokens), finder.encode_image(clips(4))
-        matching = finder.compute_vtm(
-            TextStates(tokens, states), embeds, torch.zeros(4, 4), torch.zeros(4, 4)
-        )
+        none = torch.zeros(4, 4)
+        candidates = pair_losses.Candidates(none, none, none.bool())
+        matching = pair_losses.match(finder, TextStates(tokens, states), embeds, candidates)
         expected = repeated_matching(finder, tokens, states, embeds, wrong_clip, wrong_text)
     torch.testing.assert_close(matching.logits, expected, rtol=1e-4, atol=1e-5)
     assert matching.labels.tolist() == [1] * 4 + [0] * 8
@@ -263,17 +263,16 @@ def test_contrast_is_within_the_batch_and_the_temperature_stays_in_range(finder)
 
 def test_hard_negatives_are_hard_beside_near_perfect_pairs(finder, monkeypatch):
     """A similarity of 0.9 over the smallest temperature is 900: nothing else would be left of a softmax."""
-    from lavis.models import alignment
-
-    drawn, draw = [], alignment.hard_negatives
-    monkeypatch.setattr(alignment, "hard_negatives", lambda *a: drawn.append(draw(*a)) or drawn[-1])
+    drawn, draw = [], pair_losses.hard_negatives
+    monkeypatch.setattr(pair_losses, "hard_negatives", lambda *a: drawn.append(draw(*a)) or drawn[-1])
     sims = torch.tensor([[900.0, 10.0, 60.0], [70.0, 900.0, 5.0], [0.0, 80.0, 900.0]])
     tokens = finder.tokens(TEXTS[:3], max_length=35)
     with torch.no_grad():
         text = TextStates(tokens, finder.encode_text(tokens))
         embeds = finder.encode_image(clips(3, frames=2))
         for _ in range(5):
-            finder.compute_vtm(text, embeds, sims, sims.T)
+            own = torch.eye(3, dtype=torch.bool)
+            pair_losses.match(finder, text, embeds, pair_losses.Candidates(sims, sims.T, own).masked())
     by_clip, by_text = sims.clone().fill_diagonal_(-1), sims.T.clone().fill_diagonal_(-1)
     for wrong_clip, wrong_text in zip(drawn[::2], drawn[1::2]):
         assert wrong_clip.tolist() == by_text.argmax(1).tolist()

@@ -56,7 +56,7 @@ def fixed_mask(ids, *, chance, mask_id, never, vocab_size):
 @TWINS
 def test_pretraining(tmp_path, same, monkeypatch):
     name = "albef_pretrain.base"
-    monkeypatch.setattr("lavis.models.albef.mask_tokens", fixed_mask)
+    monkeypatch.setattr("lavis.models.pair_losses.mask_tokens", fixed_mask)
     model = golden.load(name, tmp_path, is_eval=False, momentum_same=same)
     out = golden.check_alignment_step(model, name, "" if same else "distinct_momentum/")
     assert set(out.keys()) == {"sims", "intermediate_output", "loss", "loss_itc", "loss_itm", "loss_mlm"}

@@ -25,9 +25,9 @@ def clips() -> dict[str, Any]:
     return {**pairs(), "video": videos(4, frames=8)}
 
 
-# model, config, samples, waits. Those of captions and of contrast alone never wait. Matching asks once whether there is
-# a wrong text or image to draw for each; masked words once more, how many there are; questions and dialogues read the
-# loader's numbers of answers or places, which are on the host.
+# model, config, samples, waits. Those of captions and of contrast alone never wait. Matching asks once, at the end of
+# the step, whether there was a wrong text or image to draw for each; of strings, questions and dialogues read the
+# loader's numbers of answers or places, which are on the host (see test_encoded_batches for batches of tokens).
 STEPS = {
     "captions": ("blip_caption", {}, lambda: pairs(text_input=[f"a picture of {t}" for t in TEXTS[:4]]), 0),
     "written dialogue": ("blip_vis_dialogue", {"answering": "generate"}, dialogue, 0),
@@ -35,7 +35,7 @@ STEPS = {
     "retrieval": ("blip_retrieval", {"queue_size": 8}, pairs, 1),
     "pre-training": ("blip_pretrain", {"queue_size": 8}, pairs, 1),
     "ALBEF, retrieval": ("albef_retrieval", {"queue_size": 8}, pairs, 1),
-    "ALBEF, pre-training": ("albef_pretrain", {"queue_size": 8}, pairs, 2),
+    "ALBEF, pre-training": ("albef_pretrain", {"queue_size": 8}, pairs, 1),
     "ALPRO, retrieval": ("alpro_retrieval", {}, clips, 1),
     "questions": ("blip_vqa", {}, questions, 1),
     "ALBEF, questions": ("albef_vqa", {}, questions, 1),

@@ -432,7 +432,7 @@ def test_retrieval_by_hand(family):
                 encoder_attention_mask=atts, return_dict=True, mode="fusion",
             )  # fmt: skip
         by_hand = model.itm_head(fused.last_hidden_state[:, 0, :])
-        from lavis.models.alignment import TextStates
+        from lavis.models.fusion import TextStates
 
         states = None if family == "blip" else model.encode_text(tokens)
         ours = model.match_logits(TextStates(tokens, states), model.memorize(model.encode_image(pictures)))

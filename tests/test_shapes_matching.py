@@ -22,7 +22,8 @@ from lavis.datasets.shapes.scene import make_scene
 from lavis.inference import explain, load
 from lavis.inference.explain import LEAST_POINTING, well_pointing
 from lavis.models import load_model, model_zoo
-from lavis.models.alignment import TextStates
+from lavis.models.fusion import TextStates
+from lavis.models.pair_losses import judge, own_or_true
 from tests.pages import ROOT
 
 
@@ -96,22 +97,25 @@ def test_pretraining_reads_judged_statements(family):
         "statements": ["a red star", "a red ring", "a blue ring", "a blue star", "a star", "a heart"],
         "fits": fits,
     }
-    plain = model.together(samples, 3)
-    assert torch.equal(plain, torch.eye(3).bool())
-    assert model.together(samples | told, 3).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    image = samples["image"]
+    assert torch.equal(own_or_true(model.encode_batch(samples), image), torch.eye(3).bool())
+    batch = model.encode_batch(samples | told)
+    assert own_or_true(batch, image).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
 
-    class Step:
-        image_feat = model.image_feature(model.encode_image(samples["image"]))
+    embeds = model.encode_image(image)
+    memory, image_feat = model.memorize(embeds), model.image_feature(embeds)
 
-    memory = model.memorize(model.encode_image(samples["image"]))
-    assert model.judged(samples, Step, memory) == (0.0, 0.0)
-    losses = model.judged(samples | told, Step, memory)
+    def judged(samples):
+        return judge(model, model.encode_batch(samples), image_feat, memory, contrasts=True)
+
+    assert judged(samples) == (0.0, 0.0)
+    losses = judged(samples | told)
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses)
     # what is true has a part in it
-    other = model.judged(samples | told | {"fits": fits.roll(1, 0)}, Step, memory)
+    other = judged(samples | told | {"fits": fits.roll(1, 0)})
     assert not torch.isclose(losses[1], other[1])
     with pytest.raises(ValueError, match="fits: whether each statement"):
-        model.judged(samples | {"statements": told["statements"]}, Step, memory)
+        judged(samples | {"statements": told["statements"]})
     out = model(samples | told)
     out["loss"].backward()
     assert model.itm_head.weight.grad.abs().sum() > 0
@@ -153,13 +157,12 @@ def test_statements_are_judged_together_as_one_by_one(family):
     model = load_model(f"{family}_pretrain", "tiny", is_eval=False).eval()
     data = load_dataset("shapes_matching", n_train=3, statements=6)["train"]
     batch = data.collater([data.sample(i, np.random.default_rng(i)) for i in range(3)])
-    image_embeds = model.encode_image(torch.randn(3, 3, 64, 64))
-
-    class Step:
-        image_feat = model.image_feature(image_embeds)
-
+    batch |= {"image": torch.randn(3, 3, 64, 64)}
+    image_embeds = model.encode_image(batch["image"])
+    image_feat = model.image_feature(image_embeds)
     with torch.no_grad():
-        itc, itm = model.judged(batch, Step, model.memorize(image_embeds))
+        memory = model.memorize(image_embeds)
+        itc, itm = judge(model, model.encode_batch(batch), image_feat, memory, contrasts=True)
         logits, feats = [], []
         for i, text in enumerate(batch["statements"]):
             tokens = model.tokens([text])
@@ -168,7 +171,7 @@ def test_statements_are_judged_together_as_one_by_one(family):
             logits.append(model.match_logits(fused, model.memorize(image_embeds[i // 6, None])))
             feats.append(model.text_feature(states))
         own = torch.stack([batch["fits"][i // 6, i] for i in range(18)]).long()
-        sims = Step.image_feat @ torch.cat(feats).T / 0.07  # (3, 18)
+        sims = image_feat @ torch.cat(feats).T / 0.07  # (3, 18)
         true = batch["fits"].float()
         i2t = -(sims.log_softmax(1) * true / true.sum(1, keepdim=True)).sum(1).mean()
         some = true.sum(0) > 0

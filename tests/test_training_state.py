@@ -82,7 +82,7 @@ def test_several_batches_are_one_step_of_the_ema_and_all_in_the_queue(name, size
     torch.testing.assert_close(model.image_queue[:, :total].T, torch.cat([n.images for n in new]))
     torch.testing.assert_close(model.text_queue[:, :total].T, torch.cat([n.texts for n in new]))
     assert torch.equal(model.image_queue[:, total:], before["image_queue"][:, total:])
-    if model.QUEUE_IDS:
+    if model.OBJECTIVE.by_id:
         wanted = [i + 10 * seed for seed, count in enumerate(sizes) for i in range(count)]
         assert model.idx_queue[0, :total].tolist() == wanted
     after = model.state_dict()

@@ -11,7 +11,7 @@ import torch
 
 from lavis.common.registry import registry
 from lavis.models import build_model, load_model
-from lavis.models.alignment import TextStates
+from lavis.models.fusion import TextStates
 from lavis.models.tokenizer import BERT_VOCABULARY, TINY_VOCABULARY, Tokenizer
 from lavis.models.vocabulary import rows_for, share_of_split_words, split_piece
 from tests.small import images, random_model

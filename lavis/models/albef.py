@@ -13,21 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
+from typing import Any
 
 from lavis.common.registry import registry
-from lavis.models.alignment import Alignment, ContrastiveStep, TextStates
+from lavis.models.alignment import ENCODERS, Alignment, Objective
 from lavis.models.base import inference, own_step
 from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, Rules
+from lavis.models.fusion import LateFusion
 from lavis.models.outputs import Features, LossOutput
 from lavis.models.presets import RESIZE
-from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig
 from lavis.nn.language_model import LanguageModel
-from lavis.nn.losses import IGNORE, mask_tokens, masked_language_modelling_loss
-from lavis.nn.text import Memory, TextConfig, TextTransformer
+from lavis.nn.text import TextConfig
 
 # --------------------------------------------------------------------------------- configuration
 
@@ -81,49 +78,11 @@ class Albef:
     START_TOKENS = ("[CLS]", "[CLS]")
 
 
-class AlbefAlignment(Albef):
-    """A text encoder that goes on from a text's own states when it reads a picture (ALBEF paper, section 3.1).
-
-    ENCODER: `LanguageModel` where the text encoder also guesses masked tokens, or a file's encoder could.
-    """
-
-    ENCODER: ClassVar[type[TextTransformer] | type[LanguageModel]] = TextTransformer
-
-    part: Any
-    text_encoder: Any
-    config: Any
-
-    def text_reader(self, config: AlbefMatchingConfig) -> TextTransformer | LanguageModel:
-        return self.ENCODER(config.text)
-
-    def bert(self, ema: bool = False) -> TextTransformer:
-        encoder = self.part("text_encoder", ema)
-        return encoder.bert if isinstance(encoder, LanguageModel) else encoder
-
-    def tie_weights(self) -> None:
-        for encoder in (self.text_encoder, getattr(self, "text_encoder_m", None)):
-            if isinstance(encoder, LanguageModel):
-                encoder.tie_weights()
-
-    def encode_text(self, tokens: Tokens, *, ema: bool = False) -> torch.Tensor:
-        return self.bert(ema)(tokens.ids, mask=tokens.mask, last=self.config.text.cross_from)
-
-    def memorize(self, image_embeds: torch.Tensor, *, ema: bool = False) -> Memory:
-        return self.bert(ema).project_memory(image_embeds)
-
-    def fuse(
-        self, text: TextStates, memory: Memory, *, ema: bool = False, only_first: bool = False
-    ) -> torch.Tensor:
-        assert text.states is not None
-        first, mask = self.config.text.cross_from, text.tokens.mask
-        return self.bert(ema).run(text.states, mask=mask, memory=memory, first=first, only_first=only_first)
-
-
 # --------------------------------------------------------------------------------------- features
 
 
 @registry.register_model("albef_feature_extractor")
-class AlbefFeatureExtractor(AlbefAlignment, Alignment):
+class AlbefFeatureExtractor(Albef, LateFusion, Alignment):
     """States and projections of pictures, texts, and of texts over pictures."""
 
     registered_name = "albef_feature_extractor"
@@ -155,12 +114,12 @@ class AlbefFeatureExtractor(AlbefAlignment, Alignment):
 
 
 @registry.register_model("albef_retrieval")
-class AlbefRetrieval(AlbefAlignment, Alignment):
+class AlbefRetrieval(Albef, LateFusion, Alignment):
     """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
 
     registered_name = "albef_retrieval"
-    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
-    QUEUE_IDS = True
+    EMA = ENCODERS
+    OBJECTIVE = Objective(by_id=True)
     RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = Rules(
         rename=BARE_TEXT, drop=PRETRAINING_ONLY, resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES
@@ -177,33 +136,19 @@ class AlbefRetrieval(AlbefAlignment, Alignment):
         Returns:
             loss = loss_itc + loss_itm (nats), sims, intermediate_output.
         """
-        ids = self._picture_ids(samples)
-        step = self.contrastive_step(samples, ids, distill=self.config.use_distill)
-        contrast, same = step.contrast, ids[:, None] == ids[None, :]
-        text = TextStates(step.tokens, step.text_embeds)
-        matching = self.match(text, step.image_embeds, contrast.negatives_i2t, contrast.negatives_t2i, same)
-        return LossOutput(
-            sims=contrast.sims,
-            intermediate_output=step.states(matching),
-            loss=contrast.loss + matching.loss,
-            loss_itc=contrast.loss,
-            loss_itm=matching.loss,
-        )
+        return self.training_loss(self.encoded(samples))
 
 
 @registry.register_model("albef_pretrain")
-class AlbefPretrain(AlbefAlignment, Alignment):
+class AlbefPretrain(Albef, LateFusion, Alignment):
     """Pre-training: contrast, matching and guessing masked tokens (ALBEF paper, sections 3.2 and 3.3)."""
 
     registered_name = "albef_pretrain"
-    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+    EMA = ENCODERS
+    OBJECTIVE = Objective(("itc", "itm", "mlm"), masked=True)
     ENCODER = LanguageModel
     RULES = Rules(drop=(*TRAINING_STATE, TOKEN_TYPES), resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = RULES
-
-    def __init__(self, config: AlbefMatchingConfig) -> None:
-        super().__init__(config)
-        self.check_losses("itc", "itm", "mlm")
 
     @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
@@ -211,43 +156,10 @@ class AlbefPretrain(AlbefAlignment, Alignment):
 
         Args:
             samples: `image` (B, 3, h, w); `text_input`, B texts; `epoch`, `iters`, `num_iters_per_epoch`; optionally
-                `statements` and `fits`, see `judged`.
+                `statements` and `fits`, see `PairEncoder`.
 
         Returns:
             loss (nats): the sum of those that `config.losses` names, of loss_itc, loss_itm and loss_mlm; sims,
             intermediate_output.
         """
-        step = self.contrastive_step(samples, distill=self.config.use_distill)
-        contrast = step.contrast
-        same = self.together(samples, step.image_embeds.shape[0])
-        text = TextStates(step.tokens, step.text_embeds)
-        # own pairs go before the softmax: beside a near-perfect one all others would round to 0
-        i2t, t2i = (s.masked_fill(same, -torch.inf) for s in (contrast.negatives_i2t, contrast.negatives_t2i))
-        matching = self.match(text, step.image_embeds, i2t, t2i, same)
-        judged_itc, judged_itm = self.judged(samples, step, matching.memory)
-        losses = {"itc": contrast.loss + judged_itc, "itm": matching.loss + judged_itm}
-        if "mlm" in self.config.losses:
-            alpha = self.alpha(samples) if self.config.use_distill else 0.0
-            # what the matching read of the pictures serves the guessing too
-            losses["mlm"] = self._guess(step, matching.memory, alpha)
-        return self.pretraining_output(losses, contrast.sims, step.states(matching))
-
-    def _guess(self, step: ContrastiveStep, memory: Memory, alpha: torch.Tensor | float) -> torch.Tensor:
-        """Loss of guessing masked tokens of the texts over their pictures; the EMA's guesses weigh `alpha`."""
-        ids, labels = mask_tokens(
-            step.tokens.ids,
-            chance=self.config.mlm_mask_prob,
-            mask_id=self.tokenizer.mask_id,
-            never=(self.tokenizer.pad_id, self.tokenizer.cls_id),
-            vocab_size=self.config.text.vocab_size,
-        )
-        labels = labels.flatten()
-        masked = (labels != IGNORE).nonzero().squeeze(1)  # (M,)
-
-        def guesses(memory: Memory, ema: bool) -> torch.Tensor:  # (M, V)
-            states = self.bert(ema)(ids, mask=step.tokens.mask, memory=memory)
-            return self.part("text_encoder", ema).cls(states.flatten(0, 1)[masked])
-
-        with torch.no_grad():
-            opinion = guesses(self.memorize(step.image_embeds_m, ema=True), ema=True)
-        return masked_language_modelling_loss(guesses(memory, ema=False), opinion, labels[masked], alpha)
+        return self.training_loss(self.encoded(samples))

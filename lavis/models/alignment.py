@@ -1,151 +1,122 @@
-"""Image-text contrast and matching: what BLIP, ALBEF and ALPRO share for features, retrieval and pre-training.
+"""The one network of images and texts that are compared: BLIP's, ALBEF's and ALPRO's features, scores, retrieval and
+pre-training.
 
-A text and a picture are compared in two ways. Contrast (ITC): the product of two projected features,
-computed apart. Matching (ITM): a classifier over the text's states after they have read the picture.
+A text and an image are compared in two ways. Contrast (ITC): the product of two projected features, computed apart.
+Matching (ITM): a classifier over the text's states after they have read the image.
 
-B pictures (or clips), G texts per picture, R rows of text, T tokens, N image tokens, D width, E width of a
-feature, Q places in the queue, W = B x ranks.
+B images (or videos), G texts per image, R = B·G rows of text, T tokens, N image tokens, D width, E width of a feature.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lavis.common import dist
 from lavis.models import heat_maps
 from lavis.models.base import BaseModel, inference
 from lavis.models.checkpoints import START_TEMPERATURE
-from lavis.models.gallery import products, share_of, side_by_side, sum_over_ranks
+from lavis.models.fusion import TextStates
 from lavis.models.outputs import (
+    DecoderOutput,
     EncoderOutput,
     Explanation,
     Features,
     IntermediateOutput,
     LossOutput,
     Matched,
-    Similarity,
 )
-from lavis.models.samples import media_of, require, texts_of
+from lavis.models.pair_encoder import PairEncoder
+from lavis.models.pair_losses import (
+    Candidates,
+    Contrast,
+    Matching,
+    Pairs,
+    candidates_by_features,
+    contrast_in_batch,
+    contrast_with_ema,
+    guess_masked,
+    judge,
+    match,
+    own_or_true,
+)
+from lavis.models.presets import SMOOTHING
+from lavis.models.reranking import TEXT_LENGTH, rerank
+from lavis.models.samples import media_of, texts_of
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionText
 from lavis.nn.ema import NewFeatures, add_queue, enqueue
 from lavis.nn.language_model import LanguageModel
 from lavis.nn.linear import ExactLinear
-from lavis.nn.losses import (
-    check_negatives,
-    contrastive_targets,
-    hard_negatives,
-    similarities,
-    soft_cross_entropy,
-)
+from lavis.nn.losses import IGNORE, check_negatives, language_modelling_loss
 from lavis.nn.text import TextTransformer
 
-TEMPERATURE = START_TEMPERATURE  # learned
-TEMPERATURE_RANGE = (0.001, 0.5)
-RERANKING_TEXT_LENGTH = 35  # tokens, whatever max_txt_len is
+TEMPERATURE_RANGE = (0.001, 0.5)  # of a learned one
 PAIRS_AT_ONCE = 256  # of images and texts that `match_texts` matches
-RERANKING_ROWS = 64  # texts that are matched with images at once, on a CPU
-BEGUN_BYTES = 2**29  # of texts' states that are kept where they could be computed anew for every picture
-_TOGETHER = 4  # statements of a picture that are matched at once
-NOT_SCORED = -100.0  # of pairs that were not matched, as in the original
+ENCODERS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")  # what has EMA copies in training
 
 
 @dataclass(frozen=True)
-class TextStates:
-    """Tokens, and their states (R, T, D) before they have seen a picture, where fusing goes on from those."""
+class Objective:
+    """What a class of the network is trained on.
 
-    tokens: Tokens
-    states: torch.Tensor | None = None
+    Attributes:
+        losses: contrast ("itc"), matching ("itm"), language modelling ("lm"), masked tokens ("mlm"); those that
+            `config.losses` leaves out don't count.
+        by_id: whether several texts of an image are all right; `image_id` then says which belong together.
+        hard_by: similarities by which hard negatives are drawn: "contrast", those of the contrast; "features", of the
+            network's own features in the batch.
+        masked: whether own pairs leave before the softmax of which hard negatives are drawn, see `Candidates.masked`.
+        floor: see `hard_negatives`.
+    """
 
-    def select(self, index: torch.Tensor) -> TextStates:
-        tokens = Tokens(self.tokens.ids[index], self.tokens.mask[index])
-        return TextStates(tokens, None if self.states is None else self.states[index])
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """loss: scalar. sims: see `Similarity`. negatives_i2t, negatives_t2i: (B, B) similarities over the
-    temperature by which hard negatives are drawn. new: what the batch has for the queue."""
-
-    loss: torch.Tensor
-    sims: Similarity
-    new: NewFeatures
-    negatives_i2t: torch.Tensor
-    negatives_t2i: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Matching:
-    """loss: scalar. logits (3B, 2), labels (3B,): right pairs, wrong picture, wrong text. positive (B, T, D)
-    and negative (2B, T, D): the fused states. memory: the B pictures', as `memorize` gave it."""
-
-    loss: torch.Tensor
-    logits: torch.Tensor
-    labels: torch.Tensor
-    positive: torch.Tensor
-    negative: torch.Tensor
-    memory: Any
-
-
-@dataclass(frozen=True)
-class ContrastiveStep:
-    """Tokens, states and features of a training batch, the EMA's too, and their contrast."""
-
-    tokens: Tokens
-    image_embeds: torch.Tensor
-    text_embeds: torch.Tensor
-    image_embeds_m: torch.Tensor
-    text_embeds_m: torch.Tensor
-    image_feat: torch.Tensor
-    text_feat: torch.Tensor
-    contrast: Contrast
-
-    def states(self, matching: Matching) -> IntermediateOutput:
-        """What `forward` shows of the step."""
-        return IntermediateOutput(
-            image_embeds=self.image_embeds,
-            text_embeds=self.text_embeds,
-            image_embeds_m=self.image_embeds_m,
-            text_embeds_m=self.text_embeds_m,
-            encoder_output=EncoderOutput(matching.positive),
-            encoder_output_neg=EncoderOutput(matching.negative),
-            itm_logits=matching.logits,
-            itm_labels=matching.labels,
-            new_features=self.contrast.new,
-        )
+    losses: tuple[str, ...] = ("itc", "itm")
+    by_id: bool = False
+    hard_by: str = "contrast"
+    masked: bool = False
+    floor: float = 0.0
 
 
 class Alignment(VisionText, BaseModel):
-    """Projections to the common space, and the matching head.
+    """Image encoder, text encoder, projections to the common space, a matching head; in training EMA copies and queues.
 
-    A family says how texts are encoded alone (`encode_text`) and how they read pictures (`memorize`,
-    `fuse`). MATCHES: whether there is a matching head. QUEUE_IDS: whether the queue knows which picture a
-    feature belongs to. NEGATIVE_FLOOR: see `hard_negatives`. FUSES_STATES: whether `fuse` goes on from the
-    states of `encode_text` (ALBEF, ALPRO) or reads the tokens anew (BLIP).
+    How texts read images is said by the class of `lavis.models.fusion` that comes before it among a model's bases.
+
+    MATCHES: whether there is a matching head. TEMPERATURE: whether the contrast's temperature is learned.
+    ENCODER: `LanguageModel` where the text encoder also guesses masked tokens, or a file's encoder could.
+    OBJECTIVE: what it is trained on; None: it isn't.
     """
 
+    MATCHES = True
+    TEMPERATURE = True
+    ENCODER: ClassVar[type[TextTransformer] | type[LanguageModel]] = TextTransformer
+    OBJECTIVE: ClassVar[Objective | None] = None
+
+    # of the fusion
+    FUSES_STATES: bool
+    bert: Any
+    encode_text: Any
+    memorize: Any
+    begin: Any
+    fuse: Any
+
+    text_encoder: Any
+    text_decoder: Any
     temp: nn.Parameter
     image_queue: torch.Tensor
     text_queue: torch.Tensor
     idx_queue: torch.Tensor
     queue_ptr: torch.Tensor
 
-    MATCHES = True
-    TEMPERATURE = True  # whether it is learned
-    FUSES_STATES = True
-    QUEUE_IDS = False
-    NEGATIVE_FLOOR = 0.0
-
     def __init__(self, config: Any) -> None:
         super().__init__(config)
+        self.losses = self._chosen_losses()
         self.text_encoder = self.text_reader(config)
         self.add_decoder(config)
         if self.TEMPERATURE:
@@ -156,19 +127,41 @@ class Alignment(VisionText, BaseModel):
             self.itm_head = ExactLinear(config.text.width, 2)
         self.make_ema()
         if self.EMA and config.for_training and config.queue_size:
-            add_queue(self, config.embed_dim, config.queue_size, self.QUEUE_IDS)
+            assert self.OBJECTIVE is not None
+            add_queue(self, config.embed_dim, config.queue_size, self.OBJECTIVE.by_id)
 
     def text_reader(self, config: Any) -> TextTransformer | LanguageModel:
         """The family's text encoder."""
-        return TextTransformer(config.text)
+        return self.ENCODER(config.text)
 
     def add_decoder(self, config: Any) -> None:
         """For networks that also write."""
 
+    def _chosen_losses(self) -> tuple[str, ...]:
+        """Those that training takes the sum of.
+
+        Raises:
+            ValueError: `config.losses` names none of this network's, or one that its family has not.
+        """
+        if self.OBJECTIVE is None:
+            return ()
+        able = self.OBJECTIVE.losses
+        wanted, known = getattr(self.config, "losses", able), getattr(type(self.config), "losses", able)
+        chosen = tuple(name for name in able if name in wanted)
+        if not chosen or not set(wanted) <= set(known):
+            raise ValueError(f"losses is {list(wanted)}; name some of {', '.join(able)}")
+        return chosen
+
+    def tie_weights(self) -> None:
+        """Make heads' matrices the words' embeddings again (after weights were assigned)."""
+        for child in self.children():
+            if isinstance(child, LanguageModel):
+                child.tie_weights()
+
     def reset_parameters(self) -> None:
         super().reset_parameters()
         if hasattr(self, "temp"):
-            nn.init.constant_(self.temp, TEMPERATURE)
+            nn.init.constant_(self.temp, START_TEMPERATURE)
 
     def set_temperature(self, temperature: float) -> None:
         if not hasattr(self, "temp"):
@@ -185,36 +178,11 @@ class Alignment(VisionText, BaseModel):
         matching = math.log(3) - 2 / 3 * math.log(2)  # a third of what is matched belongs together
         return {"loss_itc": contrast, "loss_vtc": contrast, "loss_itm": matching, "loss_vtm": matching}
 
-    def _picture_ids(self, samples: Mapping[str, Any]) -> torch.Tensor:
-        """`image_id` as a tensor (B,)."""
-        require(samples, ("image_id",), "integers that say which texts share a picture")
-        return torch.as_tensor(samples["image_id"], device=self.device).flatten()
-
-    # ------------------------------------------------------------------------------ the family's part
+    # ------------------------------------------------------------------------------ features
     def encode_image(self, image: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
         """Pictures (B, 3, h, w) to states (B, N, D)."""
         return self.part("visual_encoder", ema)(image)
 
-    def encode_text(self, tokens: Tokens, *, ema: bool = False) -> torch.Tensor:
-        """Tokens (R, T) to states (R, T, D), no picture seen."""
-        raise NotImplementedError
-
-    def memorize(self, image_embeds: torch.Tensor, *, ema: bool = False) -> Any:
-        """What `fuse` reads of picture states (B, N, D); its `select(index)` picks and repeats items."""
-        raise NotImplementedError
-
-    def begin(self, tokens: Tokens, states: torch.Tensor) -> torch.Tensor:
-        """States (R, T, D) that `fuse` can go on from, of texts whose `encode_text` gave `states`."""
-        return states
-
-    def fuse(
-        self, text: TextStates, memory: Any, *, ema: bool = False, only_first: bool = False
-    ) -> torch.Tensor:
-        """States (R, T, D) after the texts have read the memory of B pictures, or (R, 1, D) with `only_first`; R is a
-        multiple of B."""
-        raise NotImplementedError
-
-    # ------------------------------------------------------------------------------ features
     def image_feature(self, states: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
         """Projected class token, length 1: (B, E)."""
         return F.normalize(self.part("vision_proj", ema)(states[:, 0]), dim=-1)
@@ -269,7 +237,7 @@ class Alignment(VisionText, BaseModel):
     @property
     def cosine_scale(self) -> float:
         """One over the temperature (the usual one, where none is learned)."""
-        return 1 / float(torch.as_tensor(getattr(self, "temp", TEMPERATURE)).detach())
+        return 1 / float(torch.as_tensor(getattr(self, "temp", START_TEMPERATURE)).detach())
 
     def _read(self, texts: Sequence[str]) -> tuple[Tokens, torch.Tensor]:
         """Tokens of texts, cut to the length that the model was trained with, and their states (n, T, D)."""
@@ -328,11 +296,10 @@ class Alignment(VisionText, BaseModel):
         return heat_maps.explained_text(self, given, layer, fits, lambda: given)
 
     # ------------------------------------------------------------------------------ training
-    def _one_text_each(self, samples: Mapping[str, Any], pictures: int) -> list[str]:
-        texts = texts_of(samples, pictures)
-        if len(texts) != pictures:
-            raise ValueError(f"{len(texts)} texts for {pictures} pictures; this loss takes one per picture")
-        return texts
+    def batch_encoder(self) -> PairEncoder | None:
+        if self.OBJECTIVE is None:
+            return None
+        return PairEncoder(self.tokenizer, self.MEDIA, self.config.max_txt_len, by_id=self.OBJECTIVE.by_id)
 
     @property
     def temperature(self) -> torch.Tensor:
@@ -345,356 +312,146 @@ class Alignment(VisionText, BaseModel):
             with torch.no_grad():
                 self.temp.clamp_(*TEMPERATURE_RANGE)
 
+    def check_step(self) -> None:
+        """Whether each batch had negatives to match with."""
+        step = self.optimizer_step
+        noted = step.noted() if step is not None and not step.checked else []
+        if noted:  # (batches, 2), in one wait for the device
+            found = torch.stack([lacking for _, lacking, _ in noted]).tolist()
+            for (row, strange), (_, _, columns) in zip(found, noted):
+                check_negatives(row, strange, columns)
+        super().check_step()
+
     def after_step(self) -> None:
-        batches = self.optimizer_step.new if self.optimizer_step is not None else []
-        if batches and hasattr(self, "image_queue"):
-            ids = [batch.ids for batch in batches if batch.ids is not None]
-            enqueue(
-                self,
-                NewFeatures(
-                    torch.cat([batch.images for batch in batches]),
-                    torch.cat([batch.texts for batch in batches]),
-                    torch.cat(ids) if ids else None,
-                ),
-            )
+        self.check_step()
+        new = [] if self.optimizer_step is None else [new for new, _, _ in self.optimizer_step.noted()]
+        if new and hasattr(self, "image_queue"):
+            ids = [batch.ids for batch in new if batch.ids is not None]
+            images, texts = (torch.cat([getattr(b, kind) for b in new]) for kind in ("images", "texts"))
+            enqueue(self, NewFeatures(images, texts, torch.cat(ids) if ids else None))
         super().after_step()
 
-    def contrastive_step(
-        self, samples: Mapping[str, Any], ids: torch.Tensor | None = None, distill: bool = True
-    ) -> ContrastiveStep:
-        """Encode a batch, by the EMA too, and contrast; a step of the optimizer takes note of the new features.
+    def training_loss(self, batch: Mapping[str, Any]) -> LossOutput:
+        """The losses of an encoded batch, see `PairEncoder`: the sum of those that are chosen, and each by itself.
 
         Args:
-            samples: `image`, `text_input` (one text per picture), `epoch`, `iters`, `num_iters_per_epoch`.
-            ids: (B,) pictures' ids, see `contrast`.
-            distill: whether the targets heed the EMA's similarities.
+            batch: `image` (B, 3, h, w), or `video`; with EMA copies also `epoch`, `iters`, `num_iters_per_epoch`, where
+                the step of the optimizer doesn't say where training is.
         """
-        self.need_ema()
-        image = media_of(samples, self.MEDIA, self.device)
-        texts = self._one_text_each(samples, image.shape[0])
-        alpha = self.alpha(samples) if distill else 0.0
-        tokens = self.tokens(texts, max_length=self.config.max_txt_len, pad=True)
-        image_embeds, text_embeds = self.encode_image(image), self.encode_text(tokens)
-        image_feat, text_feat = self.image_feature(image_embeds), self.text_feature(text_embeds)
-        with torch.no_grad():
-            image_m, text_m = self.encode_image(image, ema=True), self.encode_text(tokens, ema=True)
-            image_feat_m = self.image_feature(image_m, ema=True)
-            text_feat_m = self.text_feature(text_m, ema=True)
-        contrast = self.contrast(image_feat, text_feat, image_feat_m, text_feat_m, alpha=alpha, ids=ids)
-        if self.optimizer_step is not None:
-            self.optimizer_step.new.append(contrast.new)
-        return ContrastiveStep(
-            tokens, image_embeds, text_embeds, image_m, text_m, image_feat, text_feat, contrast
-        )
-
-    def contrast(
-        self,
-        image_feat: torch.Tensor,
-        text_feat: torch.Tensor,
-        image_feat_m: torch.Tensor,
-        text_feat_m: torch.Tensor,
-        *,
-        alpha: torch.Tensor | float,
-        ids: torch.Tensor | None = None,
-    ) -> Contrast:
-        """Contrastive loss against the EMA's features of all ranks and the queue (ALBEF paper, eq. 6).
-
-        Args:
-            image_feat, text_feat, …_m: (B, E), length 1.
-            alpha: weight of the EMA's similarities in the targets.
-            ids: (B,) pictures' ids; equal ids belong together. None: each row with its own only.
-        """
-        batch, rank = image_feat.shape[0], dist.rank()
-        images = dist.all_gather(image_feat_m)  # (W, E)
-        texts = dist.all_gather(text_feat_m)
-        own = torch.arange(batch, device=image_feat.device) + rank * batch
-        if ids is None:
-            known = torch.arange(len(images), device=own.device)
-            wanted = own
+        objective = self.OBJECTIVE
+        assert objective is not None
+        image, tokens = batch[self.MEDIA], batch["tokens"]["text"]
+        ids = batch["image_id"] if objective.by_id else None
+        alpha, ema = self._distillation(batch), None
+        own = self.encode_pairs(image, tokens)
+        if self.EMA:
+            with torch.no_grad():
+                ema = self.encode_pairs(image, tokens, ema=True)
+            contrast = contrast_with_ema(self, own, ema, alpha, ids)
         else:
-            known, wanted = dist.all_gather(ids), ids
-        new = NewFeatures(images, texts, None if ids is None else known)
-        if hasattr(self, "image_queue"):
-            images = torch.cat([images, self.image_queue.T])  # (W + Q, E)
-            texts = torch.cat([texts, self.text_queue.T])
-            queued = self.idx_queue[0] if ids is not None else known.new_full((len(images) - len(known),), -1)
-            known = torch.cat([known, queued])
-        same, temperature = wanted[:, None] == known[None, :], self.temperature  # (B, W + Q), (1,)
-        sim_i2t_m = similarities(image_feat_m, texts) / temperature
-        sim_t2i_m = similarities(text_feat_m, images) / temperature
-        sim_i2t_m, sim_t2i_m = sim_i2t_m.detach(), sim_t2i_m.detach()
-        i2t_targets = contrastive_targets(same, sim_i2t_m, alpha)
-        t2i_targets = contrastive_targets(same, sim_t2i_m, alpha)
-        sim_i2t = similarities(image_feat, texts) / temperature
-        sim_t2i = similarities(text_feat, images) / temperature
-        loss = (soft_cross_entropy(sim_i2t, i2t_targets) + soft_cross_entropy(sim_t2i, t2i_targets)) / 2
-        here = slice(rank * batch, (rank + 1) * batch)
-        return Contrast(
-            loss=loss,
-            sims=Similarity(sim_i2t, sim_t2i, sim_i2t_m, sim_t2i_m, i2t_targets, t2i_targets),
-            new=new,
-            negatives_i2t=sim_i2t[:, here].detach(),
-            negatives_t2i=sim_t2i[:, here].detach(),
-        )
+            contrast = contrast_in_batch(self, own)
+        text = TextStates(tokens, own.text_embeds if self.FUSES_STATES else None)
+        candidates = self._candidates(batch, text, own, contrast)
+        matching = match(self, text, own.image_embeds, candidates, objective.floor)
+        if self.optimizer_step is not None:
+            self.note((contrast.new, matching.lacking, candidates.same.shape[1]))
+        elif not torch.compiler.is_compiling():
+            row, strange = matching.lacking.tolist()
+            check_negatives(row, strange, candidates.same.shape[1])
 
-    def match(
-        self,
-        text: TextStates,
-        image_embeds: torch.Tensor,
-        sims_i2t: torch.Tensor,
-        sims_t2i: torch.Tensor,
-        same: torch.Tensor,
-        *,
-        images: torch.Tensor | None = None,
-        texts: TextStates | None = None,
-    ) -> Matching:
-        """Matching loss of each pair, of each text with a hard picture, of each picture with a hard text.
-
-        The pictures are projected once: a picture's right and wrong text are a group over one memory.
-
-        Args:
-            text: B texts. image_embeds: (B, N, D) of their pictures.
-            sims_i2t, sims_t2i: (B, C), by which the hard ones are drawn.
-            same: (B, C) bool, pairs that must not be drawn.
-            images, texts: the C to draw from, where they are not the batch itself (all ranks').
-        """
-        batch, device = image_embeds.shape[0], image_embeds.device
-        check_negatives(same, sims_t2i, sims_i2t)
-        wrong_image = hard_negatives(sims_t2i, same, self.NEGATIVE_FLOOR, True)
-        wrong_text = hard_negatives(sims_i2t, same, self.NEGATIVE_FLOOR, True)
-        memory = self.memorize(image_embeds)
-        own = self.fuse(interleaved(text, (texts or text).select(wrong_text)), memory)
-        own = own.unflatten(0, (batch, 2))  # (B, 2, T, D)
-        wrong = memory.select(wrong_image) if images is None else self.memorize(images[wrong_image])
-        other = self.fuse(text, wrong)  # (B, T, D)
-        states = torch.cat([own[:, 0], other, own[:, 1]])
-        logits = self.itm_head(states[:, 0])
-        labels = torch.zeros(3 * batch, dtype=torch.long, device=device)
-        labels[:batch] = 1
-        return Matching(
-            F.cross_entropy(logits.float(), labels), logits, labels, states[:batch], states[batch:], memory
-        )
-
-    def check_losses(self, *known: str) -> None:
-        """Refuse `config.losses` that are none of these."""
-        wrong = [name for name in self.config.losses if name not in known]
-        if wrong or not self.config.losses:
-            raise ValueError(f"losses is {list(self.config.losses)}; name some of {', '.join(known)}")
-
-    def pretraining_output(
-        self, losses: Mapping[str, torch.Tensor], sims: Similarity, states: IntermediateOutput
-    ) -> LossOutput:
-        """With the sum of the losses that `config.losses` names; each is reported."""
+        judged_itc, judged_itm = judge(self, batch, own.image_feat, matching.memory, "itc" in self.losses)
+        losses = {"itc": contrast.loss + judged_itc, "itm": matching.loss + judged_itm}
+        states = _states(own, ema, contrast, matching)
+        # what the matching read of the images serves writing and guessing, too
+        if "lm" in self.losses:
+            losses["lm"], states = self._write(tokens, matching.memory, states)
+        if "mlm" in self.losses:
+            assert ema is not None
+            losses["mlm"] = guess_masked(self, text, matching.memory, ema.image_embeds, alpha)
+        sims = contrast.sims
+        if objective.hard_by == "features":
+            sims = replace(sims, sim_i2t=candidates.by_image, sim_t2i=candidates.by_text)
         return LossOutput(
             sims=sims,
             intermediate_output=states,
-            loss=sum((losses[name] for name in self.config.losses), torch.zeros((), device=self.device)),
+            loss=sum((losses[name] for name in self.losses), torch.zeros((), device=image.device)),
             **{f"loss_{name}": loss for name, loss in losses.items()},
         )
 
-    def together(self, samples: Mapping[str, Any], pictures: int) -> torch.Tensor:
-        """(B, B) bool: which texts of a batch can't serve as wrong ones: a picture's own, and where `fits` says what is
-        true (see `judged`), those that are true of another, or whose picture the other's text is true of."""
-        own = torch.eye(pictures, dtype=torch.bool, device=self.device)
-        if samples.get("fits") is None:
-            return own
-        fits = samples["fits"].to(self.device).bool().unflatten(1, (pictures, -1))[:, :, 0]
-        return own | fits | fits.T
+    def encode_pairs(self, image: torch.Tensor, tokens: Tokens, *, ema: bool = False) -> Pairs:
+        """States and features of images and of their texts."""
+        images, texts = self.encode_image(image, ema=ema), self.encode_text(tokens, ema=ema)
+        return Pairs(images, texts, self.image_feature(images, ema=ema), self.text_feature(texts, ema=ema))
 
-    def judged(
-        self, samples: Mapping[str, Any], step: ContrastiveStep, memory: Any
-    ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-        """Contrast and matching of statements of which it is known whether they are true; 0 where there are none.
+    def _distillation(self, batch: Mapping[str, Any]) -> torch.Tensor | float:
+        """How much the EMA's opinion weighs in the targets."""
+        if not self.EMA:
+            return 0.0
+        self.need_ema()
+        return self.alpha(batch) if getattr(self.config, "use_distill", True) else 0.0
 
-        Matched is each picture with its own statements, contrasted are all pictures of this rank with all statements;
-        a statement may be true of several pictures or of none. Beside them the learned temperature, at which a text has
-        one picture, would be far too sharp.
+    def _candidates(
+        self, batch: Mapping[str, Any], text: TextStates, own: Pairs, contrast: Contrast
+    ) -> Candidates:
+        """What hard negatives are drawn from."""
+        objective = self.OBJECTIVE
+        assert objective is not None
+        if objective.hard_by == "features":
+            return candidates_by_features(self, text, own, batch["image_id"], self.config.negative_all_rank)
+        ids = batch["image_id"] if objective.by_id else None
+        same = own_or_true(batch, own.image_embeds) if ids is None else ids[:, None] == ids[None, :]
+        candidates = Candidates(contrast.by_image, contrast.by_text, same)
+        return candidates.masked() if objective.masked else candidates
 
-        Args:
-            samples: `statements`, S = B·K texts, a picture's next to one another and its `text_input` first; `fits`
-                (B, S) bool, whether they are true. Either both are there or none.
-            memory: the B pictures', as `memorize` gave it.
-
-        Returns:
-            the two losses (nats).
-        """
-        if samples.get("statements") is None:
-            return 0.0, 0.0
-        pictures = step.image_feat.shape[0]
-        texts = texts_of(samples, pictures, "statements")
-        require(samples, ("fits",), "whether each statement is true of each picture")
-        each = len(texts) // pictures
-        fits = samples["fits"].to(self.device).bool().unflatten(1, (pictures, each))  # (B, B, K)
-        tokens = self.tokens(texts, max_length=self.config.max_txt_len)
-        lengths = tokens.mask.sum(dim=1).cpu().unflatten(0, (pictures, each))
-        order = lengths.argsort(dim=1, stable=True)  # (B, K), each picture's own from short to long
-        fits = fits.gather(2, order.to(fits.device).expand(pictures, -1, -1))
-        rows = order + each * torch.arange(pictures)[:, None]
-        contrasts = "itc" in self.config.losses
-        logits, feats = [], []
-        for part in rows.split(_TOGETHER, dim=1):  # G of a picture together, padded to the longest of these
-            longest = int(lengths.flatten()[part].max())
-            some = part.flatten().to(self.device)
-            short = Tokens(tokens.ids[some, :longest], tokens.mask[some, :longest])
-            states = self.encode_text(short) if contrasts or self.FUSES_STATES else None
-            text = TextStates(short, states if self.FUSES_STATES else None)
-            logits.append(self.match_logits(text, memory, only_first=True).unflatten(0, part.shape))
-            if contrasts and states is not None:
-                feats.append(self.text_feature(states).unflatten(0, part.shape))
-        own = fits.diagonal().T.long()  # (B, K)
-        loss_itm = F.cross_entropy(torch.cat(logits, dim=1).flatten(0, 1).float(), own.flatten())
-        if not contrasts:
-            return 0.0, loss_itm
-        true = fits.flatten(1)  # (B, B·K)
-        sims = step.image_feat @ torch.cat(feats, dim=1).flatten(0, 1).T / TEMPERATURE
-        some = true.any(dim=0)  # pictures all have their own text
-        loss_i2t = soft_cross_entropy(sims, contrastive_targets(true, None, 0.0))
-        loss_t2i = soft_cross_entropy(sims.T[some], contrastive_targets(true.T[some], None, 0.0))
-        return (loss_i2t + loss_t2i) / 2, loss_itm
+    def _write(
+        self, tokens: Tokens, memory: Any, states: IntermediateOutput
+    ) -> tuple[torch.Tensor, IntermediateOutput]:
+        """Loss of writing the texts over their images."""
+        ids = tokens.ids.clone()
+        ids[:, 0] = self.bos_id
+        labels = ids.masked_fill(~tokens.mask, IGNORE)
+        logits = self.text_decoder(ids, mask=tokens.mask, memory=memory)
+        loss = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
+        shown = DecoderOutput(loss=loss, logits=logits)
+        return loss, replace(states, decoder_output=shown, decoder_labels=labels)
 
     # ------------------------------------------------------------------------------ retrieval
     @property
     def reranking_text_length(self) -> int:
         """Tokens of a text that `compute_sim_matrix` reads."""
-        return RERANKING_TEXT_LENGTH
+        return TEXT_LENGTH
 
     @inference
     def compute_sim_matrix(
         self, data_loader: Any, task_cfg: Any = None, **unused: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores of all pictures with all texts: contrast first, the best `k_test` re-ranked by matching.
+        """Scores of all images with all texts: contrast first, the best `k_test` re-ranked by matching.
 
-        Each pair is matched once, all texts of a picture together at about their true length. The
-        pictures are read twice instead of kept, so memory does not grow with the gallery. Ranks share the
-        pictures, and all of them get the whole.
+        Each pair is matched once, all texts of an image together at about their true length. The images are read twice
+        instead of kept, so memory does not grow with the gallery. Ranks share the images, and all of them get the
+        whole.
 
         Args:
             data_loader: batches with `image`, in order, or pairs of (indices, batch); `data_loader.dataset`
-                has `text`, the texts, and as many items as there are pictures.
+                has `text`, the texts, and as many items as there are images.
             task_cfg: has `k_test` (an attribute or key; 128 if absent).
 
         Returns:
-            (pictures, texts) and (texts, pictures): matching logit + similarity for the best, -100 elsewhere.
+            (images, texts) and (texts, images): matching logit + similarity for the best, -100 elsewhere.
         """
-        k_test = _k_test(task_cfg)
-        texts, text_feats = self._encode_texts(list(data_loader.dataset.text))
-        image_feats = torch.zeros(len(data_loader.dataset), text_feats.shape[1])
-        for indices, media in share_of(data_loader, self.MEDIA):
-            image_feats[indices] = self.image_feature(self.encode_image(media.to(self.device))).float().cpu()
-        sims = products(sum_over_ranks(image_feats, self.device), text_feats)
-        wanted_i2t, wanted_t2i = torch.zeros_like(sims).bool(), torch.zeros_like(sims).bool()
-        wanted_i2t.scatter_(1, sims.topk(min(k_test, sims.shape[1]), dim=1).indices, True)
-        wanted_t2i.scatter_(0, sims.topk(min(k_test, sims.shape[0]), dim=0).indices, True)
-        wanted = wanted_i2t | wanted_t2i
-        matched = torch.zeros_like(sims)
-
-        def match(indices: Sequence[int], embeds: torch.Tensor) -> list[torch.Tensor]:
-            return self._match_all(embeds, texts, [wanted[i].nonzero().squeeze(1) for i in indices])
-
-        together = images_at_once(self.device)
-        with side_by_side(self.device) as run:
-            for indices, media in share_of(data_loader, self.MEDIA):
-                embeds = self.encode_image(media.to(self.device)).split(together)
-                groups = [indices[i : i + together] for i in range(0, len(indices), together)]
-                for group, found in zip(groups, run(match, groups, embeds)):
-                    for index, logits in zip(group, found, strict=True):
-                        matched[index, wanted[index]] = logits
-        scores = sum_over_ranks(matched, self.device) + sims
-        i2t = scores.masked_fill(~wanted_i2t, NOT_SCORED)
-        t2i = scores.masked_fill(~wanted_t2i, NOT_SCORED).T
-        return i2t.numpy(), t2i.contiguous().numpy()
-
-    def _encode_texts(self, texts: list[str], batch: int = 256) -> tuple[RaggedTexts, torch.Tensor]:
-        """All texts with what fusing goes on from, on the CPU; and all features (texts, E).
-
-        Without autocast: a text is encoded once and matched with many images, so it costs little, and in bfloat16 most
-        of the error of ALBEF's re-ranked scores came from here (2.6 % of the peak against 1.0 %, an AMD with AVX-512).
-        """
-        longest = self.reranking_text_length
-        lengths = torch.tensor([len(self.tokenizer.encode(t, longest)) for t in texts])
-        begins = self.FUSES_STATES or 4 * int(lengths.sum()) * self.config.text.width <= BEGUN_BYTES
-        ids, begun, feats = [], [], []
-        order = lengths.argsort(stable=True)
-        for rows in order.split(batch):
-            tokens = self.tokens([texts[i] for i in rows.tolist()], max_length=longest)
-            with torch.autocast(self.device.type, enabled=False):
-                states = self.encode_text(tokens)
-                feats.append(self.text_feature(states).cpu())
-                ids.append(tokens.ids[tokens.mask].cpu())
-                if begins:
-                    begun.append(self.begin(tokens, states)[tokens.mask].cpu())
-        starts = torch.empty_like(lengths)
-        starts[order] = lengths[order].cumsum(0) - lengths[order]
-        ragged = RaggedTexts(torch.cat(ids), torch.cat(begun) if begins else None, starts, lengths)
-        return ragged, torch.cat(feats)[order.argsort()]
-
-    def _match_all(
-        self, embeds: torch.Tensor, texts: RaggedTexts, which: Sequence[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        """Matching logits of images (B, N, D), each with those of the texts that `which` names: (len(which[b]),) each.
-
-        They are matched in chunks of about one length, equally many texts of each image: one that has fewer left
-        repeats its last one, and one that has none leaves.
-        """
-        order = [mine[texts.lengths[mine].argsort()] for mine in which]
-        scores = torch.zeros(len(which), len(texts.lengths))
-        memory, left, start = self.memorize(embeds), list(range(len(which))), 0
-        while going := [place for place, b in enumerate(left) if len(order[b]) > start]:
-            if len(going) < len(left):
-                memory = memory.select(torch.tensor(going, device=self.device))
-                left = [left[place] for place in going]
-            each = max(1, rows_at_once(self.device) // len(left))
-            end = min(start + each, max(len(order[b]) for b in left))
-            columns = torch.arange(start, end)
-            rows = torch.stack([order[b][columns.clamp(max=len(order[b]) - 1)] for b in left])  # (b, columns)
-            logits = self.match_logits(texts.take(rows.flatten(), self.device), memory, only_first=True)
-            scores[torch.tensor(left)[:, None], rows] = logits[:, 1].float().cpu().view(rows.shape)
-            start = end
-        return [row[mine] for row, mine in zip(scores, which, strict=True)]
+        return rerank(self, data_loader, task_cfg)
 
 
-@dataclass(frozen=True)
-class RaggedTexts:
-    """Many texts one after another: ids (tokens,) and, where fusing goes on from them, states (tokens, D); where each
-    text starts, and its length."""
-
-    ids: torch.Tensor
-    states: torch.Tensor | None
-    starts: torch.Tensor
-    lengths: torch.Tensor
-
-    def take(self, which: torch.Tensor, device: torch.device) -> TextStates:
-        """Some of the texts as one batch (R, T); what the mask leaves out holds their last token."""
-        lengths = self.lengths[which, None]
-        place = torch.arange(int(lengths.max()))
-        at = self.starts[which, None] + place.minimum(lengths - 1)  # (R, T)
-        tokens = Tokens(self.ids[at].to(device), (place < lengths).to(device))
-        return TextStates(tokens, None if self.states is None else self.states[at].to(device))
-
-
-def images_at_once(device: torch.device) -> int:
-    """Images whose candidates are matched together: on a CPU each has a thread of its own."""
-    return 1 if device.type == "cpu" else 64
-
-
-def rows_at_once(device: torch.device) -> int:
-    """Texts that are matched with images at once: a GPU needs more of them to be busy."""
-    return RERANKING_ROWS if device.type == "cpu" else 16 * RERANKING_ROWS
-
-
-def interleaved(first: TextStates, second: TextStates) -> TextStates:
-    """Rows first[0], second[0], first[1], second[1], …: two texts a picture."""
-
-    def weave(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.stack([a, b], dim=1).flatten(0, 1)
-
-    tokens = Tokens(weave(first.tokens.ids, second.tokens.ids), weave(first.tokens.mask, second.tokens.mask))
-    if first.states is None or second.states is None:
-        return TextStates(tokens)
-    return TextStates(tokens, weave(first.states, second.states))
-
-
-def _k_test(task_cfg: Any) -> int:
-    if isinstance(task_cfg, Mapping):
-        return int(task_cfg.get("k_test", 128))
-    return int(getattr(task_cfg, "k_test", 128) or 128)
+def _states(own: Pairs, ema: Pairs | None, contrast: Contrast, matching: Matching) -> IntermediateOutput:
+    """What `forward` shows of a step."""
+    return IntermediateOutput(
+        image_embeds=own.image_embeds,
+        text_embeds=own.text_embeds,
+        image_embeds_m=None if ema is None else ema.image_embeds,
+        text_embeds_m=None if ema is None else ema.text_embeds,
+        encoder_output=EncoderOutput(matching.positive),
+        encoder_output_neg=EncoderOutput(matching.negative),
+        itm_logits=matching.logits,
+        itm_labels=matching.labels,
+        new_features=contrast.new,
+    )

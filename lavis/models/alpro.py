@@ -16,25 +16,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from lavis.common import dist
 from lavis.common.registry import registry
-from lavis.models.alignment import Alignment, Matching, TextStates
+from lavis.models.alignment import Alignment, Objective
 from lavis.models.base import inference, own_step
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.classification import ClassEncoder, Classifier, States, some_names
+from lavis.models.fusion import JointFusion, TextStates
 from lavis.models.outputs import (
-    EncoderOutput,
     Features,
-    IntermediateOutput,
     LossOutput,
     OutputWithLogits,
     Texts,
 )
 from lavis.models.presets import GS
 from lavis.models.samples import media_of
-from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig
-from lavis.nn.losses import contrastive_loss
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.timesformer import TimeSformer, resize_places, resize_times
 from lavis.nn.vit import ViTConfig
@@ -89,16 +85,6 @@ PRETRAINING = ("text_encoder.cls.*", "mpm_head.*", "prompter.*", "visual_encoder
 MATCHING = ("temp", "vision_proj.*", "text_proj.*", "itm_head.*")
 
 
-@dataclass(frozen=True)
-class ClipStates:
-    """States of clips (B, N, D) that texts are read beside."""
-
-    states: torch.Tensor
-
-    def select(self, index: torch.Tensor) -> ClipStates:
-        return ClipStates(self.states.index_select(0, index))
-
-
 class Alpro:
     """What ALPRO's models share: `video` in samples, the two encoders, the fusion."""
 
@@ -129,30 +115,12 @@ class Alpro:
             phase["n_frms"] = self.config.frames
         return config
 
-    def encode_text(self, tokens: Tokens, *, ema: bool = False) -> torch.Tensor:
-        return self.part("text_encoder", ema)(tokens.ids, mask=tokens.mask, last=self.config.fuse_from)
-
-    def memorize(self, video_embeds: torch.Tensor, *, ema: bool = False) -> ClipStates:
-        return ClipStates(video_embeds)
-
-    def fuse(
-        self, text: TextStates, memory: ClipStates, *, ema: bool = False, only_first: bool = False
-    ) -> torch.Tensor:
-        """States (R, L + N, D) of texts and clips that have read each other: the text's, then the clip's."""
-        assert text.states is not None
-        clips, rows = memory.states, len(text.states)
-        clips = clips[:, None].expand(-1, rows // len(clips), -1, -1).flatten(0, 1)  # (R, N, D)
-        mask = torch.cat([text.tokens.mask, text.tokens.mask.new_ones(clips.shape[:2])], dim=1)
-        states = torch.cat([text.states, clips], dim=1)
-        encoder = self.part("text_encoder", ema)
-        return encoder.run(states, mask=mask, first=self.config.fuse_from, only_first=only_first)
-
 
 # --------------------------------------------------------------------------------------- features
 
 
 @registry.register_model("alpro_feature_extractor")
-class AlproFeatureExtractor(Alpro, Alignment):
+class AlproFeatureExtractor(Alpro, JointFusion, Alignment):
     """States and projections of clips, texts, and of both together."""
 
     registered_name = "alpro_feature_extractor"
@@ -198,10 +166,11 @@ class AlproFeatureExtractor(Alpro, Alignment):
 
 
 @registry.register_model("alpro_retrieval")
-class AlproRetrieval(Alpro, Alignment):
+class AlproRetrieval(Alpro, JointFusion, Alignment):
     """Clips and texts find each other: contrast within the batch, and matching (ALPRO paper, section 3.2)."""
 
     registered_name = "alpro_retrieval"
+    OBJECTIVE = Objective(masked=True)
     RULES = Rules(rename=RENAME, drop=PRETRAINING)
     PRETRAINED_RULES = Rules(rename=RENAME, drop=PRETRAINING, resize=_RESIZE)
 
@@ -220,53 +189,30 @@ class AlproRetrieval(Alpro, Alignment):
             loss = loss_vtc + loss_vtm (nats), intermediate_output. The contrast is with the clips and texts of all
             ranks, through which gradients flow; hard negatives are of the own rank.
         """
-        video = media_of(samples, self.MEDIA, self.device)
-        batch = len(video)
-        texts = self._one_text_each(samples, batch)
-        tokens = self.tokens(texts, max_length=self.config.max_txt_len, pad=True)
-        text_embeds, video_embeds = self.encode_text(tokens), self.encode_image(video)
-        text_feat, video_feat = self.text_feature(text_embeds), self.image_feature(video_embeds)
-        loss_vtc, sim_v2t, sim_t2v = contrastive_loss(
-            video_feat, text_feat, 1 / self.temperature
-        )  # sims (B, W)
-        own = slice(dist.rank() * batch, (dist.rank() + 1) * batch)
-        matching = self.compute_vtm(
-            TextStates(tokens, text_embeds), video_embeds, sim_v2t[:, own].detach(), sim_t2v[:, own].detach()
-        )
+        out = self.training_loss(self.encoded(samples))
+        states = out.intermediate_output
+        assert states is not None
         return LossOutput(
-            intermediate_output=IntermediateOutput(
-                text_embeds=text_embeds,
-                encoder_output=EncoderOutput(matching.positive),
-                encoder_output_neg=EncoderOutput(matching.negative),
-                video_embeds=video_embeds,
-                vtm_logits=matching.logits,
-                vtm_labels=matching.labels,
+            intermediate_output=replace(
+                states,
+                image_embeds=None,
+                itm_logits=None,
+                itm_labels=None,
+                video_embeds=states.image_embeds,
+                vtm_logits=states.itm_logits,
+                vtm_labels=states.itm_labels,
             ),
-            loss=loss_vtc + matching.loss,
-            loss_vtc=loss_vtc,
-            loss_vtm=matching.loss,
+            loss=out.loss,
+            loss_vtc=out.loss_itc,
+            loss_vtm=out.loss_itm,
         )
-
-    def compute_vtm(
-        self, text: TextStates, video_embeds: torch.Tensor, sim_v2t: torch.Tensor, sim_t2v: torch.Tensor
-    ) -> Matching:
-        """Matching loss of B pairs, and of each clip and text with a hard negative.
-
-        Args:
-            text: B texts. video_embeds: (B, N, D) of their clips.
-            sim_v2t, sim_t2v: (B, B), similarities over the temperature, by which hard negatives are drawn.
-        """
-        same = torch.eye(len(video_embeds), dtype=torch.bool, device=video_embeds.device)
-        # own pairs go before the softmax: beside a near-perfect one all others would round to 0
-        sim_v2t, sim_t2v = sim_v2t.masked_fill(same, -torch.inf), sim_t2v.masked_fill(same, -torch.inf)
-        return self.match(text, video_embeds, sim_v2t, sim_t2v, same)
 
 
 # ------------------------------------------------------------------------------ question answering
 
 
 @registry.register_model("alpro_qa")
-class AlproQA(Alpro, Classifier):
+class AlproQA(Alpro, JointFusion, Classifier):
     """Answers questions about clips by choosing among C frequent answers (ALPRO paper, section 4.3)."""
 
     registered_name = "alpro_qa"

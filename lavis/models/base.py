@@ -22,7 +22,6 @@ from lavis.common.files import write_text
 from lavis.common.values import suggest
 from lavis.models import checkpoints, vocabulary
 from lavis.models.tokenizer import ASSETS, Tokenizer
-from lavis.nn.ema import NewFeatures
 from lavis.nn.finite import NonFiniteError, check_finite, explained
 from lavis.nn.linear import Packing
 from lavis.nn.outputs import Output as Output
@@ -203,18 +202,39 @@ def set_for_training(config: T, for_training: bool) -> T:
 
 
 @dataclass
+class Noted:
+    """What a batch leaves for the end of its step, behind what those before it left.
+
+    A chain and no list: a compiled loss would be compiled anew for each length.
+    """
+
+    value: Any = None
+    before: Noted | None = None
+
+
+@dataclass
 class OptimizerStep:
     """A step of the optimizer that has begun.
 
     Attributes:
         progress: epochs of training that are over, with the part of the present one; None: the samples say it.
         alpha: the weight of the EMA's opinion that follows from it, on the device.
-        new: what its batches so far have for the queue.
+        last: what its batches so far have noted, see `BaseModel.note`.
+        checked: whether `check_step` has looked at it.
     """
 
     progress: float | None = None
     alpha: torch.Tensor | None = None
-    new: list[NewFeatures] = field(default_factory=list)
+    last: Noted = field(default_factory=Noted)
+    checked: bool = False
+
+    def noted(self) -> list[Any]:
+        """What its batches noted, in their order."""
+        found, here = [], self.last
+        while here.before is not None:
+            found.append(here.value)
+            here = here.before
+        return found[::-1]
 
 
 class _Rows:
@@ -688,6 +708,20 @@ class BaseModel(nn.Module):
                 much the EMA's opinion weighs. None: `epoch`, `iters`, `num_iters_per_epoch` of the samples say it.
         """
         self.optimizer_step = OptimizerStep(progress)
+
+    def note(self, value: Any) -> None:
+        """Leave something of a batch for `check_step` and `after_step`."""
+        step = self.optimizer_step
+        if step is not None:
+            step.last = Noted(value, step.last)
+
+    def check_step(self) -> None:
+        """Before the optimizer moves the weights: refuse batches whose losses mean nothing.
+
+        What has to be known on the host for that is asked here, once for all batches, and not in the loss.
+        """
+        if self.optimizer_step is not None:
+            self.optimizer_step.checked = True
 
     def after_step(self) -> None:
         """End the step: the features of all its batches enter the queue."""

@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional as F
 
 from lavis.common.registry import registry
-from lavis.models.alignment import rows_at_once
 from lavis.models.answers import write_answers
 from lavis.models.base import BaseModel, inference
 from lavis.models.blip import Blip
@@ -22,6 +21,7 @@ from lavis.models.checkpoints import TRAINING_STATE, Rules
 from lavis.models.dialogue_encoder import BlipDialogueConfig, DialogueEncoder, Ids
 from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import RESIZE, SMOOTHING
+from lavis.models.reranking import rows_at_once
 from lavis.models.samples import media_of
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionText

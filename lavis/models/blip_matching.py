@@ -11,20 +11,19 @@ from typing import Any
 
 import torch
 
-from lavis.common import dist
 from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
-from lavis.models.alignment import Alignment, ContrastiveStep, Matching, TextStates
+from lavis.models.alignment import ENCODERS, Alignment, Objective
 from lavis.models.base import finite_results, inference, own_step
 from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, Rules
-from lavis.models.outputs import DecoderOutput, Features, LossOutput
-from lavis.models.presets import RESIZE, SMOOTHING
+from lavis.models.fusion import EarlyFusion, TextStates
+from lavis.models.outputs import Features, LossOutput
+from lavis.models.presets import RESIZE
 from lavis.models.samples import media_of, texts_of
 from lavis.models.tokenizer import Encoding, Tokens
 from lavis.nn.language_model import TextDecoder
-from lavis.nn.losses import IGNORE, language_modelling_loss, similarities
-from lavis.nn.text import Memory
+from lavis.nn.losses import similarities
 
 
 @dataclass(frozen=True)
@@ -44,44 +43,11 @@ class BlipMatchingConfig(BlipConfig):
     losses: tuple[str, ...] = ("itc", "itm", "lm")
 
 
-class BlipMatching(Blip):
-    """A text encoder that reads a text alone, or over a picture when it begins with [ENC]."""
-
-    FUSES_STATES = False
-    part: Any
-    text_encoder: Any
-    enc_id: int
-
-    def encode_text(self, tokens: Tokens, *, ema: bool = False) -> torch.Tensor:
-        return self.part("text_encoder", ema)(tokens.ids, mask=tokens.mask)
-
-    def memorize(self, image_embeds: torch.Tensor, *, ema: bool = False) -> Memory:
-        return self.part("text_encoder", ema).project_memory(image_embeds)
-
-    def fuse(
-        self, text: TextStates, memory: Memory, *, ema: bool = False, only_first: bool = False
-    ) -> torch.Tensor:
-        encoder, mask = self.part("text_encoder", ema), text.tokens.mask
-        if text.states is not None:
-            return encoder.run(text.states, mask=mask, memory=memory, only_first=only_first, begun=True)
-        return encoder(self._reading(text.tokens), mask=mask, memory=memory, only_first=only_first)
-
-    def begin(self, tokens: Tokens, states: torch.Tensor) -> torch.Tensor:
-        """The first layer's self-attention."""
-        return self.text_encoder.begin(self._reading(tokens), tokens.mask)
-
-    def _reading(self, tokens: Tokens) -> torch.Tensor:
-        """(R, T) with the token that stands before a text which reads a picture."""
-        ids = tokens.ids.clone()
-        ids[:, 0] = self.enc_id
-        return ids
-
-
 # --------------------------------------------------------------------------------------- features
 
 
 @registry.register_model("blip_feature_extractor")
-class BlipFeatureExtractor(BlipMatching, Alignment):
+class BlipFeatureExtractor(Blip, EarlyFusion, Alignment):
     """States and projections of pictures, texts, and of texts over pictures."""
 
     registered_name = "blip_feature_extractor"
@@ -111,7 +77,7 @@ class BlipFeatureExtractor(BlipMatching, Alignment):
 
 
 @registry.register_model("blip_image_text_matching")
-class BlipITM(BlipMatching, Alignment):
+class BlipITM(Blip, EarlyFusion, Alignment):
     """How well texts fit pictures."""
 
     registered_name = "blip_image_text_matching"
@@ -193,14 +159,17 @@ def compute_gradcam(
 # ---------------------------------------------------------------------------------------- training
 
 
-class RetrievalLoss(BlipMatching):
-    """Fine-tuning for retrieval."""
+@registry.register_model("blip_retrieval")
+class BlipRetrieval(Blip, EarlyFusion, Alignment):
+    """Fine-tuning for retrieval: contrast and matching; several texts of an image are all right."""
 
-    config: Any
-    contrastive_step: Any
-    match: Any
-    temperature: Any
-    _picture_ids: Any
+    registered_name = "blip_retrieval"
+    EMA = ENCODERS
+    OBJECTIVE = Objective(by_id=True, hard_by="features")
+    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES, make=NEW_QUEUES)
+    PRETRAINED_RULES = Rules(
+        drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES
+    )
 
     @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
@@ -213,70 +182,23 @@ class RetrievalLoss(BlipMatching):
         Returns:
             loss = loss_itc + loss_itm (nats), sims, intermediate_output.
         """
-        ids = self._picture_ids(samples)
-        step = self.contrastive_step(samples, ids)
-        temp = self.temperature.detach()
-        image_feat, text_feat = step.image_feat.detach(), step.text_feat.detach()
-        if self.config.negative_all_rank and dist.is_on():
-            matching, sim_i2t, sim_t2i = self._match_over_ranks(step, ids)
-        else:
-            sim_i2t = similarities(image_feat, text_feat) / temp
-            sim_t2i = similarities(text_feat, image_feat) / temp
-            same = ids[:, None] == ids[None, :]
-            matching = self.match(TextStates(step.tokens), step.image_embeds, sim_i2t, sim_t2i, same)
-        return LossOutput(
-            sims=replace(step.contrast.sims, sim_i2t=sim_i2t, sim_t2i=sim_t2i),
-            intermediate_output=step.states(matching),
-            loss=step.contrast.loss + matching.loss,
-            loss_itc=step.contrast.loss,
-            loss_itm=matching.loss,
-        )
-
-    def _match_over_ranks(
-        self, step: ContrastiveStep, ids: torch.Tensor
-    ) -> tuple[Matching, torch.Tensor, torch.Tensor]:
-        """Matching with hard negatives from all ranks' batches; gradients flow back to their ranks."""
-        temp = self.temperature.detach()
-        image_feats, text_feats = dist.all_gather(step.image_feat), dist.all_gather(step.text_feat)
-        sim_i2t = similarities(step.image_feat.detach(), text_feats) / temp  # (B, W)
-        sim_t2i = similarities(step.text_feat.detach(), image_feats) / temp
-        same = ids[:, None] == dist.all_gather(ids)[None, :]
-        everywhere = dist.all_gather_with_grad(step.image_embeds)
-        texts = TextStates(Tokens(dist.all_gather(step.tokens.ids), dist.all_gather(step.tokens.mask)))
-        matching = self.match(
-            TextStates(step.tokens), step.image_embeds, sim_i2t, sim_t2i, same, images=everywhere, texts=texts
-        )
-        return matching, sim_i2t, sim_t2i
-
-
-@registry.register_model("blip_retrieval")
-class BlipRetrieval(RetrievalLoss, Alignment):
-    """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
-
-    registered_name = "blip_retrieval"
-    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
-    QUEUE_IDS = True
-    RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES, make=NEW_QUEUES)
-    PRETRAINED_RULES = Rules(
-        drop=("text_decoder.*", *TRAINING_STATE), resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES
-    )
+        return self.training_loss(self.encoded(samples))
 
 
 @registry.register_model("blip_pretrain")
-class BlipPretrain(BlipMatching, Alignment):
+class BlipPretrain(Blip, EarlyFusion, Alignment):
     """Pre-training: contrast, matching and language modelling (BLIP paper, section 3.2).
 
     The decoder shares all of the encoder's parameters but the self-attention.
     """
 
     registered_name = "blip_pretrain"
-    EMA = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
-    NEGATIVE_FLOOR = 1e-4
+    EMA = ENCODERS
+    OBJECTIVE = Objective(("itc", "itm", "lm"), floor=1e-4)
     RULES = Rules(drop=TRAINING_STATE, resize=RESIZE, copy=EMA_COPIES, make=NEW_QUEUES)
     PRETRAINED_RULES = RULES
 
     def add_decoder(self, config: BlipMatchingConfig) -> None:
-        self.check_losses("itc", "itm", "lm")
         self.text_decoder = TextDecoder(config.text)
         self.share_layers()
 
@@ -289,41 +211,19 @@ class BlipPretrain(BlipMatching, Alignment):
             own.intermediate, own.output = shared.intermediate, shared.output
         self.text_decoder.tie_weights()
 
-    def tie_weights(self) -> None:
-        self.text_decoder.tie_weights()
-
     @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """Contrastive, matching and language-model loss.
 
         Args:
             samples: `image` (B, 3, h, w); `text_input`, B texts without the prompt's cut; `epoch`, `iters`,
-                `num_iters_per_epoch`; optionally `statements` and `fits`, see `judged`.
+                `num_iters_per_epoch`; optionally `statements` and `fits`, see `PairEncoder`.
 
         Returns:
             loss (nats): the sum of those that `config.losses` names, of loss_itc, loss_itm and loss_lm; sims,
             intermediate_output.
         """
-        step = self.contrastive_step(samples)
-        same = self.together(samples, step.image_embeds.shape[0])
-        contrast = step.contrast
-        matching = self.match(
-            TextStates(step.tokens), step.image_embeds, contrast.negatives_i2t, contrast.negatives_t2i, same
-        )
-        judged_itc, judged_itm = self.judged(samples, step, matching.memory)
-        losses = {"itc": contrast.loss + judged_itc, "itm": matching.loss + judged_itm}
-        states = step.states(matching)
-        if "lm" in self.config.losses:
-            ids = step.tokens.ids.clone()
-            ids[:, 0] = self.bos_id
-            labels = ids.masked_fill(~step.tokens.mask, IGNORE)
-            # shared cross-attention: what the matching encoder projected of the pictures serves here too
-            logits = self.text_decoder(ids, mask=step.tokens.mask, memory=matching.memory)
-            losses["lm"] = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
-            states = replace(
-                states, decoder_output=DecoderOutput(loss=losses["lm"], logits=logits), decoder_labels=labels
-            )
-        return self.pretraining_output(losses, contrast.sims, states)
+        return self.training_loss(self.encoded(samples))
 
     def reset_queue_ptr(self) -> None:
         """Start writing the queue from its first place."""

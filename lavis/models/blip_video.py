@@ -16,8 +16,9 @@ from lavis.models.alignment import Alignment
 from lavis.models.answers import Answering
 from lavis.models.blip import Blip, BlipCaption
 from lavis.models.blip_dialogue import BlipDialogue
-from lavis.models.blip_matching import BlipRetrieval, RetrievalLoss
+from lavis.models.blip_matching import BlipRetrieval
 from lavis.models.blip_vqa import BlipVQA
+from lavis.models.fusion import EarlyFusion
 from lavis.models.presets import RESIZE
 from lavis.nn.frames import FrameTransformer
 
@@ -44,16 +45,16 @@ class BlipVideoQA(Blip, Answering):
 
 
 @registry.register_model("blip_video_retrieval")
-class BlipVideoRetrieval(RetrievalLoss, Alignment):
+class BlipVideoRetrieval(Blip, EarlyFusion, Alignment):
     """Compares videos and texts, zero-shot from a COCO retrieval model, or fine-tuned (BLIP paper, section 5.6
     and table 10: 8 frames). As `BlipRetrieval`, with `video` (B, 3, F, h, w) in samples."""
 
     registered_name = "blip_video_retrieval"
     MEDIA = "video"
-    EMA = BlipRetrieval.EMA
-    QUEUE_IDS = True
+    EMA, OBJECTIVE = BlipRetrieval.EMA, BlipRetrieval.OBJECTIVE
     RULES = replace(BlipRetrieval.RULES, resize=RESIZE)
     PRETRAINED_RULES = BlipRetrieval.PRETRAINED_RULES
+    forward = BlipRetrieval.forward
 
     def image_feature(self, states: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
         """Mean over frames of the projected class tokens, length 1: (B, E)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -73,21 +75,41 @@ def mask_tokens(
     return read, ids.masked_fill(~chosen, IGNORE)
 
 
+def masked_places(labels: torch.Tensor, chance: float) -> torch.Tensor:
+    """Where the tokens stand that `mask_tokens` chose, so many that the number is always the same.
+
+    A number that depended on the draw would have to be known on the host.
+
+    Args:
+        labels: (N,) of all tokens. chance: see `mask_tokens`.
+
+    Returns:
+        (M,) places: the chosen ones in their order, then others. M is the mean number and 6 standard deviations more:
+        once in a billion batches some of the chosen are left out.
+    """
+    mean = chance * labels.shape[0]
+    most = math.ceil(mean + 6 * math.sqrt(mean * (1 - chance)) + 6)
+    return (labels == IGNORE).to(torch.uint8).argsort(stable=True)[:most]
+
+
 def masked_language_modelling_loss(
     logits: torch.Tensor, ema_logits: torch.Tensor, labels: torch.Tensor, alpha: torch.Tensor | float
 ) -> torch.Tensor:
     """(1 - alpha) cross entropy with the labels + alpha cross entropy with the EMA's prediction (nats).
 
     Args:
-        logits, ema_logits: (M, V), predictions of the masked tokens. labels: (M,) their ids.
+        logits, ema_logits: (M, V), predictions of the masked tokens. labels: (M,) their ids, IGNORE of rows that don't
+            count.
 
     Returns:
         a scalar, the mean over the masked tokens of all ranks, scaled as in `language_modelling_loss`.
     """
     logits = logits.float()
-    total = (1 - alpha) * F.cross_entropy(logits, labels, reduction="sum")
-    total = total - alpha * (logits.log_softmax(dim=1) * ema_logits.float().softmax(dim=1)).sum()
-    return total / dist.mean_over_ranks(total.new_tensor(len(labels))).clamp(min=1)
+    total = (1 - alpha) * F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    agreement = (logits.log_softmax(dim=1) * ema_logits.float().softmax(dim=1)).sum(dim=1)  # (M,)
+    counted = labels != IGNORE
+    total = total - alpha * agreement.masked_fill(~counted, 0.0).sum()
+    return total / dist.mean_over_ranks(counted.sum().to(total.dtype)).clamp(min=1)
 
 
 def distillation_weight(alpha: float, epochs: float, ramp_epochs: int) -> float:
@@ -95,9 +117,12 @@ def distillation_weight(alpha: float, epochs: float, ramp_epochs: int) -> float:
     return alpha * min(1.0, epochs / ramp_epochs)
 
 
-def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy (nats) against distributions, the mean over rows; both (R, C)."""
-    return -(logits.float().log_softmax(dim=1) * targets).sum(dim=1).mean()
+def soft_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, counted: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross entropy (nats) against distributions, both (R, C): the mean over rows, or over those that are `counted`."""
+    each = -(logits.float().log_softmax(dim=1) * targets).sum(dim=1)
+    return each.mean() if counted is None else each.masked_fill(~counted, 0.0).sum() / counted.sum()
 
 
 def similarities(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -144,9 +169,9 @@ def contrastive_targets(
         alpha: their weight.
 
     Returns:
-        (R, C), rows summing to 1.
+        (R, C), rows summing to 1; or 0 where nothing belongs to a row and the EMA is not asked.
     """
-    right = same / same.sum(dim=1, keepdim=True)
+    right = same / same.sum(dim=1, keepdim=True).clamp(min=1)
     if ema_sims is None:
         return right
     return alpha * ema_sims.softmax(dim=1) + (1 - alpha) * right
@@ -161,13 +186,14 @@ def hard_negatives(
         sims: (R, C) similarities divided by the temperature.
         same: (R, C) bool, True where a column belongs to the row and must not be drawn.
         floor: added to every chance before drawing.
-        checked: `check_negatives` has seen them, and the device is not waited for.
+        checked: somebody else looks at `negatives_lacking`, and the device is not waited for here.
 
     Raises:
         ValueError: see `check_negatives`.
     """
     if not checked:
-        check_negatives(same, sims)
+        row, strange = negatives_lacking(same, sims).tolist()
+        check_negatives(row, strange, same.shape[1])
     chances = (sims.detach().float().softmax(dim=1) + floor).masked_fill(same, 0.0)
     # similarities far below the best round to 0 after softmax; any true negative may then be drawn
     chances = torch.where(chances.sum(dim=1, keepdim=True) > 0, chances, (~same).float())
@@ -175,22 +201,32 @@ def hard_negatives(
     return (chances / torch.empty_like(chances).exponential_()).argmax(dim=1)
 
 
-def check_negatives(same: torch.Tensor, *sims: torch.Tensor) -> None:
-    """Whether `hard_negatives` can draw by each of some similarities, in one wait for the device.
+def negatives_lacking(same: torch.Tensor, *sims: torch.Tensor) -> torch.Tensor:
+    """Why `hard_negatives` can't draw by one of some similarities; for `check_negatives`.
 
-    Raises:
-        ValueError: a row to which every column belongs, or one of NaN.
+    Returns:
+        (2,) whole numbers on the device: a row to which every column belongs, -1 if there is none; and whether a
+        similarity is NaN.
     """
     alone = same.all(dim=1)
-    wrong = torch.stack([s.detach().float().softmax(dim=1).isnan() & ~same for s in sims])
-    nobody, strange = torch.stack([alone.any(), wrong.any()]).tolist()
-    if strange and not nobody:
+    row = torch.where(alone.any(), alone.long().argmax(), -1)
+    strange = torch.stack([s.detach().float().softmax(dim=1).isnan() & ~same for s in sims]).any()
+    return torch.stack([row, strange.long()])
+
+
+def check_negatives(row: int, strange: int, columns: int) -> None:
+    """Refuse what `negatives_lacking` found among so many columns.
+
+    Raises:
+        ValueError: there is no negative for a row, or similarities are NaN.
+    """
+    if row >= 0:
+        raise ValueError(
+            f"all {columns} samples of the batch belong to the same picture as sample {row}, so there is no negative "
+            "to match it with; use a larger batch"
+        )
+    if strange:
         raise ValueError(
             "similarities of the batch are NaN or infinite, so no negative can be drawn by them; the training has "
             "diverged: take a lower learning rate, a longer warm-up, or clip gradients (run.max_grad_norm)"
-        )
-    if nobody:
-        raise ValueError(
-            f"all {same.shape[1]} samples of the batch belong to the same picture as sample "
-            f"{int(alone.nonzero()[0])}, so there is no negative to match it with; use a larger batch"
         )

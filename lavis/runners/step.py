@@ -1,6 +1,7 @@
 """One step of training: forward and backward of a few batches, and the update after them.
 
-A model's `before_step` and `after_step` are called around them: once, however many batches there are.
+A model's `before_step` and `after_step` are called around them, and `check_step` before the update: once, however many
+batches there are.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ class Step:
 
     def update(self, measure: bool) -> torch.Tensor | None:
         """One step of the optimizer; the norm of the gradients before clipping, if measured."""
+        if hasattr(self.model, "check_step"):
+            self.model.check_step()
         state, norm = self.state, None
         if measure or self.max_grad_norm is not None:
             state.scaler.unscale_(state.optimizer)
