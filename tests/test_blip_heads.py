@@ -14,9 +14,9 @@ from lavis.common.registry import registry
 from lavis.datasets.builders import load_dataset
 from lavis.models import load_model
 from lavis.models.blip_reasoning import BlipClassification, BlipNLVR
-from lavis.models.blip_video import FRAMES_AT_ONCE
 from lavis.models.blip_vqa import BlipVQA
 from lavis.models.checkpoints import apply_rules
+from lavis.nn.frames import FRAMES_AT_ONCE
 from lavis.nn.text import TextConfig, TextTransformer
 from tests import golden
 from tests.golden import Gallery
@@ -409,21 +409,25 @@ def test_likely_answers_are_among_the_candidates_of_a_step():
     model = random_model("blip_vis_dialogue", candidates=3)
     options = ["yes", "no", "red", *(f"it is number {i}" for i in range(97))]
     torch.manual_seed(0)
-    drawn = [model._drawn(options, 0, {"yes": 300, "no": 200, "red": 100}) for _ in range(50)]
-    assert all(kept[place] == "yes" and len({*kept}) == 3 for kept, place in drawn)
-    assert sum({*kept} == {"yes", "no", "red"} for kept, _ in drawn) > 40
-    rare = [model._drawn(options, 50, {}) for _ in range(50)]
-    assert len({text for kept, _ in rare for text in kept}) > 40
+    encoder = model.batch_encoder()
+    # 300 questions are answered with yes, 200 with no, 100 with red
+    kept, right = encoder.drawn([options] * 600, [0] * 300 + [1] * 200 + [2] * 100)
+    assert right == [0] * 600 and all(len({*some}) == 3 for some in kept)
+    assert [some[0] for some in kept] == ["yes"] * 300 + ["no"] * 200 + ["red"] * 100
+    assert sum({*some} == {"yes", "no", "red"} for some in kept) > 480
+    rare = [encoder.drawn([options], [50])[0][0] for _ in range(50)]
+    assert len({text for some in rare for text in some}) > 40
 
 
 def test_what_was_said_before_counts_and_the_oldest_is_left_out_first():
     model = random_model("blip_vis_dialogue", max_txt_len=40)
     turns = [(f"is it {w}", "no") for w in WORDS]
     asked = dialogue(1, dialog=[turns])
-    context = model._context("is it striped", turns)
+    encoder = model.batch_encoder()
+    context = encoder.context("is it striped", turns)
     text = model.tokenizer.decode(context.history, skip_special_tokens=True)
     assert text == " ".join(f"is it {w} no" for w in reversed(WORDS[-3:]))
-    assert len(model._text(context, "a b c d e f g h i j k l m n o p q r s t u v w x")) <= 40
+    assert len(encoder.text(context, "a b c d e f g h i j k l m n o p q r s t u v w x")) <= 40
     older = dialogue(1, dialog=[[("is it a cat", "yes"), *turns[1:]]])
     newer = dialogue(1, dialog=[[*turns[:-1], ("is it a cat", "yes")]])
     torch.testing.assert_close(model.predict(asked), model.predict(older), rtol=0, atol=0)

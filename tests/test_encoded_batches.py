@@ -2,49 +2,111 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 
+from lavis.common.registry import registry
 from lavis.models.samples import TextEncoder
 from lavis.models.tokenizer import Tokenizer, Tokens
-from lavis.runners import train
+from lavis.runners import parallel, train
 from lavis.runners.data import Order, TrainLoader
 from lavis.runners.skipped import Skipped
 from tests.compiled import trained
+from tests.pages import ROOT, blocks
+from tests.ranks import on_ranks
 from tests.small import images, random_model
-from tests.test_blip_heads import STEP, TEXTS
+from tests.test_blip_heads import OPTIONS, STEP, TEXTS, WORDS, dialogue, videos
 from tests.toy_training import ToyData, ToyModel, ToyTask
+from tests.waits import host_waits
 
 CPU = torch.device("cpu")
 
 
-def captioned(texts: list[str], seed: int) -> dict[str, Any]:
-    return {"image": images(4, seed=seed), "text_input": [f"a picture of {text}" for text in texts]}
+def step(seed: int) -> list[int]:
+    """Another order of four samples for each step, so that all have one padded length."""
+    return [[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1]][seed]
 
 
-def pairs(texts: list[str], seed: int) -> dict[str, Any]:
-    return {"image": images(4, seed=seed), "text_input": texts}
+def texts(seed: int, start: str = "") -> list[str]:
+    return [start + TEXTS[i] for i in step(seed)]
 
 
-# model, config, samples of texts and a seed
-LOSSES = {
-    "captions": ("blip_caption", {}, captioned),
-    "contrast": ("clip", {}, pairs),
-}
+def about(seed: int, **more: Any) -> dict[str, Any]:
+    return {"image": images(4, seed=seed), "text_input": texts(seed), **more}
+
+
+def about_videos(seed: int, frames: int = 3, **more: Any) -> dict[str, Any]:
+    return {"video": videos(4, frames) * (seed + 1), "text_input": texts(seed), **more}
+
+
+def about_pairs(seed: int) -> dict[str, Any]:
+    left, right = images(8, seed=seed).chunk(2)
+    return {"image0": left, "image1": right, "text_input": texts(seed), "label": torch.tensor(step(seed)) % 2}
+
+
+def answered(counts: Sequence[int] = (1, 2, 1, 1)) -> dict[str, Any]:
+    given = ["yes", "no", "two", "red", "a"][: sum(counts)]
+    return {"answer": given, "weight": torch.rand(len(given)), "n_answers": torch.tensor(counts)}
+
+
+def said(seed: int, **more: Any) -> dict[str, Any]:
+    given = dialogue(**{"answer_options": OPTIONS, **more})
+    for key in ("caption", "text_input", "dialog", "answer_options", "answer"):
+        given[key] = [given[key][i] for i in step(seed)]
+    return {**given, "gt_index": given["gt_index"][step(seed)]}
+
+
+def with_features(seed: int) -> dict[str, Any]:
+    given = {
+        key: value for key, value in said(seed).items() if key not in ("image", "answer_options", "gt_index")
+    }
+    features = torch.randn(4, 5, 12, generator=torch.Generator().manual_seed(seed))
+    return {**given, "video": [features[i, : 2 + i] for i in step(seed)]}
+
+
+def labelled(seed: int) -> torch.Tensor:
+    return torch.tensor(step(seed)) % 3
+
+
+# model, config, samples of a step
+LOSSES: dict[str, tuple[str, dict[str, Any], Callable[[int], dict[str, Any]]]] = {
+    "captions": ("blip_caption", {}, lambda s: about(s, text_input=texts(s, "a picture of "))),
+    "contrast": ("clip", {}, about),
+    "questions": ("blip_vqa", {}, lambda s: about(s, **answered())),
+    "questions, an answer each": ("blip_vqa", {}, lambda s: about(s, **answered((1, 1, 1, 1)))),
+    "ALBEF, questions": ("albef_vqa", {}, lambda s: about(s, **answered())),
+    "pairs": ("blip_nlvr", {}, about_pairs),
+    "ALBEF, pairs": ("albef_nlvr", {}, about_pairs),
+    "classes": ("blip_classification", {}, lambda s: about(s, label=labelled(s))),
+    "ALBEF, classes": ("albef_classification", {}, lambda s: about(s, label=labelled(s))),
+    "ALPRO, questions": ("alpro_qa", {"num_classes": 3}, lambda s: about_videos(s, 8, answers=labelled(s))),
+    "ranked dialogue": ("blip_vis_dialogue", {}, said),
+    "ranked dialogue, some candidates": (
+        "blip_vis_dialogue", {"candidates": 3}, lambda s: said(s, answer_options=[WORDS[:5]] * 4)
+    ),
+    "written dialogue": ("blip_vis_dialogue", {"answering": "generate"}, said),
+    "video captions": (
+        "blip_video_caption", {}, lambda s: about_videos(s, text_input=texts(s, "a picture of "))
+    ),
+    "video questions": ("blip_video_qa", {}, lambda s: about_videos(s, **answered())),
+    "video dialogue": ("blip_video_dialogue", {}, lambda s: said(s, video=True)),
+    "GPT, dialogue": ("gpt_dialogue", {"len_video_ft": 12}, with_features),
+}  # fmt: skip
 
 
 def batches(kind: str) -> list[dict[str, Any]]:
-    """Three of one padded length, with where training is, as the runner writes it."""
-    _, _, samples = LOSSES[kind]
-    given = [samples(texts, seed) for seed, texts in enumerate((TEXTS, TEXTS[::-1], TEXTS[2:] + TEXTS[:2]))]
-    return [{**batch, **STEP, "iters": i} for i, batch in enumerate(given)]
+    """Three, with where training is, as the runner writes it."""
+    torch.manual_seed(0)
+    return [{**LOSSES[kind][2](i), **STEP, "iters": i} for i in range(3)]
 
 
 def model_of(kind: str) -> Any:
@@ -65,20 +127,61 @@ def test_a_step_compiles_in_one_graph_once(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LOSSES)
+def test_a_step_on_an_encoded_batch_never_waits_for_the_device(kind: str) -> None:
+    model, (batch, *_) = model_of(kind).train(), batches(kind)
+    encoded = model.encode_batch(batch)
+    model.before_step(0.5)
+    with host_waits() as waits:
+        model(encoded).loss.backward()
+        model.after_step()
+    assert waits == []
+
+
+@pytest.mark.parametrize("kind", LOSSES)
 def test_an_encoder_of_another_process_gives_what_the_model_reads(kind: str) -> None:
-    model, batch = model_of(kind).train(), batches(kind)[0]
-    data = pickle.dumps(model.batch_encoder())
-    assert len(data) < len(pickle.dumps(model.tokenizer)) + 2000  # so no weights
+    batch = batches(kind)[0]
+    data = pickle.dumps(model_of(kind).batch_encoder())
+    assert len(data) < len(pickle.dumps(model_of(kind).tokenizer)) + 2000  # so no weights
+    torch.manual_seed(0)
     encoded = pickle.loads(data)(batch)  # noqa: S301  our own
-    assert {k: v for k, v in encoded.items() if k in batch} == batch  # tasks may want the strings
-    assert encoded["tokens"] and all(isinstance(t, Tokens) for t in encoded["tokens"].values())
+    strings = {key: batch[key] for key in TEXT_KEYS if key in batch}
+    assert {key: encoded[key] for key in strings} == strings  # tasks may want them
+    added = [t for tokens in encoded.get("tokens", {}).values() for t in tokens]
+    media = batch.get("image", batch.get("image0", batch.get("video")))
+    assert kind == "GPT, dialogue" or sum(t.nbytes for t in added) < media.nbytes / 20
     losses = []
     for samples in (batch, encoded, {k: v for k, v in encoded.items() if k not in TEXT_KEYS}):
+        model = model_of(kind)
         torch.manual_seed(0)
         losses.append(model(samples).loss)
     assert losses[0] == losses[1] == losses[2]
 
 
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_processes_that_share_a_model_take_encoded_batches(how: str) -> None:
+    """Its wrappers hand tokens on as they are, and each rank has its own."""
+
+    def losses(rank: int) -> list[float]:
+        model: Any = random_model("albef_vqa", spread=0.02, momentum=1.0).train()
+        if how == "fsdp":
+            parallel.shard(model, CPU)
+        wrapped = parallel.replicated(model, CPU, find_unused=False)
+        batch = batches("ALBEF, questions")[rank]
+        found = []
+        for samples in (batch, model.encode_batch(batch)):
+            torch.manual_seed(rank)
+            model.before_step(0.5)
+            loss = wrapped(samples).loss
+            loss.backward()
+            model.after_step()
+            found.append(loss.item())
+        return found
+
+    one, two = on_ranks(2, losses)
+    assert one[0] == one[1] and two[0] == two[1] and one != two
+
+
+# The texts that samples hold
 TEXT_KEYS = ("text_input", "answer", "caption", "dialog", "answer_options")
 
 
@@ -181,6 +284,24 @@ def test_a_batch_of_each_of_several_sets_is_encoded() -> None:
     found = list(loader.batches(0, 5))
     loader.close()
     assert len(found) == 5 and all(torch.equal(b["tokens"]["text"].ids, 2 * b["y"][:, None]) for b in found)
+
+
+def test_the_guides_model_from_outside_reads_tokens() -> None:
+    (source,) = (b.code for b in blocks(ROOT / "docs/guides/extend.md") if b.file == "my_words.py")
+    module = types.ModuleType("my_words")
+    sys.modules["my_words"] = module  # dataclasses look there
+    try:
+        exec(compile(source, "my_words.py", "exec"), module.__dict__)  # noqa: S102  the guide's code
+        batch = {**about(0), "label": labelled(0)}
+        model = module.Words(module.WordsConfig())
+        encoded = model.encode_batch(batch)
+        losses, weights = trained(copy.deepcopy(model), [encoded] * 3, compiled=False)
+        assert losses[0] == float(model(batch).loss.detach()) and losses[2] < losses[0]
+        compiled, compiled_weights = trained(model, [encoded] * 3, compiled=True)
+        assert compiled == losses and torch.equal(compiled_weights["bag.weight"], weights["bag.weight"])
+    finally:
+        registry.unregister("model", "my_words")
+        del sys.modules["my_words"]
 
 
 def test_tokenizers_do_not_complain_of_processes(tmp_path: Any) -> None:

@@ -141,8 +141,6 @@ def test_vqa(tmp_path, monkeypatch):
         expected = stored[f"{key}/losses_in_topk_order"]
         ids, each = seen[0]
         golden.close(each.view(expected.shape), expected, rtol=2e-5, atol=2e-5)
-        wanted = model._answers(
-            [case["answer_list"][i] for i in stored[f"{key}/topk_ids"].flatten()], ids.device
-        )[0]
+        wanted = model._answers([case["answer_list"][i] for i in stored[f"{key}/topk_ids"].flatten()])[0]
         np.testing.assert_array_equal(ids[:, : wanted.shape[1]].numpy(), wanted.numpy())
         np.testing.assert_allclose(-np.array(found.logprobs), expected.min(1), rtol=2e-5)

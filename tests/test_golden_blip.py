@@ -111,9 +111,7 @@ def test_vqa_rank(answerer, case, candidates, monkeypatch):
     expected = stored[f"{case}/losses_in_topk_order"]
     ids, each = seen[0]
     golden.close(each.view(expected.shape), expected, rtol=2e-5, atol=2e-5)
-    wanted = answerer._answers(
-        [inputs["answer_list"][i] for i in stored[f"{case}/topk_ids"].flatten()], ids.device
-    )[0]
+    wanted = answerer._answers([inputs["answer_list"][i] for i in stored[f"{case}/topk_ids"].flatten()])[0]
     np.testing.assert_array_equal(ids[:, 1].numpy(), wanted[:, 1].numpy())
     np.testing.assert_allclose(-np.array(out.logprobs), expected.min(1), rtol=2e-5)
 

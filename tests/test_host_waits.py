@@ -26,8 +26,8 @@ def clips() -> dict[str, Any]:
 
 
 # model, config, samples, waits. Those of captions and of contrast alone never wait. Matching asks once, at the end of
-# the step, whether there was a wrong text or image to draw for each; questions and dialogues read the loader's numbers
-# of answers or places, which are on the host.
+# the step, whether there was a wrong text or image to draw for each; of strings, questions and dialogues read the
+# loader's numbers of answers or places, which are on the host (see test_encoded_batches for batches of tokens).
 STEPS = {
     "captions": ("blip_caption", {}, lambda: pairs(text_input=[f"a picture of {t}" for t in TEXTS[:4]]), 0),
     "written dialogue": ("blip_vis_dialogue", {"answering": "generate"}, dialogue, 0),

@@ -65,7 +65,7 @@ def test_ragged_groups_equal_equal_ones():
     memory = model.project_memory(torch.randn(2, 6, 24), torch.arange(6) < torch.tensor([[6], [3]]))
     ids = torch.randint(5, 50, (4, 5))
     even = model(ids, memory=memory)
-    copied = model(ids, memory=memory.repeat([2, 2]))
+    copied = model(ids, memory=memory.select(torch.tensor([0, 0, 1, 1])))
     torch.testing.assert_close(even, copied, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="cannot be shared out evenly"):
         model(ids[:3], memory=memory)

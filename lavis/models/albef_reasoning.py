@@ -5,11 +5,7 @@ B pictures (or pairs of pictures), G texts for each, R = B·G texts, T tokens, N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
 
 from lavis.common.registry import registry
 from lavis.models.albef import ALBEF_TEXT, BARE_TEXT, PRETRAINING_ONLY, Albef
@@ -51,6 +47,7 @@ class AlbefNLVR(Albef, Classifier):
 
     registered_name = "albef_nlvr"
     PAIRS = True
+    TEXT_EMA = False
     EMA = ("visual_encoder", "text_encoder", "cls_head")
     RULES = Rules(drop=TRAINING_STATE, copy=EMA_COPIES)
     PRETRAINED_RULES = Rules(
@@ -61,15 +58,3 @@ class AlbefNLVR(Albef, Classifier):
         # a file that was pre-trained with one picture has 12 layers
         fresh=(*HEADS, "text_encoder*.encoder.layer.1[2-7].*"),
     )
-
-    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """States of statements over two pictures each (R, T, D), and the pictures' (2, B, N, D).
-
-        Args:
-            samples: `image0`, `image1` (B, 3, h, w), the left and the right pictures; `text_input`, B·G statements.
-        """
-        left, right = self._left_and_right(samples, ema)
-        tokens = self._tokens(samples, len(left), self.config.max_txt_len)
-        memory = self.text_encoder.project_memory(left, second=right)
-        states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)
-        return states, torch.stack([left, right])

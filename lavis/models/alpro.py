@@ -15,25 +15,22 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lavis.common.registry import registry
 from lavis.models.alignment import Alignment
 from lavis.models.base import inference, own_step
 from lavis.models.checkpoints import Rules, StateDict
-from lavis.models.classification import Classifier, some_names
+from lavis.models.classification import ClassEncoder, Classifier, States, some_names
 from lavis.models.fusion import JointFusion, TextStates
 from lavis.models.outputs import (
-    EncoderOutput,
     Features,
-    IntermediateOutput,
     LossOutput,
     OutputWithLogits,
     Texts,
 )
 from lavis.models.pair_training import Objective
 from lavis.models.presets import GS
-from lavis.models.samples import media_of, texts_of
+from lavis.models.samples import media_of
 from lavis.models.vision_text import VisionTextConfig
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.timesformer import TimeSformer, resize_places, resize_times
@@ -239,23 +236,19 @@ class AlproQA(Alpro, JointFusion, Classifier):
         Returns:
             loss (nats), logits (R, C), intermediate_output.
         """
+        return super().forward(samples, is_train)
+
+    def batch_encoder(self) -> ClassEncoder:
+        """Questions are filled up to `max_txt_len`."""
+        return replace(super().batch_encoder(), pad=True)
+
+    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, States]:
+        """States (R, L + N, D) of questions and videos that have read each other; and text_embeds, video_embeds."""
+        tokens = self.texts(samples)
         video_embeds = self.visual_encoder(media_of(samples, self.MEDIA, self.device))
-        questions = texts_of(samples, len(video_embeds))
-        length = self.config.max_txt_len
-        tokens = self.tokenizer.batch(questions, max_length=length, pad_to=length, device=self.device)
         text_embeds = self.encode_text(tokens)
         states = self.fuse(TextStates(tokens, text_embeds), self.memorize(video_embeds))
-        logits = self.classifier(states[:, 0])  # type: ignore[operator]  # (R, C)
-        labels = self._labels(samples, logits.shape, needed=is_train)
-        if not is_train:
-            return {"predictions": logits, "targets": labels}
-        return OutputWithLogits(
-            intermediate_output=IntermediateOutput(
-                text_embeds=text_embeds, encoder_output=EncoderOutput(states), video_embeds=video_embeds
-            ),
-            loss=F.cross_entropy(logits.float(), labels),
-            logits=logits,
-        )
+        return states, {"text_embeds": text_embeds, "video_embeds": video_embeds}
 
     # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
     def answers_among(self, answers: Sequence[str] | None) -> list[str]:

@@ -7,7 +7,7 @@ states. B pictures, G questions per picture, Q = B·G questions, T tokens, A ans
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,8 @@ from lavis.models.outputs import (
     Texts,
 )
 from lavis.models.presets import SMOOTHING
-from lavis.models.samples import media_of, require, texts_of
-from lavis.models.tokenizer import Tokenizer
+from lavis.models.samples import TextEncoder, media_of, require
+from lavis.models.tokenizer import Tokenizer, Tokens
 from lavis.models.vision_text import VisionText
 from lavis.nn import generation
 from lavis.nn.finite import check_finite
@@ -51,6 +51,40 @@ def write_answers(
     decoded = generation.generate(decoding, start, options, end=tokenizer.sep_id, pad=tokenizer.pad_id)
     ids, logprobs, scores = decoded.read(len(states))
     return Texts([tokenizer.decode(row, skip_special_tokens=True) for row in ids], logprobs, scores)
+
+
+@dataclass(frozen=True)
+class AnswerEncoder:
+    """Makes `tokens["question"]` (Q, T) and `tokens["answer"]` (A, T), which is never cut; `Answering.batch_encoder`.
+
+    `question_of` (A,) says which question each answer is of, None where all questions have equally many.
+    """
+
+    questions: TextEncoder
+    answers: TextEncoder
+
+    def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        require(
+            samples,
+            ("answer", "n_answers", "weight"),
+            "answers, how many belong to each question, and what each weighs",
+        )
+        questions, answers = self.questions.read(samples), self.answers.tokens(samples["answer"])
+        counts: list[int] = torch.as_tensor(samples["n_answers"]).tolist()  # the loader's, so on the host
+        weight = torch.as_tensor(samples["weight"], dtype=torch.float32)
+        asked, given = len(questions.ids), len(answers.ids)
+        if len(counts) != asked or sum(counts) != given or len(weight) != given:
+            raise ValueError(
+                f"{asked} questions, n_answers for {len(counts)} of them with the sum {sum(counts)}, "
+                f"{given} answers and {len(weight)} weights do not go together"
+            )
+        question_of = [question for question, count in enumerate(counts) for _ in range(count)]
+        return {
+            **samples,
+            "weight": weight,
+            "question_of": None if len(set(counts)) == 1 else torch.tensor(question_of),
+            "tokens": {"question": questions, "answer": answers},
+        }
 
 
 class Answering(VisionText, BaseModel):
@@ -80,7 +114,17 @@ class Answering(VisionText, BaseModel):
         if self.has_ema:
             self.part("text_decoder", ema=True).tie_weights()
 
-    # ------------------------------------------------------------------------------ questions
+    # ------------------------------------------------------------------------------ texts
+    def batch_encoder(self) -> AnswerEncoder:
+        return AnswerEncoder(
+            TextEncoder(self.tokenizer, self.MEDIA, self.config.max_txt_len, first=self.enc_id),
+            TextEncoder(self.tokenizer, first=self.bos_id),
+        )
+
+    def _answers(self, answers: Sequence[str]) -> Tokens:
+        """Answers (A, T) with their start token, never cut."""
+        return self.batch_encoder().answers.tokens(answers).to(self.device)
+
     def forward_encoder(
         self, samples: Mapping[str, Any], *, ema: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -89,21 +133,13 @@ class Answering(VisionText, BaseModel):
         Returns:
             question states (B·G, T, D), their mask (B·G, T), picture states (B, N, D).
         """
+        if "tokens" in samples:
+            ids, mask = samples["tokens"]["question"]
+        else:
+            ids, mask = self.batch_encoder().questions.read(samples).to(self.device)
         image_embeds = self.part("visual_encoder", ema)(media_of(samples, self.MEDIA, self.device))
-        questions = texts_of(samples, image_embeds.shape[0])
-        tokens = self.tokenizer.batch(
-            questions, max_length=self.config.max_txt_len, device=image_embeds.device
-        )
-        tokens.ids[:, 0] = self.enc_id
         encoder = self.part("text_encoder", ema)
-        states = encoder(tokens.ids, mask=tokens.mask, memory=encoder.project_memory(image_embeds))
-        return states, tokens.mask, image_embeds
-
-    def _answers(self, answers: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids (A, T) with their start token, and their mask; answers are never cut."""
-        tokens = self.tokenizer.batch(list(answers), device=device)
-        tokens.ids[:, 0] = self.bos_id
-        return tokens.ids, tokens.mask
+        return encoder(ids, mask=mask, memory=encoder.project_memory(image_embeds)), mask, image_embeds
 
     def _start(self, rows: int, device: torch.device) -> torch.Tensor:  # (rows, 1)
         return torch.full((rows, 1), self.bos_id, dtype=torch.long, device=device)
@@ -123,36 +159,25 @@ class Answering(VisionText, BaseModel):
             the sequence loss is the cross entropy with theirs. `intermediate_output` with image_embeds,
             encoder_output, decoder_output, decoder_labels.
         """
-        require(
-            samples,
-            ("answer", "n_answers", "weight"),
-            "answers, how many belong to each question, and what each weighs",
-        )
+        samples = self.encoded(samples)
         if self.distilled:
             self.need_ema()
         alpha = self.alpha(samples) if self.distilled else 0.0
         states, mask, image_embeds = self.forward_encoder(samples)
-        questions, device = states.shape[0], states.device
-        counts: list[int] = torch.as_tensor(samples["n_answers"]).tolist()  # the loader's, so on the host
-        weight = torch.as_tensor(samples["weight"], device=device, dtype=torch.float32)
-        ids, answer_mask = self._answers(samples["answer"], device)
-        if len(counts) != questions or sum(counts) != len(ids) or weight.shape[0] != len(ids):
-            raise ValueError(
-                f"{questions} questions, n_answers for {len(counts)} of them with the sum {sum(counts)}, "
-                f"{len(ids)} answers and {weight.shape[0]} weights do not go together"
-            )
+        ids, answer_mask = samples["tokens"]["answer"]
+        question_of = samples["question_of"]
         labels = ids.masked_fill(~answer_mask, IGNORE)
-        memory = self._question_memory(states, mask, counts)
+        memory = self._question_memory(states, mask, question_of)
         logits = self.text_decoder(ids, mask=answer_mask, memory=memory)
         each = language_modelling_loss(logits, labels, smoothing=SMOOTHING, per_text=True)  # (A,)
         image_embeds_m = states_m = None
         if self.distilled:
             with torch.no_grad():
                 states_m, _, image_embeds_m = self.forward_encoder(samples, ema=True)
-                memory_m = self._question_memory(states_m, mask, counts, ema=True)
+                memory_m = self._question_memory(states_m, mask, question_of, ema=True)
                 logits_m = self.part("text_decoder", ema=True)(ids, mask=answer_mask, memory=memory_m)
             each = (1 - alpha) * each + alpha * distilled_language_modelling_loss(logits, logits_m, labels)
-        loss = (weight * each).sum() / questions
+        loss = (samples["weight"] * each).sum() / len(states)
         return LossOutput(
             loss=loss,
             intermediate_output=IntermediateOutput(
@@ -166,11 +191,11 @@ class Answering(VisionText, BaseModel):
         )
 
     def _question_memory(
-        self, states: torch.Tensor, mask: torch.Tensor, counts: Sequence[int], *, ema: bool = False
+        self, states: torch.Tensor, mask: torch.Tensor, question_of: torch.Tensor | None, *, ema: bool = False
     ) -> Memory:
         """The questions' memory, as a view where all have as many answers, else copied."""
         memory = self.part("text_decoder", ema).project_memory(states, mask)
-        return memory if len(set(counts)) == 1 else memory.repeat(counts)
+        return memory if question_of is None else memory.select(question_of)
 
     # ------------------------------------------------------------------------------ answers
     @inference
@@ -217,7 +242,7 @@ class Answering(VisionText, BaseModel):
         if candidates < 1:
             raise ValueError(f"num_ans_candidates is {candidates}; it must be at least 1")
         questions, device = states.shape[0], states.device
-        ids, answer_mask = self._answers(answers, device)  # (A, T)
+        ids, answer_mask = self._answers(answers)  # (A, T)
         # twins would take one another's places and halve one another's probability
         alone = [i for i, twin in enumerate(_repeated(ids)) if not twin]
         if len(alone) < len(answers):
@@ -254,7 +279,7 @@ class Answering(VisionText, BaseModel):
                 f"choices has {len(choices)} lists of {sorted(lengths)} answers for {len(states)} questions; each "
                 "question needs a list, all of them equally long"
             )
-        ids, answer_mask = self._answers([a for given in choices for a in given], states.device)
+        ids, answer_mask = self._answers([a for given in choices for a in given])
         shape = (len(states), -1, ids.shape[1])  # (Q, K, T)
         memory = self.text_decoder.project_memory(states, mask)
         ids = ids.view(shape)
@@ -293,7 +318,7 @@ class Answering(VisionText, BaseModel):
         samples = {**samples, "text_input": [text]}
         found = Answering.predict_answers(self, samples, inference_method="generate")
         assert isinstance(found, list)
-        ids, mask = self._answers(found, self.device)
+        ids, mask = self._answers(found)
         labels = ids.masked_fill(~mask, IGNORE)
 
         def likely() -> torch.Tensor:

@@ -6,7 +6,6 @@ D width.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,13 @@ from torch.nn import functional as F
 from lavis.common.registry import registry
 from lavis.models.answers import write_answers
 from lavis.models.base import BaseModel, inference
-from lavis.models.blip import Blip, BlipConfig
+from lavis.models.blip import Blip
 from lavis.models.checkpoints import TRAINING_STATE, Rules
+from lavis.models.dialogue_encoder import BlipDialogueConfig, DialogueEncoder, Ids
 from lavis.models.outputs import DecoderOutput, EncoderOutput, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import RESIZE, SMOOTHING
 from lavis.models.reranking import rows_at_once
-from lavis.models.samples import media_of, require, texts_of
+from lavis.models.samples import media_of
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionText
 from lavis.nn import generation
@@ -31,38 +31,6 @@ from lavis.nn.language_model import TextDecoder
 from lavis.nn.linear import ExactLinear
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.text import TextTransformer
-
-Ids = list[int]
-Turns = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class BlipDialogueConfig(BlipConfig):
-    """
-    Attributes:
-        max_txt_len: tokens of question, answer and the rounds before together; the oldest rounds are left
-            out where there are more.
-        max_caption_len: tokens of a caption that are read.
-        max_answer_len: tokens of a candidate that are read, and that are kept free for it.
-        answering: "rank": candidates are judged one by one. "generate": a decoder writes answers, and ranks
-            candidates by their probability.
-        candidates: how many of a question's candidates a training step judges, the right one and others
-            drawn at random, first among those that answer other questions of the batch: answers like
-            "yes" that often are right, or nothing would be learnt of when they are wrong. 0: all.
-    """
-
-    prompt: str = ""
-    max_txt_len: int = 200
-    max_caption_len: int = 80
-    max_answer_len: int = 20
-    answering: str = "rank"
-    candidates: int = 0
-
-    def __post_init__(self) -> None:
-        if self.answering not in ("rank", "generate"):
-            raise ValueError(f"model.answering is {self.answering!r}; it must be 'rank' or 'generate'")
-        if self.candidates == 1 or self.candidates < 0:
-            raise ValueError(f"model.candidates is {self.candidates}; it must be 2 or more, or 0 for all")
 
 
 @dataclass(frozen=True)
@@ -74,15 +42,6 @@ class Seen:
     caption_embeds: torch.Tensor
     states: torch.Tensor
     mask: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Context:
-    """A question and as many of the rounds before it as there is room for, as ids without special tokens
-    but the [SEP] after each round."""
-
-    question: Ids
-    history: Ids
 
 
 @registry.register_model("blip_vis_dialogue")
@@ -129,103 +88,28 @@ class BlipDialogue(Blip, VisionText, BaseModel):
         if self.config.answering == "generate":
             self.text_decoder.tie_weights()
 
-    # ------------------------------------------------------------------------------ samples
-    def _contexts(self, samples: Mapping[str, Any], pictures: int) -> list[Context]:
-        require(
-            samples,
-            ("text_input", "dialog"),
-            "the questions, and for each the rounds before it, a list of (question, answer)",
-        )
-        questions, dialogs = texts_of(samples, pictures), samples["dialog"]
-        if len(dialogs) != len(questions):
-            raise ValueError(
-                f"there are {len(questions)} questions, but `dialog` has {len(dialogs)} lists of rounds"
-            )
-        return [self._context(q, turns) for q, turns in zip(questions, dialogs)]
-
-    def _context(self, question: str, turns: Turns) -> Context:
-        room = self.config.max_txt_len - 2  # [ENC] and [SEP]
-        if self.config.answering == "rank":
-            room -= self.config.max_answer_len
-        asked = self._pieces(question)[:room]
-        room -= len(asked)
-        history: Ids = []
-        for before, answer in reversed(turns):
-            turn = [*self._pieces(f"{before} {answer}"), self.tokenizer.sep_id]
-            if len(history) + len(turn) > room:
-                break
-            history += turn
-        return Context(asked, history)
-
-    def _pieces(self, text: str) -> Ids:
-        return self.tokenizer.encode(text)[1:-1]
-
-    def _text(self, context: Context, answer: str | None = None) -> Ids:
-        """[ENC] question answer [SEP] rounds, latest first."""
-        said = [] if answer is None else self._pieces(answer)[: self.config.max_answer_len]
-        return [self.enc_id, *context.question, *said, self.tokenizer.sep_id, *context.history]
-
-    def _options(self, samples: Mapping[str, Any], questions: int) -> list[list[str]]:
-        """The candidates of each question, equally many."""
-        require(samples, ("answer_options",), "the candidates of each question")
-        given = list(samples["answer_options"])
-        if given and isinstance(given[0], str):
-            if len(given) % questions:
-                raise ValueError(
-                    f"there are {len(given)} answer_options for {questions} questions; each needs the same number"
-                )
-            each = len(given) // questions
-            return [given[i * each : (i + 1) * each] for i in range(questions)]
-        counts = sorted({len(options) for options in given})
-        if len(given) != questions or len(counts) != 1 or counts[0] == 0:
-            raise ValueError(
-                f"answer_options are {len(given)} lists of {' or '.join(map(str, counts)) or 'no'} candidates for "
-                f"{questions} questions; each question needs a list, and all the same number of candidates"
-            )
-        return [list(options) for options in given]
-
-    def _right(self, samples: Mapping[str, Any], questions: int, options: int) -> list[int]:
-        """The place of the right answer among a question's candidates."""
-        require(samples, ("gt_index",), "the right candidate's place")
-        right = torch.as_tensor(samples["gt_index"]).flatten().tolist()
-        if len(right) != questions or not all(0 <= place < options for place in right):
-            raise ValueError(
-                f"gt_index is {right}; for {questions} questions with {options} candidates it must be as many "
-                f"places from 0 to {options - 1}"
-            )
-        return right
-
     # ------------------------------------------------------------------------------ encoding
-    def look(self, samples: Mapping[str, Any]) -> Seen:
-        """Encode pictures, and their captions over them."""
+    def batch_encoder(self) -> DialogueEncoder:
+        return DialogueEncoder(self.tokenizer, self.config, self.MEDIA, self.enc_id, self.bos_id)
+
+    def look(self, samples: Mapping[str, Any], captions: Tokens) -> Seen:
+        """Encode images, and their captions (B, T) over them."""
         image_embeds = self.visual_encoder(media_of(samples, self.MEDIA, self.device))
-        captions = texts_of(samples, len(image_embeds), "caption")
-        if len(captions) != len(image_embeds):
-            raise ValueError(
-                f"there are {len(captions)} captions for {len(image_embeds)} pictures; give one for each"
-            )
-        tokens = self.tokenizer.batch(
-            captions, max_length=self.config.max_caption_len, device=image_embeds.device
-        )
-        tokens.ids[:, 0] = self.enc_id
+        ids, mask = captions
         memory = self.text_encoder.project_memory(image_embeds)
-        caption_embeds = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)
+        caption_embeds = self.text_encoder(ids, mask=mask, memory=memory)
         everywhere = torch.ones(image_embeds.shape[:2], dtype=torch.bool, device=image_embeds.device)
         return Seen(
             image_embeds,
             caption_embeds,
             torch.cat([image_embeds, caption_embeds], dim=1),
-            torch.cat([everywhere, tokens.mask], dim=1),
+            torch.cat([everywhere, mask], dim=1),
         )
 
-    def _encode(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, Tokens, Seen]:
-        """States (Q, T, D) and tokens of questions and rounds without answers, and what they are about."""
-        seen = self.look(samples)
-        tokens = self.tokenizer.pad(
-            [self._text(c) for c in self._contexts(samples, len(seen.states))], device=self.device
-        )
+    def _asked(self, seen: Seen, questions: Tokens) -> torch.Tensor:
+        """States (Q, T, D) of questions and rounds without answers."""
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
-        return self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory), tokens, seen
+        return self.text_encoder(questions.ids, mask=questions.mask, memory=memory)
 
     # ------------------------------------------------------------------------------ training
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
@@ -242,29 +126,21 @@ class BlipDialogue(Blip, VisionText, BaseModel):
             `intermediate_output` has itm_logits (Q·K, 2) and itm_labels. To generate, loss = loss_lm: mean
             smoothed cross entropy over the answers' tokens (nats).
         """
+        samples = self.encoded(samples)
         return self._ranking_loss(samples) if self.config.answering == "rank" else self._writing_loss(samples)
 
     def _ranking_loss(self, samples: Mapping[str, Any]) -> LossOutput:
-        seen = self.look(samples)
-        contexts = self._contexts(samples, len(seen.states))
-        options = self._options(samples, len(contexts))
-        if len(options[0]) < 2:
-            raise ValueError("answer_options has one candidate per question; there must be a wrong one, too")
-        right = self._right(samples, len(contexts), len(options[0]))
-        common = Counter(o[r] for o, r in zip(options, right))
-        drawn = [self._drawn(o, r, common) for o, r in zip(options, right)]
-        tokens = self.tokenizer.pad(
-            [self._text(c, answer) for c, (kept, _) in zip(contexts, drawn) for answer in kept],
-            device=self.device,
-        )
+        tokens, right = samples["tokens"], samples["right"]  # (Q,)
+        seen = self.look(samples, tokens["caption"])
+        ids, mask = tokens["candidate"]
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
-        states = self.text_encoder(tokens.ids, mask=tokens.mask, memory=memory)  # (Q·K, T, D)
+        states = self.text_encoder(ids, mask=mask, memory=memory)  # (Q·K, T, D)
         logits = self.itm_head(states[:, 0])
-        kinds = [int(i == place) for kept, place in drawn for i in range(len(kept))]
-        labels = torch.tensor(kinds, device=logits.device)
-        each = F.cross_entropy(logits.float(), labels, reduction="none")
-        right_ones, wrong_ones = (each[[i for i, k in enumerate(kinds) if k == kind]] for kind in (1, 0))
-        loss = (right_ones.mean() + wrong_ones.mean()) / 2
+        places = torch.arange(len(ids) // len(right), device=right.device)
+        labels = (places == right[:, None]).long()  # (Q, K)
+        each = F.cross_entropy(logits.float(), labels.flatten(), reduction="none").view(labels.shape)
+        right_ones, wrong_ones = (each.masked_fill(labels != kind, 0.0).sum(dim=1) for kind in (1, 0))
+        loss = (right_ones.mean() + (wrong_ones / (labels.shape[1] - 1)).mean()) / 2
         return LossOutput(
             loss=loss,
             loss_itm=loss,
@@ -273,30 +149,18 @@ class BlipDialogue(Blip, VisionText, BaseModel):
                 text_embeds=seen.caption_embeds,
                 encoder_output=EncoderOutput(states),
                 itm_logits=logits,
-                itm_labels=labels,
+                itm_labels=labels.flatten(),
             ),
         )
 
-    def _drawn(self, options: list[str], right: int, common: Mapping[str, int]) -> tuple[list[str], int]:
-        """The candidates to train with, and the right one's place among them; `common` counts right answers."""
-        if not 0 < self.config.candidates < len(options):
-            return options, right
-        wrong = [o for i, o in enumerate(options) if i != right]
-        weights = torch.tensor([common.get(o, 0) + 1 / len(wrong) for o in wrong])
-        order = torch.multinomial(weights, self.config.candidates - 1).tolist()
-        return [options[right], *(wrong[i] for i in order)], 0
-
     def _writing_loss(self, samples: Mapping[str, Any]) -> LossOutput:
-        states, tokens, seen = self._encode(samples)
-        answers = list(samples.get("answer", ()))
-        if len(answers) != len(states):
-            raise ValueError(
-                f"samples need an answer for each of {len(states)} questions; there are {len(answers)}"
-            )
-        written = self._answers(answers)
-        labels = written.ids.masked_fill(~written.mask, IGNORE)
-        memory = self.text_decoder.project_memory(states, tokens.mask)
-        logits = self.text_decoder(written.ids, mask=written.mask, memory=memory)
+        tokens = samples["tokens"]
+        seen = self.look(samples, tokens["caption"])
+        states = self._asked(seen, tokens["question"])
+        ids, mask = tokens["answer"]
+        labels = ids.masked_fill(~mask, IGNORE)
+        memory = self.text_decoder.project_memory(states, tokens["question"].mask)
+        logits = self.text_decoder(ids, mask=mask, memory=memory)
         loss = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
         return LossOutput(
             loss=loss,
@@ -309,12 +173,6 @@ class BlipDialogue(Blip, VisionText, BaseModel):
                 decoder_labels=labels,
             ),
         )
-
-    def _answers(self, answers: Sequence[str]) -> Tokens:
-        """Answers begun with [DEC], not cut."""
-        tokens = self.tokenizer.batch(list(answers), device=self.device)
-        tokens.ids[:, 0] = self.bos_id
-        return tokens
 
     # ------------------------------------------------------------------------------ answers
     @inference
@@ -330,9 +188,10 @@ class BlipDialogue(Blip, VisionText, BaseModel):
         """
         if self.config.answering == "generate":
             return self._likelihoods(samples)
-        seen = self.look(samples)
-        contexts = self._contexts(samples, len(seen.states))
-        options = self._options(samples, len(contexts))
+        encoder = self.batch_encoder()
+        seen = self.look(samples, encoder.captions(samples).to(self.device))
+        contexts = encoder.contexts(samples)
+        options = encoder.options(samples, len(contexts))
         memory = self.text_encoder.project_memory(seen.states, seen.mask)
 
         def score(tokens: Tokens) -> torch.Tensor:
@@ -341,20 +200,28 @@ class BlipDialogue(Blip, VisionText, BaseModel):
             return logits[:, 1] - logits[:, 0]
 
         texts = [
-            self._text(c, answer) for c, given in zip(contexts, options, strict=True) for answer in given
+            encoder.text(c, answer) for c, given in zip(contexts, options, strict=True) for answer in given
         ]
         return self._scored(texts, len(seen.states), score).view(len(contexts), -1)
 
+    def _read(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (Q, T, D) of questions and rounds, and their mask (Q, T)."""
+        encoder = self.batch_encoder()
+        seen = self.look(samples, encoder.captions(samples).to(self.device))
+        questions = encoder.questions(encoder.contexts(samples)).to(self.device)
+        return self._asked(seen, questions), questions.mask
+
     def _likelihoods(self, samples: Mapping[str, Any]) -> torch.Tensor:
-        states, tokens, _ = self._encode(samples)
-        memory = self.text_decoder.project_memory(states, tokens.mask)
+        states, mask = self._read(samples)
+        memory = self.text_decoder.project_memory(states, mask)
+        encoder = self.batch_encoder()
 
         def score(answers: Tokens) -> torch.Tensor:
             return -generation.sequence_losses(self.text_decoder, memory, answers.ids, answers.mask, 0.0)
 
         texts = [
-            [self.bos_id, *self._pieces(answer), self.tokenizer.sep_id]
-            for options in self._options(samples, len(states))
+            [self.bos_id, *encoder.pieces(answer), self.tokenizer.sep_id]
+            for options in encoder.options(samples, len(states))
             for answer in options
         ]
         return self._scored(texts, len(states), score)
@@ -403,8 +270,8 @@ class BlipDialogue(Blip, VisionText, BaseModel):
                 "build or load one with model.answering: generate"
             )
         options = GenerationOptions(num_beams=num_beams, max_length=max_length, min_length=min_length)
-        states, tokens, _ = self._encode(samples)
-        out = write_answers(self.text_decoder, self.tokenizer, self.bos_id, states, tokens.mask, options)
+        states, mask = self._read(samples)
+        out = write_answers(self.text_decoder, self.tokenizer, self.bos_id, states, mask, options)
         return out if return_scores else out.texts
 
     # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`

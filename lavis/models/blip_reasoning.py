@@ -5,15 +5,12 @@ B pictures (or pairs of pictures), G texts for each, R = B·G texts, T tokens, N
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
+from dataclasses import replace
 
 from lavis.common.registry import registry
 from lavis.models.blip import Blip
 from lavis.models.checkpoints import EMA_COPIES, TRAINING_STATE, Rules
-from lavis.models.classification import Classifier
+from lavis.models.classification import ClassEncoder, Classifier
 from lavis.models.presets import RESIZE
 
 OTHER_HEADS = ("text_decoder.*", "vision_proj.*", "text_proj.*", "itm_head.*")
@@ -38,29 +35,15 @@ class BlipNLVR(Blip, Classifier):
         fresh=("cls_head.*", "*.merge_layer.*"),
     )
 
-    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """States of statements over two pictures each, and the pictures' states.
-
-        Args:
-            samples: `image0`, `image1` (B, 3, h, w), the left and the right pictures; `text_input`, B·G
-                statements, which are not cut.
-            ema: see `Classifier.fused`.
-
-        Returns:
-            (R, T, D) and (2, B, N, D).
-        """
-        left, right = self._left_and_right(samples, ema)
-        tokens = self._tokens(samples, len(left))
-        tokens.ids[:, 0] = self.enc_id
-        encoder = self.part("text_encoder", ema)
-        memory = encoder.project_memory(left, second=right)
-        return encoder(tokens.ids, mask=tokens.mask, memory=memory), torch.stack([left, right])
+    def batch_encoder(self) -> ClassEncoder:
+        """Statements are not cut, and begin with [ENC]."""
+        return replace(super().batch_encoder(), max_length=None, first=self.enc_id)
 
 
 @registry.register_model("blip_classification")
 class BlipClassification(Blip, Classifier):
-    """Classes of texts over pictures, taught by EMA copies (BLIP's encoders under ALBEF's visual
-    entailment head: ALBEF paper, sections 3.3 and 5)."""
+    """Classes of texts over images, taught by EMA copies (BLIP's encoders under ALBEF's visual entailment head: ALBEF
+    paper, sections 3.3 and 5). Texts keep their [CLS], as in the original, where BLIP's other heads put [ENC]."""
 
     registered_name = "blip_classification"
     EMA = ("visual_encoder", "text_encoder", "cls_head")

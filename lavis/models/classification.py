@@ -21,11 +21,13 @@ from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.folders import CONFIG_NAME, read_description
 from lavis.models.loading import PartSettings
 from lavis.models.outputs import EncoderOutput, Explanation, IntermediateOutput, OutputWithLogits
-from lavis.models.samples import media_of, require, texts_of
+from lavis.models.samples import TextEncoder, media_of, require
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionText, VisionTextConfig
 from lavis.nn.losses import soft_cross_entropy
 from lavis.nn.text import TextTransformer
+
+States = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,39 @@ class ClassifierConfig(VisionTextConfig):
     use_distill: bool = True
 
 
-class Classifier(VisionText, BaseModel):
-    """A two-layer head over the first of a text's states, after the text has read its picture.
+@dataclass(frozen=True)
+class ClassEncoder(TextEncoder):
+    """Also checks the labels, whole numbers below `classes`, one per text, and makes them a tensor (R,)."""
 
-    A family says with `fused` how texts read pictures.
+    labels: str = "label"
+    classes: int = 2
+
+    def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        encoded = super().__call__(samples)
+        require(samples, (self.labels,), "a class number per text")
+        labels = _labels(samples[self.labels], len(encoded["tokens"]["text"].ids))
+        if not bool(((labels >= 0) & (labels < self.classes)).all()):  # the loader's, so on the host
+            raise ValueError(
+                f"labels lie between {int(labels.min())} and {int(labels.max())}, the model tells {self.classes} "
+                f"classes apart, 0 to {self.classes - 1}; set model.num_classes"
+            )
+        return {**encoded, self.labels: labels}
+
+
+class Classifier(VisionText, BaseModel):
+    """A two-layer head over the first of a text's states, after the text has read its image or its two images.
+
     With EMA copies (EMA then names "cls_head" too) the loss heeds the EMA's opinion (ALBEF paper, section 3.3).
     HEAD: the head's name. HEAD_WIDTH: its hidden units, in widths of the states. LABELS: the samples' classes.
+    PAIRS: whether texts are about two images, `image0` and `image1`.
+    TEXT_EMA: whether the EMA's opinion is made by the EMA of the text encoder, or by the text encoder itself.
     """
 
     HEAD = "cls_head"
     HEAD_WIDTH = 1
     LABELS = "label"
-    PAIRS = False  # whether texts are about two images, `image0` and `image1`
+    PAIRS = False
+    TEXT_EMA = True
 
     config: Any
 
@@ -166,39 +189,49 @@ class Classifier(VisionText, BaseModel):
         """The loss (nats) of a head for which all classes are alike."""
         return {"loss": math.log(self.config.num_classes)}
 
-    # ------------------------------------------------------------------------------ the family's part
-    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode pictures, and texts over them.
+    # ------------------------------------------------------------------------------ encoding
+    def batch_encoder(self) -> ClassEncoder:
+        return ClassEncoder(
+            self.tokenizer,
+            "image0" if self.PAIRS else self.MEDIA,
+            self.config.max_txt_len,
+            labels=self.LABELS,
+            classes=self.config.num_classes,
+        )
+
+    def texts(self, samples: Mapping[str, Any]) -> Tokens:
+        """Tokens (R, T) of the samples' texts."""
+        if "tokens" in samples:
+            tokens: Tokens = samples["tokens"]["text"]
+            return tokens
+        return self.batch_encoder().read(samples).to(self.device)
+
+    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, States]:
+        """Encode images, and texts over them.
 
         Args:
-            samples: `image` (B, 3, h, w); `text_input`, B·G texts, cut to `max_txt_len` tokens. They keep their
-                [CLS] in BLIP, too, as in the original, where BLIP's other heads put [ENC].
+            samples: `image` (B, 3, h, w), or `image0` and `image1`, the left and the right ones of pairs; `text_input`,
+                B·G texts, see `batch_encoder`.
             ema: encode by the EMA copies.
 
         Returns:
-            fused states (R, T, D), and the pictures' states (B, N, D), or (2, B, N, D) of two each.
+            fused states (R, T, D); and what was encoded, by its name in `IntermediateOutput`: image_embeds (B, N, D),
+            or (2, B, N, D) of pairs.
         """
-        image_embeds = self.part("visual_encoder", ema)(media_of(samples, self.MEDIA, self.device))
-        tokens = self._tokens(samples, len(image_embeds), self.config.max_txt_len)
-        encoder = self.part("text_encoder", ema)
-        memory = encoder.project_memory(image_embeds)
-        return encoder(tokens.ids, mask=tokens.mask, memory=memory), image_embeds
-
-    def _tokens(self, samples: Mapping[str, Any], pictures: int, max_length: int | None = None) -> Tokens:
-        texts = texts_of(samples, pictures)
-        return self.tokenizer.batch(texts, max_length=max_length, device=self.device)
-
-    def _left_and_right(
-        self, samples: Mapping[str, Any], ema: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """States (B, N, D) of the left and of the right pictures, `image0` and `image1` (B, 3, h, w)."""
-        left, right = (media_of(samples, key, self.device) for key in ("image0", "image1"))
-        if left.shape != right.shape:
-            raise ValueError(
-                f"image0 is {tuple(left.shape)}, image1 is {tuple(right.shape)}; each statement takes one of both"
-            )
-        states = self.part("visual_encoder", ema)(torch.cat([left, right]))  # (2B, N, D)
-        return states[: len(left)], states[len(left) :]
+        tokens, encode = self.texts(samples), self.part("visual_encoder", ema)
+        encoder = self.part("text_encoder", ema and self.TEXT_EMA)
+        if self.PAIRS:
+            left, right = (media_of(samples, key, self.device) for key in ("image0", "image1"))
+            if left.shape != right.shape:
+                raise ValueError(
+                    f"image0 is {tuple(left.shape)}, image1 is {tuple(right.shape)}; each statement takes one of both"
+                )
+            image_embeds = encode(torch.cat([left, right])).unflatten(0, (2, len(left)))  # (2, B, N, D)
+            memory = encoder.project_memory(image_embeds[0], second=image_embeds[1])
+        else:
+            image_embeds = encode(media_of(samples, self.MEDIA, self.device))
+            memory = encoder.project_memory(image_embeds)
+        return encoder(tokens.ids, mask=tokens.mask, memory=memory), {"image_embeds": image_embeds}
 
     # ------------------------------------------------------------------------------ training
     def forward(
@@ -215,10 +248,13 @@ class Classifier(VisionText, BaseModel):
             loss (nats): (1 - alpha) cross entropy with the labels + alpha cross entropy with the EMA's opinion,
             where there are EMA copies; logits (R, C), logits_m (R, C), intermediate_output.
         """
-        if not is_train:
-            logits = self.part(self.HEAD, ema=False)(self.fused(samples)[0][:, 0])
-            return {"predictions": logits, "targets": self._labels(samples, logits.shape, needed=False)}
-        return self._loss(samples)
+        if is_train:
+            return self._loss(self.encoded(samples))
+        logits = self.part(self.HEAD, ema=False)(self.fused(samples)[0][:, 0])
+        targets = samples.get(self.LABELS)
+        if targets is not None:
+            targets = _labels(targets, len(logits)).to(self.device)
+        return {"predictions": logits, "targets": targets}
 
     @own_step
     def _loss(self, samples: Mapping[str, Any]) -> OutputWithLogits:
@@ -226,44 +262,22 @@ class Classifier(VisionText, BaseModel):
         if distilled:
             self.need_ema()
         alpha = self.alpha(samples) if distilled else 0.0
-        states, image_embeds = self.fused(samples)
+        states, encoded = self.fused(samples)
         logits = self.part(self.HEAD, ema=False)(states[:, 0])  # (R, C)
-        labels = self._labels(samples, logits.shape)
-        loss = F.cross_entropy(logits.float(), labels)
-        states_m = image_embeds_m = logits_m = None
+        loss = F.cross_entropy(logits.float(), samples[self.LABELS])
+        shown: dict[str, Any] = {**encoded, "encoder_output": EncoderOutput(states)}
+        logits_m = None
         if distilled:
             with torch.no_grad():
-                states_m, image_embeds_m = self.fused(samples, ema=True)
+                states_m, encoded_m = self.fused(samples, ema=True)
                 logits_m = self.part(self.HEAD, ema=True)(states_m[:, 0])
             opinion = logits_m.float().softmax(dim=1)
             loss = (1 - alpha) * loss + alpha * soft_cross_entropy(logits, opinion)
+            shown |= {f"{key}_m": value for key, value in encoded_m.items()}
+            shown["encoder_output_m"] = EncoderOutput(states_m)
         return OutputWithLogits(
-            intermediate_output=IntermediateOutput(
-                image_embeds=image_embeds,
-                image_embeds_m=image_embeds_m,
-                encoder_output=EncoderOutput(states),
-                encoder_output_m=None if states_m is None else EncoderOutput(states_m),
-            ),
-            loss=loss,
-            logits=logits,
-            logits_m=logits_m,
+            intermediate_output=IntermediateOutput(**shown), loss=loss, logits=logits, logits_m=logits_m
         )
-
-    def _labels(self, samples: Mapping[str, Any], shape: torch.Size, needed: bool = True) -> Any:
-        """Labels (R,), checked against logits of a shape (R, C); None where there are none and none are needed."""
-        if needed:
-            require(samples, (self.LABELS,), "a class number per text")
-        elif samples.get(self.LABELS) is None:
-            return None
-        labels = torch.as_tensor(samples[self.LABELS], device=self.device).flatten()
-        if len(labels) != shape[0]:
-            raise ValueError(f"there are {len(labels)} labels for {shape[0]} texts")
-        if needed and not bool(((labels >= 0) & (labels < shape[1])).all()):
-            raise ValueError(
-                f"labels lie between {int(labels.min())} and {int(labels.max())}, the model tells {shape[1]} classes "
-                f"apart, 0 to {shape[1] - 1}; set model.num_classes"
-            )
-        return labels
 
     # ------------------------------------------------------------------------------ prediction
     @inference
@@ -305,6 +319,14 @@ class Classifier(VisionText, BaseModel):
             return ("false", "true")[found[-1]] if self.PAIRS else f"class {found[-1]}"
 
         return heat_maps.explained_text(self, text or "", layer, greatest, said)
+
+
+def _labels(given: Any, texts: int) -> torch.Tensor:
+    """Classes of as many texts, as a tensor (R,)."""
+    labels = torch.as_tensor(given).flatten()
+    if len(labels) != texts:
+        raise ValueError(f"there are {len(labels)} labels for {texts} texts")
+    return labels
 
 
 def some_names(names: Sequence[str]) -> str:

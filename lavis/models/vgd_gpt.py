@@ -93,6 +93,90 @@ class Sequences:
     mask: torch.Tensor
 
 
+@dataclass(frozen=True)
+class GPTDialogueEncoder:
+    """Makes ids of dialogues that are texts; `GPTDialogue.batch_encoder`.
+
+    Attributes:
+        use_caption: whether the caption is read. width: of a video's features.
+    """
+
+    processor: GPTDialogueProcessor
+    use_caption: bool
+    width: int
+
+    def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        if "input_ids" in samples:  # the processor's
+            return dict(samples)
+        rest = {key: value for key, value in samples.items() if key != "video"}  # which becomes `video_fts`
+        return {**rest, **self.sequences(samples, answers=True)}
+
+    def sequences(self, samples: Mapping[str, Any], answers: bool) -> dict[str, torch.Tensor]:
+        """The sequences of plain samples.
+
+        Args:
+            samples: `video` (or `video_fts`), features of B videos, (B, Tv, F) or a list of (Tv, F); R texts
+                `text_input`, the questions, a video's side by side; `dialog`, for each question the
+                (question, answer) rounds before it; `caption`, B texts or R; `answer`, R texts.
+            answers: whether answers belong to the sequences.
+
+        Returns:
+            `video_fts`, `input_ids`, `token_type_ids`, `labels`, `attn_mask`: see `GPTDialogue.forward`.
+        """
+        videos = self._videos(samples)
+        caption, answer = ("caption",) * self.use_caption, ("answer",) * answers
+        require(
+            samples,
+            ("text_input", "dialog", *caption, *answer),
+            "texts of dialogues (or ids, made by the processor gpt_dialogue)",
+        )
+        questions = _texts(samples["text_input"])
+        if not questions or len(questions) % len(videos):
+            raise ValueError(
+                f"there are {len(questions)} questions for {len(videos)} videos; give one per video, or the same "
+                "number for each, a video's questions next to one another"
+            )
+        rounds = len(questions) // len(videos)
+        columns = {"question": questions, "dialog": list(samples["dialog"])}
+        if self.use_caption:
+            captions = _texts(samples["caption"])
+            shared = len(captions) == len(videos)
+            columns["caption"] = [c for c in captions for _ in range(rounds)] if shared else captions
+        if answers:
+            columns["answer"] = _texts(samples["answer"])
+        for key, values in columns.items():
+            if len(values) != len(questions):
+                raise ValueError(
+                    f"there are {len(questions)} questions, but {len(values)} entries of {key!r}"
+                )
+        records = [dict(zip(columns, values)) for values in zip(*columns.values())]
+        return self.processor.collate(
+            [self.processor(record) for record in records], [v for v in videos for _ in range(rounds)]
+        )
+
+    def _videos(self, samples: Mapping[str, Any]) -> list[torch.Tensor]:
+        key = next((k for k in ("video_fts", "video") if k in samples), None)
+        if key is None:
+            raise ValueError(
+                f"samples need 'video' or 'video_fts', features of videos (B, T, F); they have {', '.join(samples)}"
+            )
+        videos = [torch.as_tensor(video) for video in samples[key]]
+        for video in videos:
+            check_features(key, video, 2, self.width)
+        if not videos:
+            raise ValueError(f"{key!r} is empty; there must be at least one video")
+        return videos
+
+
+def check_features(key: str, features: torch.Tensor, dimensions: int, width: int) -> None:
+    """Refuse features of videos that are not (…, time steps, width)."""
+    if features.ndim != dimensions or features.shape[-1] != width or features.shape[-2] == 0:
+        raise ValueError(
+            f"a {key!r} has shape {tuple(features.shape)}; this model reads features (time steps, {width}), at "
+            "least one step: use the processors that load_model_and_preprocess returns, or set len_video_ft"
+        )
+
+
 @registry.register_model("gpt_dialogue")
 class GPTDialogue(BaseModel):
     """Answers questions of a dialogue about a video (VGD-GPT paper, section 3).
@@ -167,82 +251,35 @@ class GPTDialogue(BaseModel):
         self.tie_weights()
 
     # ------------------------------------------------------------------------------ samples
+    def batch_encoder(self) -> GPTDialogueEncoder:
+        return GPTDialogueEncoder(self.processor, self.config.use_caption, self.config.len_video_ft)
+
+    def encoded(self, samples: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `BaseModel.encoded`; the processor's ids are this model's tokens."""
+        return samples if "input_ids" in samples else super().encoded(samples)
+
     def prepare(self, samples: Mapping[str, Any], answers: bool) -> dict[str, torch.Tensor]:
-        """The sequences of plain samples.
-
-        Args:
-            samples: `video` (or `video_fts`), features of B videos, (B, Tv, F) or a list of (Tv, F); R texts
-                `text_input`, the questions, a video's side by side; `dialog`, for each question the
-                (question, answer) rounds before it; `caption`, B texts or R; `answer`, R texts.
-            answers: whether answers belong to the sequences.
-
-        Returns:
-            `video_fts`, `input_ids`, `token_type_ids`, `labels`, `attn_mask`: see `forward`.
-        """
-        videos = self._videos(samples)
-        caption, answer = ("caption",) * self.config.use_caption, ("answer",) * answers
-        require(
-            samples,
-            ("text_input", "dialog", *caption, *answer),
-            "texts of dialogues (or ids, made by the processor gpt_dialogue)",
-        )
-        questions = _texts(samples["text_input"])
-        if not questions or len(questions) % len(videos):
-            raise ValueError(
-                f"there are {len(questions)} questions for {len(videos)} videos; give one per video, or the same "
-                "number for each, a video's questions next to one another"
-            )
-        rounds = len(questions) // len(videos)
-        columns = {"question": questions, "dialog": list(samples["dialog"])}
-        if self.config.use_caption:
-            captions = _texts(samples["caption"])
-            shared = len(captions) == len(videos)
-            columns["caption"] = [c for c in captions for _ in range(rounds)] if shared else captions
-        if answers:
-            columns["answer"] = _texts(samples["answer"])
-        for key, values in columns.items():
-            if len(values) != len(questions):
-                raise ValueError(
-                    f"there are {len(questions)} questions, but {len(values)} entries of {key!r}"
-                )
-        records = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        return self.processor.collate(
-            [self.processor(record) for record in records], [v for v in videos for _ in range(rounds)]
-        )
-
-    def _videos(self, samples: Mapping[str, Any]) -> list[torch.Tensor]:
-        key = next((k for k in ("video_fts", "video") if k in samples), None)
-        if key is None:
-            raise ValueError(
-                f"samples need 'video' or 'video_fts', features of videos (B, T, F); they have {', '.join(samples)}"
-            )
-        videos = [torch.as_tensor(video) for video in samples[key]]
-        for video in videos:
-            self._check_features(key, video, 2)
-        if not videos:
-            raise ValueError(f"{key!r} is empty; there must be at least one video")
-        return videos
-
-    def _check_features(self, key: str, features: torch.Tensor, dimensions: int) -> None:
-        width = self.config.len_video_ft
-        if features.ndim != dimensions or features.shape[-1] != width or features.shape[-2] == 0:
-            raise ValueError(
-                f"a {key!r} has shape {tuple(features.shape)}; this model reads features (time steps, {width}), at "
-                "least one step: use the processors that load_model_and_preprocess returns, or set len_video_ft"
-            )
+        """The sequences of plain samples, see `GPTDialogueEncoder.sequences`."""
+        return self.batch_encoder().sequences(samples, answers)
 
     def _sequences(self, samples: Mapping[str, Any], answers: bool) -> Sequences:
-        if "input_ids" not in samples:
-            samples = self.prepare(samples, answers)
+        if answers:
+            samples = self.encoded(samples)
+        elif "input_ids" not in samples:
+            samples = self.prepare(samples, answers=False)
         needed = ("video_fts", "input_ids", "token_type_ids", "attn_mask", *(("labels",) if answers else ()))
-        missing = [key for key in needed if samples.get(key) is None]
+        given: dict[str, torch.Tensor] = {}
+        for key in dict.fromkeys((*needed, "labels")):
+            value = samples.get(key)
+            if value is not None:
+                given[key] = value.to(self.device)
+        missing = [key for key in needed if key not in given]
         if missing:
             raise ValueError(
                 f"samples with input_ids need {', '.join(missing)}, too; they have {', '.join(samples)}"
             )
-        given = {k: samples[k].to(self.device) for k in (*needed, "labels") if samples.get(k) is not None}
         video, ids = given["video_fts"], given["input_ids"]
-        self._check_features("video_fts", video, 3)
+        check_features("video_fts", video, 3, self.config.len_video_ft)
         together = (len(ids), video.shape[1] + ids.shape[1])
         for key in given.keys() - {"video_fts", "input_ids"}:
             if tuple(given[key].shape) != together:

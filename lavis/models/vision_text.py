@@ -11,6 +11,7 @@ from torch import nn
 from lavis.models import starting
 from lavis.models.ema import EmaCopies
 from lavis.models.tokenizer import BERT_VOCABULARY, TINY_VOCABULARY, Tokenizer
+from lavis.nn.frames import FrameTransformer
 from lavis.nn.text import TextConfig
 from lavis.nn.vit import VIT_BASE, VisionTransformer, ViTConfig
 
@@ -83,8 +84,9 @@ class VisionText(EmaCopies):
         return Tokenizer(extra=cls.EXTRA_TOKENS)
 
     def image_encoder(self, config: Any) -> nn.Module:
-        """The family's encoder of images or videos."""
-        return VisionTransformer(config.vit, config.image_size, config.grad_checkpointing)
+        """The encoder of images, or of videos frame by frame."""
+        encoder = FrameTransformer if self.MEDIA == "video" else VisionTransformer
+        return encoder(config.vit, config.image_size, config.grad_checkpointing)
 
     def start_from(self, init: Mapping[str, str]) -> None:
         """See `lavis.models.starting.start_from`."""

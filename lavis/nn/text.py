@@ -9,7 +9,6 @@ V vocabulary, L layers. Parameter names are those of the official checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +91,6 @@ class Memory:
         """The memory of some of the items (a view)."""
         kv = [tuple((k[items], v[items]) for k, v in layer) for layer in self.keys_values]
         return Memory(kv, None if self.mask is None else self.mask[items])
-
-    def repeat(self, counts: Sequence[int]) -> Memory:
-        """Item b's memory `counts[b]` times over, for groups of unequal size (copies)."""
-        index = [item for item, count in enumerate(counts) for _ in range(count)]
-        device = next(k.device for layer in self.keys_values for k, _ in layer)
-        return self.select(torch.tensor(index, device=device))
 
     def select(self, index: torch.Tensor) -> Memory:
         """The memory whose item i is this one's item index[i] (copies)."""
