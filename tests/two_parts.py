@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -17,6 +18,8 @@ from lavis.common.registry import registry
 from lavis.models import BaseModel, Output, Part, Preset
 from lavis.models.checkpoints import Rules, read_json
 from lavis.models.parts import as_input_of, building
+from lavis.runners import Result, train
+from lavis.tasks.base import Task
 
 NAME, WIDTH, WORDS = "two_parts", 16, 24
 TOWER = Part(None, "float16", True)
@@ -157,3 +160,51 @@ def registered(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         registry.unregister("model", NAME)
+
+
+class Pictures:
+    """Images of noise whose class is the sign of their mean; training samples are moved by their stream."""
+
+    def __init__(self, n: int, seed: int, training: bool = False) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.images = torch.randn(n, 3, 8, 8, generator=generator)
+        self.images += torch.randn(n, 1, 1, 1, generator=generator)
+        self.training = training
+        self.records = [{"id": i, "label": int(image.mean() > 0)} for i, image in enumerate(self.images)]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        image = self.images[index]
+        if self.training:
+            image = image + 0.1 * torch.from_numpy(rng.normal(size=image.shape).astype(np.float32))
+        return {**self.records[index], "image": image}
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "image": torch.stack([s["image"] for s in samples]),
+            "label": torch.tensor([s["label"] for s in samples]),
+            "id": [s["id"] for s in samples],
+        }
+
+
+class Sorting(Task):
+    primary = ("accuracy_percent", "max")
+
+    def predict(self, model: Any, samples: dict[str, Any]) -> list[dict[str, Any] | None]:
+        return [
+            {"id": i, "class": c} for i, c in zip(samples["id"], model(samples).scores.argmax(-1).tolist())
+        ]
+
+    def score(self, records: Sequence[dict[str, Any]], dataset: Any) -> dict[str, float]:
+        hits = [r["class"] == dataset.records[r["id"]]["label"] for r in records]
+        return {"accuracy_percent": 100.0 * sum(hits) / len(hits)}
+
+
+def run(model: dict[str, Any] | None = None, **keys: Any) -> Result:
+    """A small training run of the model; `keys` are those of the section run."""
+    datasets = {"train": Pictures(40, 1, training=True), "val": Pictures(20, 2)}
+    settings = {"max_epoch": 2, "batch_size_train": 4, "init_lr": 1e-2, "log_freq": 3, "num_workers": 0}
+    section = {"arch": NAME, "model_type": "base", **(model or {})}
+    return train(model=section, datasets=datasets, task=Sorting(), device="cpu", **{**settings, **keys})

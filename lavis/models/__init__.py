@@ -11,10 +11,10 @@ import torch
 
 from lavis.common import moved
 from lavis.common.registry import registry
-from lavis.models import folders
+from lavis.models import folders, peft_folders
 from lavis.models.base import BaseModel, Output
 from lavis.models.configs import Preset, set_for_training
-from lavis.models.loading import PartSettings
+from lavis.models.loading import PartSettings, put_adapters
 from lavis.models.parts import Base, Part, portable
 
 __all__ = [
@@ -67,7 +67,8 @@ def load_model(
         device: "cpu", "cuda", "mps", "auto", …
         checkpoint: weights to use instead of the preset's: a folder, a `.safetensors` or official
             `.pth` file, a URL, a Hugging Face id, a folder of transformers or OpenCLIP. Then nothing else is
-            downloaded.
+            downloaded, but for what such a folder refers to. Of a folder of peft's adapters the weights are the
+            preset's.
         activation: "gelu" or "quick_gelu", of a checkpoint for CLIP beside which nothing says it (OpenCLIP's files
             alone).
         for_training: whether to keep what only the training loss needs (momentum copies, queues). Without it a model
@@ -84,7 +85,10 @@ def load_model(
     cls = registry.get_model_class(name)
     if checkpoint is not None:
         path = folders.locate(str(checkpoint))
-        if path.is_dir() and not folders.is_foreign(path):
+        if path.is_dir() and peft_folders.is_of_peft(path):
+            model = cls.from_pretrained(_one_type(cls, model_type), for_training=for_training, parts=parts)
+            put_adapters(model, path)
+        elif path.is_dir() and not folders.is_foreign(path):
             if activation is not None:
                 raise ValueError(f"{path} says which activation its model has; leave activation out")
             arch = _arch(path)

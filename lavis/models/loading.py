@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lavis.common.values import suggest, typed
-from lavis.models import checkpoints, vocabulary
+from lavis.models import checkpoints, peft_folders, vocabulary
 from lavis.models.configs import check_sizes, override, set_for_training
 from lavis.models.folders import (
     ADAPTER_NAME,
@@ -354,6 +354,17 @@ def _with_adapters(
     return model
 
 
+def put_adapters(model: BaseModel, folder: Path) -> None:
+    """Give a model the adapters of a folder that peft wrote.
+
+    Raises:
+        ValueError: they are of another model, or no plain LoRA.
+    """
+    config, entries = peft_folders.read(folder)
+    model.add_lora(config, [])
+    _put(model, entries, folder)
+
+
 def _described_adapters(description: Mapping[str, Any], where: str) -> tuple[LoraConfig, list[str]]:
     values, trained = description["lora"], description.get("trained") or []
     if not isinstance(values, dict):
@@ -393,7 +404,9 @@ def adapt(model: BaseModel, config: LoraConfig, trained: Sequence[str] | None) -
     unknown = [name for name in trained or () if name not in parameters]
     if unknown:
         raise ValueError(f"there is no parameter {shown(unknown[0])!r} to be trained beside adapters")
-    trained = [name for name in model.fresh_entries if name in parameters] if trained is None else trained
+    if trained is None:
+        fresh = [name for name in model.fresh_entries if name in parameters]
+        trained = [name for name in fresh if parameters[name].requires_grad]  # no EMA
     ema = {name: f"{name}_m" for name, _ in model.named_children() if hasattr(model, f"{name}_m")}
     add_lora(model, config, trained, ema)
     parts = tuple(f"{name}." for name in model.taken)
