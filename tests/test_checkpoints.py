@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from lavis.models import load_model
-from lavis.models.base import override
 from lavis.models.blip import BlipCaption, BlipConfig
 from lavis.models.blip_vqa import BlipVQA
 from lavis.models.checkpoints import apply_rules, read_state_dict
+from lavis.models.configs import override
 from tests import golden
 from tests.small import images, random_model
 

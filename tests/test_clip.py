@@ -25,11 +25,11 @@ from PIL import Image
 from torch import nn
 
 from lavis.models import load_model, load_model_and_preprocess, model_zoo, torchscript
-from lavis.models.base import is_of_transformers
 from lavis.models.checkpoints import apply_rules, load_into, read_state_dict
 from lavis.models.clip import Clip, ClipConfig, ClipTextConfig, clip_vit
 from lavis.models.clip_checkpoints import TRANSFORMERS_CLIP
 from lavis.models.clip_tokenizer import CLIP_MERGES, ClipTokenizer, clean
+from lavis.models.folders import is_of_transformers
 from lavis.models.zero_shot import imagenet_classnames, imagenet_templates
 from lavis.nn.losses import contrastive_loss
 from lavis.nn.resnet import ResNetConfig
@@ -147,7 +147,7 @@ def test_presets_equal_the_official_ones(model_type):
     assert sum(p.numel() for p in model.parameters()) == manifest["num_parameters"]
     official = {k: torch.empty(v["shape"], device="meta") for k, v in manifest["state_dict"].items()}
     ours = model.state_dict()
-    assert apply_rules(official, ours, Clip._rules(official, None), "manifest").keys() == ours.keys()
+    assert apply_rules(official, ours, Clip.rules_for(official, None), "manifest").keys() == ours.keys()
     assert config.quick_gelu is manifest["config"]["quick_gelu_used_for_golden"] is True
     assert (config.image_size, config.embed_dim) == (theirs["vision_cfg"]["image_size"], theirs["embed_dim"])
     text = theirs["text_cfg"]
@@ -565,7 +565,7 @@ def test_openais_archives_load_without_running_them(model, tmp_path, kind, how, 
         loaded = Clip.from_file(model.config, path).eval()
     assert {v.dtype for v in loaded.parameters()} == {torch.float32}
     exact = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    load_into(model, exact, Clip._rules(exact, None), "same")
+    load_into(model, exact, Clip.rules_for(exact, None), "same")
     same(loaded, model)
 
 

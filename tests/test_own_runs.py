@@ -16,7 +16,7 @@ from lavis.common.config import Config
 from lavis.datasets.own_table import TASKS
 from lavis.inference.abilities import default, needed
 from lavis.models import build_model, load_model
-from lavis.models.base import origin_of
+from lavis.models.folders import origin_of
 from lavis.tasks.retrieval import RetrievalTask
 
 DRAWN = "a red square and a green circle"

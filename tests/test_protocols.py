@@ -33,7 +33,7 @@ from lavis.inference.protocols import (
     Writes,
     lacking,
 )
-from lavis.models.base import PACKAGED, PUBLISHED, origin_of
+from lavis.models.folders import PACKAGED, PUBLISHED, origin_of
 from tests.small import random_model
 
 ROOT = Path(__file__).parent.parent

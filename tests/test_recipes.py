@@ -14,7 +14,7 @@ from lavis.common.config import RECIPES as FOLDER
 from lavis.common.config import Config, recipe_names
 from lavis.common.registry import registry
 from lavis.datasets.builders import make_plan
-from lavis.models.base import override
+from lavis.models.configs import override
 from lavis.runners import preset_processors
 
 ORIGINALS: dict[str, Any] = json.loads((Path(__file__).parent / "reference" / "recipes.json").read_text())

@@ -133,7 +133,7 @@ def _files(preset: Any) -> str:
 
 def parameters(cls: Any, config: Any) -> int | None:
     """How many parameters a model for inference has; None where a number of classes is left open."""
-    from lavis.models.base import set_for_training
+    from lavis.models.configs import set_for_training
 
     return _count(cls, set_for_training(config, False))
 

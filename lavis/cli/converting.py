@@ -47,6 +47,16 @@ def convert(
     for_training: Annotated[
         bool, typer.Option("--for-training", help="Keep momentum copies and queues, where there are any.")
     ] = False,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Leave nothing out: frozen parts, and the weights that adapters (LoRA) belong to, too.",
+        ),
+    ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Add adapters (LoRA) to the weights and write these as a whole.")
+    ] = False,
 ) -> None:
     """Convert a checkpoint to config.json and model.safetensors.
 
@@ -70,7 +80,7 @@ def convert(
             f"which model are the weights {common.shortened(source)} of? Name it: --model NAME/TYPE (see "
             "`lavis models`)"
         )
-    done = run(source, to, name, model_type, half, for_training, activation)
+    done = run(source, to, name, model_type, half, for_training, activation, whole, merge)
     summary = {
         "out": str(to), "model": done.arch + (f"/{done.model_type}" if done.model_type else ""),
         "tensors": done.tensors, "bytes": done.bytes, "half": done.half,

@@ -13,7 +13,7 @@ from typing import Any
 
 EPOCHS = 10
 # Learning rates by what the weights were at bottom, whether the model was named or not; a checkpoint's folder says
-# what its own training began with (`lavis.models.base.origin_of`).
+# what its own training began with (`lavis.models.folders.origin_of`).
 RATES = {"packaged": 3e-4, "published": 1e-5, "random": 1e-3}
 WARMUP = 20  # steps, at most half a pass over the data
 DEFAULTS: dict[str, Any] = {
@@ -146,7 +146,8 @@ def fitted(config: Any, notes: list[str]) -> Any:
 def _for_weights(config: Any) -> dict[str, Any]:
     """Rate and temperature by what the weights are."""
     from lavis.common.registry import registry
-    from lavis.models.base import BaseModel, origin_of
+    from lavis.models.base import BaseModel
+    from lavis.models.folders import origin_of
 
     model_class = registry.get_model_class(config.model["arch"])
     if not issubclass(model_class, BaseModel):  # a plug-in's own kind of model
@@ -201,7 +202,7 @@ def _texts(rows: list[dict[str, Any]]) -> Iterator[str]:
 def model_section(spec: str) -> dict[str, Any]:
     """The section `model` for `<name>/<type>` or a folder; a folder's own config is written out."""
     from lavis.inference import split_model
-    from lavis.models.base import read_description
+    from lavis.models.folders import read_description
 
     name, model_type = split_model(spec)
     folder = Path(name).expanduser()

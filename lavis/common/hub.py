@@ -86,6 +86,11 @@ def mirrored(url: str) -> str:
     return target + url[len(best) :] if best else url
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a text has the form of a Hugging Face id: `org/name[@revision][:file]`."""
+    return _HUB_ID.fullmatch(source) is not None
+
+
 # ---------------------------------------------------------------- the one function
 def fetch(
     source: str | Path,

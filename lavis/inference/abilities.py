@@ -111,7 +111,7 @@ def default(task: str, sees: str = "image", origin: str = "packaged") -> str | N
     Returns:
         None where there is none; of several the one whose name comes first.
     """
-    from lavis.models.base import origin_of
+    from lavis.models.folders import origin_of
 
     for spec, preset in _rows(sees):
         if task in preset.default_for and origin_of(preset.weights or preset.pretrained) == origin:

@@ -20,7 +20,7 @@ class Converted:
     """What was written.
 
     Attributes:
-        arch, model_type: the model. tensors: how many entries its state has. bytes: of model.safetensors.
+        arch, model_type: the model. tensors: how many entries its state has. bytes: of its weights.
         half: whether matrices are stored as float16, and the largest difference that this made.
         licence: of the preset's weights, as far as it is stated.
     """
@@ -42,6 +42,8 @@ def convert(
     half: bool = False,
     for_training: bool = False,
     activation: str | None = None,
+    whole: bool = False,
+    merge: bool = False,
 ) -> Converted:
     """Write config.json, model.safetensors and the vocabulary of a model, and compare them with what was read.
 
@@ -54,6 +56,8 @@ def convert(
         half: store matrices as float16 (they are read as float32); vectors and single numbers stay as they are.
         for_training: keep EMA copies and queues, where the source has them.
         activation: of a checkpoint that does not say it; see `load_model`.
+        whole: leave nothing out: frozen parts, and the weights that adapters belong to, are written, too.
+        merge: add adapters (LoRA) to the weights; then all of these are written.
 
     Raises:
         ValueError: weights that do not fit the model or float16; the folder is in use.
@@ -68,12 +72,22 @@ def convert(
         model = load_model(
             name, model_type, checkpoint=source, activation=activation, for_training=for_training
         )
+    if merge and model.lora is None:
+        raise ValueError(f"{source} has no adapters that could be merged")
+    if merge:
+        model.merge_lora()
     before = _state(model)
+    if half and model.lora is not None:
+        raise ValueError(
+            f"{source} holds adapters, which stay as they are; add them to the weights with merge"
+        )
     if half:
-        _halve(model)
-    official = model.official_state()
-    replace_folder(folder, partial(model.save_pretrained, state_dict=official))
-    del model, official
+        _halve(model, () if whole else tuple(f"{name}." for name in model.taken))
+    # what is left out goes by the names of its own source
+    official = model.lora is None and (whole or not model.taken)
+    state = model.official_state() if official else None
+    replace_folder(folder, partial(model.save_pretrained, state_dict=state, whole=whole))
+    del model, state
     try:
         again = load_model(str(folder), for_training=for_training)
         largest = _compare(before, _state(again), half, folder)
@@ -85,7 +99,7 @@ def convert(
         arch=again.registered_name,
         model_type=again.model_type,
         tensors=len(before),
-        bytes=(folder / "model.safetensors").stat().st_size,
+        bytes=sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         half=half,
         largest_difference=largest,
         licence=preset.licence if preset else "not stated",
@@ -96,9 +110,9 @@ def _state(model: BaseModel) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
-def _halve(model: BaseModel) -> None:
+def _halve(model: BaseModel, left_out: tuple[str, ...]) -> None:
     for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or parameter.dtype != torch.float32:
+        if parameter.ndim < 2 or parameter.dtype != torch.float32 or name.startswith(left_out):
             continue
         if not parameter.isfinite().all() or float(parameter.detach().abs().max()) > _HALF_LIMIT:
             raise ValueError(f"{name} has values beyond float16's range; convert without half")

@@ -20,7 +20,7 @@ from lavis.common.images import open_image
 from lavis.common.registry import registry
 from lavis.common.values import suggest
 from lavis.models import BaseModel, load_model_and_preprocess
-from lavis.models.base import read_description
+from lavis.models.folders import read_description
 from lavis.processors.video import choose_frames
 
 _VALUES = 1024  # of a tensor that a fingerprint looks at
@@ -207,6 +207,8 @@ def load(spec: str, checkpoint: str | None = None, device: str = "auto", precisi
     model, pictures, texts = load_model_and_preprocess(
         name, model_type, is_eval=True, device=where, checkpoint=checkpoint, for_training=False
     )
+    if isinstance(model, BaseModel):
+        model.merge_lora()  # nothing is trained here
     if where.type == "cpu" and chosen == "fp32":
         model.pack_weights()
     preset = getattr(type(model), "PRESETS", {}).get(model_type)

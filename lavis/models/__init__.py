@@ -11,19 +11,16 @@ import torch
 
 from lavis.common import moved
 from lavis.common.registry import registry
-from lavis.models.base import (
-    BaseModel,
-    Output,
-    Preset,
-    is_foreign,
-    locate,
-    read_description,
-    set_for_training,
-)
+from lavis.models import folders
+from lavis.models.base import BaseModel, Output
+from lavis.models.configs import Preset, set_for_training
+from lavis.models.loading import PartSettings
+from lavis.models.parts import Base, Part, portable
 
 __all__ = [
     "BaseModel",
     "Output",
+    "Part",
     "Preset",
     "build_model",
     "load_model",
@@ -57,6 +54,7 @@ def load_model(
     checkpoint: str | Path | None = None,
     for_training: bool = True,
     activation: str | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> BaseModel:
     """Load a model.
 
@@ -74,6 +72,8 @@ def load_model(
             alone).
         for_training: whether to keep what only the training loss needs (momentum copies, queues). Without it a model
             of a family that has them takes about half the memory, and can't compute its training loss.
+        parts: of a model whose weights come from several files, {part: source}, or {part: {"source": …, "dtype": …,
+            "frozen": …}} with some of these keys; see `lavis.models.parts.Part`.
 
     Raises:
         ValueError: an unknown name or type (with the nearest known ones), weights that do not fit.
@@ -83,23 +83,25 @@ def load_model(
         checkpoint, name = (Path(name) if checkpoint is None else checkpoint), _arch(Path(name))
     cls = registry.get_model_class(name)
     if checkpoint is not None:
-        path = locate(str(checkpoint))
-        if path.is_dir() and not is_foreign(path):
+        path = folders.locate(str(checkpoint))
+        if path.is_dir() and not folders.is_foreign(path):
             if activation is not None:
                 raise ValueError(f"{path} says which activation its model has; leave activation out")
             arch = _arch(path)
             if registry.get_model_class(arch) is not cls:
                 raise ValueError(f"{path} holds a {arch}, not a {name}")
-            model = cls.from_folder(path, for_training=for_training)
+            model = cls.from_folder(path, for_training=for_training, parts=parts)
         else:
             model_type = _one_type(cls, model_type)
-            config = set_for_training(cls.preset(model_type).config, for_training)
-            model = cls.from_file(config, path, activation=activation)
-            model.model_type = model_type
+            preset = cls.preset(model_type)
+            config = set_for_training(preset.config, for_training)
+            settings = PartSettings(preset.parts, parts, "parts")
+            model = cls.from_file(config, path, activation=activation, parts=settings)
+            model.model_type, model.weights_from = model_type, Base(portable(str(checkpoint)))
     elif activation is not None:
         raise ValueError("activation is of a checkpoint; name one with checkpoint")
     else:
-        model = cls.from_pretrained(_one_type(cls, model_type), for_training=for_training)
+        model = cls.from_pretrained(_one_type(cls, model_type), for_training=for_training, parts=parts)
     if is_eval:
         model.eval()
     from lavis.common.device import pick_device
@@ -185,7 +187,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _arch(folder: Path) -> str:
-    return str(read_description(folder)["arch"])
+    return str(folders.read_description(folder)["arch"])
 
 
 def _one_type(cls: type[BaseModel], model_type: str | None) -> str:

@@ -1,12 +1,9 @@
-"""What every model shares: configuration, presets, loading and saving, parameter groups, outputs."""
+"""What every model shares: presets, loading and saving, use, training steps, parameter groups, outputs."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -20,21 +17,18 @@ from torch import nn
 from lavis.common.device import to_device
 from lavis.common.files import write_text
 from lavis.common.values import suggest
-from lavis.models import checkpoints, vocabulary
-from lavis.models.tokenizer import ASSETS, Tokenizer
+from lavis.models import checkpoints, loading, saving
+from lavis.models.configs import Preset as Preset
+from lavis.models.folders import RANDOM, locate
+from lavis.models.loading import PartSettings
+from lavis.models.parts import Base, Part, Sources, Taken
 from lavis.nn.ema import NewFeatures
 from lavis.nn.finite import NonFiniteError, check_finite, explained
 from lavis.nn.linear import Packing
+from lavis.nn.lora import LoraConfig, adapted_layers, merge_lora
 from lavis.nn.outputs import Output as Output
 
-log = logging.getLogger("lavis")
-
-CONFIG_NAME = "config.json"
-VOCABULARY_NAME = "vocab.txt"
-OPEN_CLIP_CONFIG = "open_clip_config.json"
-_LARGEST = 1 << 24  # number of anything in a config
 _MEDIA_KEYS = ("image", "video", "image0", "video_fts")  # of samples
-ORIGINS = PACKAGED, PUBLISHED, RANDOM = "packaged", "published", "random"  # of weights
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 BatchEncoder = Callable[[Mapping[str, Any]], dict[str, Any]]  # see `BaseModel.batch_encoder`
@@ -115,90 +109,6 @@ def finite_results(model: nn.Module, samples: Any) -> Iterator[Callable[[T], T]]
             raise
 
 
-# ------------------------------------------------------------------------------------------ presets
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One published or packaged set of weights of a class, and all that belongs to it.
-
-    Attributes:
-        config: the class's configuration.
-        weights: where the finished weights are (URL, or a folder in the package); None: no weights,
-            the model starts from random ones.
-        pretrained: where the weights to fine-tune from are.
-        pretrained_rules: how they are read, where other rules hold than the class's PRETRAINED_RULES.
-        sha256: of `weights`; None where nobody has published one (then recorded at first use).
-        vis_processor, text_processor: {"train" | "eval": {"name": ..., arguments}}.
-        licence, commercial: of the weights; whether commercial use is allowed, None if not stated.
-        note: one line for `lavis models`.
-        pointing: of 100 drawings, in how many the map of the word that names an object peaks inside it
-            (benchmarks/pointing.py); None: not measured.
-        default_for: where this preset is meant if nobody names a model: commands ("caption", "ask", "match",
-            "classify", "features", "explain") and tasks of training on own data ("captioning", "vqa", "retrieval",
-            "classification"). Of a task and a medium one packaged preset, which is used, and one published, which
-            messages recommend.
-        generation: options of `generate` that suit these weights better than its defaults; `lavis caption` uses them.
-        download_gb: gigabytes of the file of `weights`; None: not known.
-    """
-
-    config: Any
-    weights: str | None = None
-    pretrained: str | None = None
-    pretrained_rules: checkpoints.Rules | None = None
-    sha256: str | None = None
-    vis_processor: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    text_processor: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    licence: str = "not stated"
-    commercial: bool | None = None
-    note: str = ""
-    pointing: float | None = None
-    default_for: tuple[str, ...] = ()
-    generation: Mapping[str, Any] = field(default_factory=dict)
-    download_gb: float | None = None
-
-
-def override(config: T, values: Mapping[str, Any], where: str) -> T:
-    """A copy of a (nested) config dataclass with some fields replaced.
-
-    Raises:
-        ValueError: an unknown key (with the nearest known one) or a value of another type.
-    """
-    fields = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise ValueError(f"{where}.{key}: there is no such key.{suggest(key, fields)}")
-        old = getattr(config, key)
-        if dataclasses.is_dataclass(old):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{where}.{key} is {value!r}; a mapping of its own keys was expected")
-            value = override(old, value, f"{where}.{key}")
-        elif isinstance(old, bool) or isinstance(value, bool):
-            if not isinstance(value, type(old)) and old is not None:
-                raise ValueError(f"{where}.{key} is {value!r}; {type(old).__name__} was expected")
-        elif isinstance(old, float) and isinstance(value, (int, float, str)):
-            try:
-                value = float(value)
-            except ValueError:
-                raise ValueError(f"{where}.{key} is {value!r}; a number was expected") from None
-        elif (isinstance(old, tuple) and isinstance(value, (list, tuple))) or (
-            old is None and isinstance(value, list)
-        ):
-            value = tuple(value)
-        elif old is not None and not isinstance(value, type(old)):
-            raise ValueError(f"{where}.{key} is {value!r}; {type(old).__name__} was expected")
-        changes[key] = value
-    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
-
-
-def set_for_training(config: T, for_training: bool) -> T:
-    """The config of the model with or without EMA copies and queues, where its class may have any."""
-    if not hasattr(config, "for_training"):
-        return config
-    return dataclasses.replace(config, for_training=for_training)  # type: ignore[type-var]
-
-
 # -------------------------------------------------------------------------------------------- model
 
 
@@ -239,6 +149,8 @@ class BaseModel(nn.Module):
     FOREIGN_RULES: ClassVar[tuple[checkpoints.Rules, ...]] = ()  # told apart by their markers
     # for files that it is fine-tuned from, where they have all that it needs; told by its marker
     UNTUNED_RULES: ClassVar[checkpoints.Rules | None] = None
+    # for files of parts, with the part's own names; of several kinds, told apart by their markers
+    PART_RULES: ClassVar[Mapping[str, tuple[checkpoints.Rules, ...]]] = {}
 
     IMAGE_BLOCKS: ClassVar[str] = "visual_encoder.blocks"  # of the image encoder, for layer-wise decay
     registered_name: ClassVar[str]
@@ -247,6 +159,13 @@ class BaseModel(nn.Module):
     model_type: str | None = None
     origin: str = RANDOM  # of the weights: PACKAGED, PUBLISHED or RANDOM; training does not change it
     optimizer_step: OptimizerStep | None = None  # between `before_step` and `after_step`
+    # where the weights come from, see `lavis.models.parts`
+    parts: Mapping[str, Part] = {}
+    weights_from: Base | None = None  # what was loaded last, beside the parts
+    fresh_entries: Sequence[str] = ()  # that it did not hold
+    taken: Mapping[str, Taken] = {}  # parts that are as their sources gave them; "": what adapters belong to
+    lora: LoraConfig | None = None  # its adapters
+    lora_trained: Sequence[str] = ()  # parameters that are trained beside them
 
     # ------------------------------------------------------------------------------ construction
     @classmethod
@@ -277,51 +196,21 @@ class BaseModel(nn.Module):
         """Starting weights."""
         raise NotImplementedError(f"{type(self).__name__} must say how its weights start")
 
+    # ------------------------------------------------------------------------------ weights
     @classmethod
     def complete(cls, config: Any, state: checkpoints.StateDict) -> Any:
         """The config with what a preset leaves open read from a file's entries (a number of classes)."""
         return config
 
     @classmethod
-    def from_file(
-        cls,
-        config: Any,
-        path: Path,
-        rules: checkpoints.Rules | None = None,
-        name: str | None = None,
-        activation: str | None = None,
-    ) -> BaseModel:
-        """A model of a config with the weights of a file (or of a folder's file), strictly.
+    def with_parts(cls, config: Any, sources: Sources) -> Any:
+        """The config with what a class reads of its parts' folders, such as the sizes of a language model.
 
         Args:
-            rules: for the class's own kind of file; other kinds are told by their entries.
-            name: what messages call the file.
-            activation: "gelu" or "quick_gelu", of a class that has both; None: what stands beside the weights.
+            sources: `sources.path(part)` is a local file or folder, fetched if need be. A config that has the sizes
+                already, as that of a folder of ours, needs none.
         """
-        config = cls.adapt(config, path) if activation is None else cls.with_activation(config, activation)
-        state = checkpoints.read_state_dict(path)
-        rules = cls._rules(state, rules)
-        state = rules.without_renewed(state)
-        _check_sizes(dataclasses.asdict(config), len(state), path)
-        model = cls.build(cls.complete(config, state), empty=not rules.fresh)
-        state = model._in_own_vocabulary(state, path)
-        checkpoints.load_into(model, state, rules, name or str(path))
-        return model
-
-    def _in_own_vocabulary(self, state: checkpoints.StateDict, path: Path) -> checkpoints.StateDict:
-        """The entries of a folder that `save_pretrained` wrote, where this model has another vocabulary than it."""
-        theirs = path / VOCABULARY_NAME
-        if (
-            not isinstance(self.tokenizer, Tokenizer)
-            or not theirs.is_file()
-            or not (path / CONFIG_NAME).is_file()
-        ):
-            return state
-        if theirs.read_bytes() == self.tokenizer.vocabulary.read_bytes():
-            return state
-        cover = bool(read_description(path)["config"].get("cover", False))
-        old = Tokenizer(theirs, extra=self.tokenizer.extra, cover=cover)
-        return vocabulary.converted(state, old, self.tokenizer, str(path))
+        return config
 
     @classmethod
     def adapt(cls, config: Any, path: Path) -> Any:
@@ -348,7 +237,8 @@ class BaseModel(nn.Module):
         return dataclasses.replace(config, quick_gelu=activation == "quick_gelu")
 
     @classmethod
-    def _rules(cls, state: checkpoints.StateDict, own: checkpoints.Rules | None) -> checkpoints.Rules:
+    def rules_for(cls, state: checkpoints.StateDict, own: checkpoints.Rules | None) -> checkpoints.Rules:
+        """By which rules a file's entries are read: a foreign kind's, else the given ones, else the class's."""
         foreign = next((r for r in cls.FOREIGN_RULES if r.marker in state), None)
         untuned = cls.UNTUNED_RULES
         if foreign or own or untuned is None or untuned.marker not in state:
@@ -356,10 +246,31 @@ class BaseModel(nn.Module):
         return untuned
 
     @classmethod
-    def from_pretrained(cls, model_type: str, for_training: bool = True) -> BaseModel:
+    def from_file(
+        cls,
+        config: Any,
+        path: Path,
+        rules: checkpoints.Rules | None = None,
+        name: str | None = None,
+        activation: str | None = None,
+        parts: PartSettings | None = None,
+    ) -> BaseModel:
+        """A model of a config with the weights of a file (or of a folder's file), strictly.
+
+        Args:
+            rules: for the class's own kind of file; other kinds are told by their entries.
+            name: what messages call the file.
+            activation: "gelu" or "quick_gelu", of a class that has both; None: what stands beside the weights.
+            parts: where entries come from that the file may lack; None: it has to hold all.
+        """
+        return loading.from_file(cls, config, path, rules, name, activation, parts)
+
+    @classmethod
+    def from_pretrained(cls, model_type: str, for_training: bool = True, parts: Any = None) -> BaseModel:
         """The model of a preset with its finished weights (downloaded once if they are not there).
 
-        Without `for_training`, state that only training uses (EMA copies, queues) is left out.
+        Without `for_training`, state that only training uses (EMA copies, queues) is left out. `parts`: see
+        `lavis.models.load_model`.
         """
         if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT:
             from omegaconf import OmegaConf
@@ -370,7 +281,7 @@ class BaseModel(nn.Module):
         cfg: dict[str, Any] = {"model_type": model_type}
         if not for_training and hasattr(cls.preset(model_type).config, "for_training"):
             cfg["for_training"] = False
-        return cls.from_config(cfg)
+        return cls.from_config(cfg if parts is None else {**cfg, "parts": parts})
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
@@ -383,46 +294,15 @@ class BaseModel(nn.Module):
                 Face id; `pretrained`, with weights "pretrained", takes the place of the preset's: a
                 path, URL or id; `init`, with weights "none", starts parts from other models' weights,
                 see `start_from`; `temperature` starts a contrastive loss from it instead of from the weights'
-                own; every other key replaces one of the preset's config.
+                own; `parts` replaces sources, formats or freezing of the preset's parts, see
+                `lavis.models.parts.Part`; `lora` trains adapters of the weights alone, see
+                `lavis.nn.lora.LoraConfig`; every other key replaces one of the preset's config.
 
         Raises:
             ValueError: an unknown key, weights that do not fit, or keys that do not go together.
             FileNotFoundError, OSError: weights that are not there or cannot be downloaded.
         """
-        from lavis.common.config import translate_model
-
-        cfg = translate_model({"arch": cls.registered_name, **_plain(cfg)})
-        kind, source = cls.source_of(cfg)
-        cfg.pop("arch", None)
-        model_type = cfg.pop("model_type")
-        preset = cls.preset(model_type)
-        if kind == "file" and source == preset.weights:
-            kind = "finetuned"  # whose checksum may be known
-        init, pretrained = cfg.pop("init", None), cfg.pop("pretrained", None)
-        weights, temperature = cfg.pop("weights", "finetuned"), cfg.pop("temperature", None)
-        if pretrained and kind != "pretrained":
-            raise ValueError(
-                f"model.pretrained is {pretrained!r}, but model.weights is {weights!r}; to fine-tune from that file, "
-                "set model.weights to pretrained"
-            )
-        config = override(preset.config, cfg, "model")
-        if source is None:
-            model = cls.build(config)
-            model.start_from(init or {})
-        elif init:
-            raise ValueError(
-                f"model.init is for starting weights; with model.weights {weights!r} it has no use"
-            )
-        else:
-            rules = None
-            if kind == "pretrained":
-                rules = preset.pretrained_rules or cls.PRETRAINED_RULES
-            sha256 = preset.sha256 if kind == "finetuned" else None
-            model = cls.from_file(config, locate(source, sha256=sha256), rules, name=source)
-        if temperature is not None:
-            model.set_temperature(temperature)
-        model.model_type, model.origin = model_type, origin_of(source)
-        return model
+        return loading.from_config(cls, cfg)
 
     @classmethod
     def source_of(cls, cfg: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -475,13 +355,9 @@ class BaseModel(nn.Module):
         if init:
             raise ValueError(f"model.init: {self.registered_name} can't start from other models' weights")
 
-    # ------------------------------------------------------------------------------ weights
     def load_file(self, path: Path, rules: checkpoints.Rules | None = None, name: str | None = None) -> None:
         """Load a file's weights (or a folder's), strictly. The file's kind is seen from its entries."""
-        config = self.adapt(self.config, path)
-        state = checkpoints.read_state_dict(path)
-        checkpoints.load_into(self, state, self._rules(state, rules), name or str(path))
-        self.config = config
+        loading.load_file(self, path, rules, name)
 
     def load_checkpoint(self, url_or_filename: str | Path) -> None:
         """Replace the weights by those of a folder, file, URL or Hugging Face id, strictly."""
@@ -508,37 +384,28 @@ class BaseModel(nn.Module):
                 raise ValueError("model.load_pretrained is true, but model.pretrained names no weights")
             self.load_from_pretrained(cfg["pretrained"])
 
+    @classmethod
+    def from_folder(cls, folder: Path, for_training: bool = True, parts: Any = None) -> BaseModel:
+        """The model that `save_pretrained` wrote; `parts`: see `lavis.models.load_model`."""
+        return loading.from_folder(cls, folder, for_training, parts)
+
     def save_pretrained(
-        self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None
+        self,
+        folder: str | Path,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        whole: bool = False,
     ) -> None:
         """Write config.json, model.safetensors and the vocabulary, from which `load_model` restores this model.
 
-        Of a class in the original's form only the weights, for `load_checkpoint`.
+        Frozen parts are left out as long as they are what their sources gave; of a model with adapters, whose weights
+        were loaded, only what was trained is written, to adapter.safetensors. config.json then says where the rest
+        lies, and its SHA-256. Of a class in the original's form only the weights are written, for `load_checkpoint`.
 
         Args:
             state_dict: the entries, where the model itself does not hold them whole.
+            whole: leave nothing out.
         """
-        state = dict(self.state_dict() if state_dict is None else state_dict)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.config is None:
-            checkpoints.write_state_dict(state, folder / checkpoints.WEIGHTS_NAME)
-            return
-        config = dataclasses.asdict(self.config)
-        if "vocabulary" in config:
-            config["vocabulary"] = VOCABULARY_NAME
-        description = {
-            "arch": self.registered_name,
-            "model_type": self.model_type,
-            "origin": self.origin,
-            "config": config,
-        }
-        checkpoints.write_state_dict(state, folder / checkpoints.WEIGHTS_NAME)
-        if self.tokenizer is not None:
-            shutil.copyfile(self.tokenizer.vocabulary, folder / VOCABULARY_NAME)
-        temporary = folder / (CONFIG_NAME + ".tmp")
-        temporary.write_text(json.dumps(description, indent=1), encoding="utf-8")
-        temporary.replace(folder / CONFIG_NAME)
+        saving.save(self, Path(folder), dict(self.state_dict() if state_dict is None else state_dict), whole)
 
     def official_state(self) -> checkpoints.StateDict:
         """The entries with the names and shapes that official files have."""
@@ -547,26 +414,32 @@ class BaseModel(nn.Module):
             for key, tensor in self.state_dict().items()
         }
 
-    @classmethod
-    def from_folder(cls, folder: Path, for_training: bool = True) -> BaseModel:
-        """The model that `save_pretrained` wrote."""
-        description = read_description(folder)
-        model_type = str(description.get("model_type"))
-        if model_type not in cls.PRESETS:
-            raise ValueError(
-                f"{folder / CONFIG_NAME}: {cls.registered_name} has no model type {model_type!r}."
-                f"{suggest(model_type, cls.PRESETS)}"
-            )
-        if not isinstance(description["config"], dict):
-            raise ValueError(f"{folder / CONFIG_NAME}: config is no mapping of names and values")
-        config = override(
-            cls.PRESETS[model_type].config, description["config"], f"{folder / CONFIG_NAME}: config"
-        )
-        if getattr(config, "vocabulary", None) == VOCABULARY_NAME:
-            config = dataclasses.replace(config, vocabulary=str(folder / VOCABULARY_NAME))
-        model = cls.from_file(set_for_training(config, for_training), folder)
-        model.model_type, model.origin = model_type, origin_of(folder)
-        return model
+    def add_lora(self, config: LoraConfig, trained: Sequence[str] | None = None) -> BaseModel:
+        """Train low-rank adapters of the weights, which are frozen from now on; see `lavis.nn.lora`.
+
+        Args:
+            trained: parameters that are trained beside them; None: those that the weights' file did not hold, such as
+                a new head.
+        """
+        loading.adapt(self, config, trained)
+        return self
+
+    def merge_lora(self) -> BaseModel:
+        """Add the adapters, if there are any, to the weights and take them away; results stay, time is saved."""
+        merge_lora(self)
+        self.lora, self.lora_trained = None, ()
+        self.taken = {name: taken for name, taken in self.taken.items() if name}
+        return self
+
+    def train(self, mode: bool = True) -> BaseModel:
+        """As of every module; frozen parts stay in evaluation mode, adapters in them aside."""
+        super().train(mode)
+        for name, part in self.parts.items():
+            if part.frozen and mode:
+                module = self.get_submodule(name).eval()
+                for layer in adapted_layers(module).values():
+                    layer.training = mode
+        return self
 
     # ------------------------------------------------------------------------------ use
     @property
@@ -597,7 +470,7 @@ class BaseModel(nn.Module):
         if self.model_type in self.PRETRAINED_MODEL_CONFIG_DICT:
             from omegaconf import OmegaConf
 
-            found = _plain(OmegaConf.load(self.default_config_path(str(self.model_type))))  # type: ignore[arg-type]
+            found = loading.plain(OmegaConf.load(self.default_config_path(str(self.model_type))))  # type: ignore[arg-type]
             return found.get("preprocess") or {}
         preset = self.preset(self.model_type) if self.model_type else None
         if preset is None:
@@ -730,128 +603,3 @@ class BaseModel(nn.Module):
         if not return_str:
             return total
         return f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total / 1e3:.1f}K"
-
-
-def _check_sizes(config: Mapping[str, Any], entries: int, path: Path) -> None:
-    """Refuse a config that no file of so many entries can be of, before a model of its sizes is built.
-
-    Raises:
-        ValueError: more layers than entries, or a size beyond all models'.
-    """
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            _check_sizes(value, entries, path)
-            continue
-        most = entries if key in ("depth", "layers") else _LARGEST
-        for number in value if isinstance(value, (tuple, list)) else [value]:
-            if isinstance(number, int) and number > most:
-                raise ValueError(f"{path}: {key} is {number}, but the file has {entries} entries")
-
-
-def origin_of(source: str | Path | None) -> str:
-    """What weights are at bottom: PACKAGED, PUBLISHED or RANDOM (trained from random ones too).
-
-    Args:
-        source: a path, URL or Hugging Face id; None: starting weights. A folder of this library is what the weights
-            were that its training began with.
-    """
-    if source is None:
-        return RANDOM
-    folder = Path(source).expanduser()
-    if folder.is_relative_to(ASSETS):
-        return PACKAGED
-    if not (folder / CONFIG_NAME).is_file() or is_foreign(folder):
-        return PUBLISHED
-    description = read_description(folder)
-    if description.get("origin") in ORIGINS:
-        return str(description["origin"])
-    # written before folders said so: as the model type starts
-    from lavis.common.registry import registry
-
-    model_class = registry.get_model_class(description["arch"])
-    preset = model_class.PRESETS.get(str(description.get("model_type")))
-    return origin_of(preset.weights or preset.pretrained) if preset is not None else PUBLISHED
-
-
-def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A section as plain values, of OmegaConf too."""
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else dict(cfg)
-    return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """config.json of a folder written by `save_pretrained`."""
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint folder: it has no {CONFIG_NAME}")
-    description = checkpoints.read_json(path)
-    if not isinstance(description, dict) or not {"arch", "config"} <= description.keys():
-        raise ValueError(f"{path} does not describe a model of this library (it lacks 'arch' or 'config')")
-    return description
-
-
-def is_foreign(folder: Path) -> bool:
-    """Whether others wrote a folder (transformers, OpenCLIP, or weights alone), so that it is read as a file is."""
-    if not (folder / CONFIG_NAME).is_file():
-        return checkpoints.weights_in(folder) is not None
-    description = checkpoints.read_json(folder / CONFIG_NAME)
-    return (
-        isinstance(description, dict)
-        and "arch" not in description
-        and ("architectures" in description or (folder / OPEN_CLIP_CONFIG).is_file())
-    )
-
-
-def is_of_transformers(folder: Path) -> bool:
-    """Whether transformers wrote a folder."""
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        return False
-    description = checkpoints.read_json(path)
-    return isinstance(description, dict) and "architectures" in description and "arch" not in description
-
-
-def check_heads(folder: Path, heads: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-    """Compare a transformers folder's numbers of attention heads with ours; shapes of tensors don't tell them.
-
-    Args:
-        folder: or a file of it; of others there is nothing to compare.
-        heads: {section of its config.json: (our number, what transformers takes where none is written)}.
-
-    Returns:
-        The folder's config.json, {} where it is not transformers'.
-
-    Raises:
-        ValueError: a number differs.
-    """
-    if folder.name in checkpoints.WEIGHTS_NAMES:
-        folder = folder.parent  # a file of such a folder
-    if not folder.is_dir() or not is_of_transformers(folder):
-        return {}
-    path = folder / CONFIG_NAME
-    theirs: dict[str, Any] = checkpoints.read_json(path)
-    for section, (ours, default) in heads.items():
-        described = theirs.get(section)
-        number = described.get("num_attention_heads", default) if isinstance(described, dict) else default
-        if number != ours:
-            raise ValueError(
-                f"{path}: {section}.num_attention_heads is {number}, this model type's is {ours}; "
-                "choose another model type"
-            )
-    return theirs
-
-
-def locate(source: str, sha256: str | None = None) -> Path:
-    """A local folder or file for a path, a URL, a Hugging Face id, or a folder of packaged weights."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    if path.is_relative_to(ASSETS):
-        raise FileNotFoundError(
-            f"the packaged weights {path.name} are not in this installation; reinstall openlavis"
-        )
-    from lavis.common import hub
-
-    return hub.fetch(source, sha256=sha256)

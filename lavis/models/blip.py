@@ -17,8 +17,9 @@ import torch
 
 from lavis.common.registry import registry
 from lavis.models import heat_maps
-from lavis.models.base import BaseModel, check_heads, inference
+from lavis.models.base import BaseModel, inference
 from lavis.models.checkpoints import TRAINING_STATE, TRANSFORMERS_BLIP, Rules
+from lavis.models.folders import check_heads
 from lavis.models.outputs import DecoderOutput, Explanation, IntermediateOutput, LossOutput, Texts
 from lavis.models.presets import RESIZE, SMOOTHING
 from lavis.models.samples import TextEncoder, media_of

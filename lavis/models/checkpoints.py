@@ -12,7 +12,7 @@ import logging
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Rules:
         part, such as "*.qkv.bias#1".
     fresh: model entries that the file need not have; they keep their starting values; shell patterns.
     renew: entries of the file that are passed over, so that the model's are fresh; shell patterns.
+    external: model entries that the file need not have because they come from the model's parts, see
+        `lavis.models.parts`; shell patterns.
 
     Whatever they say, a number (`SCALARS`) takes the model's shape.
     """
@@ -73,6 +75,7 @@ class Rules:
     blank: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     renew: tuple[str, ...] = ()
+    external: tuple[str, ...] = ()
 
     def is_fresh(self, entry: str) -> bool:
         """Whether a file need not have an entry of the model."""
@@ -206,13 +209,18 @@ def weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()), None)
 
 
-def read_state_dict(path: Path | str) -> StateDict:
+def read_state_dict(path: Path | str, dtype: torch.dtype | None = None) -> StateDict:
     """Tensors of a `.safetensors` file, of what `torch.save` wrote, of a TorchScript archive, or of a folder's files.
 
-    In a folder of transformers, OpenCLIP or this library the file is known by its name, also the index of several. An
+    In a folder of transformers, OpenCLIP or this library the file is known by its name, also the index of several. What
+    a folder of this library leaves out (parts, the weights that adapters belong to) is read from where it lies. An
     official checkpoint keeps its tensors under "model", others under "state_dict", "model_state_dict" and the like;
     a plain dict of tensors will do, too. What training tools put before all names ("module.", "_orig_mod.", Lightning's
     "model.") is taken off. Nothing in a file is executed, and none takes more memory than its size.
+
+    Args:
+        dtype: floating-point tensors are converted to it as they are read; of several files one at a time is held in
+            both formats.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -220,6 +228,10 @@ def read_state_dict(path: Path | str) -> StateDict:
     """
     path = Path(path)
     if path.is_dir():
+        from lavis.models import folders
+
+        if folders.is_incomplete(path):
+            return _in_format(folders.completed(path), dtype)
         found = weights_in(path)
         if found is None:
             raise FileNotFoundError(
@@ -229,8 +241,17 @@ def read_state_dict(path: Path | str) -> StateDict:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.name.endswith(".index.json"):
-        return _without_wrappers(_read_shards(path), str(path))
-    return _without_wrappers(_read_file(path), str(path))
+        return _without_wrappers(_read_shards(path, dtype), str(path))
+    return _without_wrappers(_in_format(_read_file(path), dtype), str(path))
+
+
+def _in_format(state: StateDict, dtype: torch.dtype | None) -> StateDict:
+    """Floating-point tensors in a format; nothing else holds the others any more."""
+    if dtype is not None:
+        for key, tensor in state.items():
+            if tensor.is_floating_point():
+                state[key] = tensor.to(dtype)
+    return state
 
 
 def _read_file(path: Path) -> StateDict:
@@ -300,7 +321,7 @@ def _read_safetensors(path: Path) -> StateDict:
     return tensors
 
 
-def _read_shards(path: Path) -> StateDict:
+def _read_shards(path: Path, dtype: torch.dtype | None) -> StateDict:
     """The tensors of several files that an index names, each in the file where the index says it is."""
     index = read_json(path)
     places = index.get("weight_map") if isinstance(index, dict) else None
@@ -316,7 +337,7 @@ def _read_shards(path: Path) -> StateDict:
             raise FileNotFoundError(
                 f"{path} names the file {name}, which is not there; download the folder again"
             )
-        out.update(_read_file(shard))
+        out.update(_in_format(_read_file(shard), dtype))
     missing = [key for key in places if key not in out]
     if missing:
         raise ValueError(
@@ -362,8 +383,19 @@ def _matches(key: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(key, p) for p in patterns)
 
 
-def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rules, where: str) -> StateDict:
+def apply_rules(
+    state: StateDict,
+    wanted: Mapping[str, torch.Tensor],
+    rules: Rules,
+    where: str,
+    fill: Callable[[list[str]], StateDict] | None = None,
+    tied: Sequence[Sequence[str]] = (),
+) -> StateDict:
     """Rename, drop and resize; then check that exactly the wanted entries are there.
+
+    Args:
+        fill: gives external entries that the state lacks.
+        tied: names of one and the same parameter; the state may lack all of them but one.
 
     Raises:
         ValueError: listing missing, unexpected and differently shaped entries.
@@ -396,6 +428,13 @@ def apply_rules(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: Rul
         tensors = [pieces[part] for part in sorted(pieces)]
         fitting = tensors[0].ndim > 0 and len({t.shape[1:] for t in tensors}) == 1
         out[key] = torch.cat(tensors) if fitting else tensors[0]  # whose shape is reported
+    external = [k for k in wanted if k not in out and _matches(k, rules.external)]
+    if external and fill is not None:
+        out.update(fill(external))
+    for names in tied:
+        there = next((name for name in names if name in out), None)
+        if there is not None:
+            out.update({name: out[there] for name in names if name not in out})
     copied: set[str] = set()
     for key in [k for k in wanted if k not in out]:
         source = next((re.sub(old, new, key) for old, new in rules.copy if re.search(old, key)), None)
@@ -450,13 +489,27 @@ def _renew_queues(state: StateDict, wanted: Mapping[str, torch.Tensor], rules: R
                 state.pop(key, None)
 
 
-def load_into(model: nn.Module, state: StateDict, rules: Rules, where: str) -> None:
+def load_into(
+    model: nn.Module,
+    state: StateDict,
+    rules: Rules,
+    where: str,
+    fill: Callable[[list[str]], StateDict] | None = None,
+) -> list[str]:
     """Put a checkpoint's tensors into a model (also one on the meta device), strictly.
 
-    Floating-point tensors take the model's dtype. The model's `tie_weights`, if any, runs afterwards.
+    Floating-point tensors take the model's dtype. What is tied in the model stays so; its `tie_weights`, if any, runs
+    afterwards.
+
+    Args:
+        fill: gives external entries that the checkpoint lacks, see `Rules.external`.
+
+    Returns:
+        The names of entries that keep their starting values.
     """
     wanted = model.state_dict()
-    state = _separate(apply_rules(state, wanted, rules, where), model)
+    state = _separate(apply_rules(state, wanted, rules, where, fill), model)
+    fresh = [key for key in wanted if key not in state]
     for key, old in wanted.items():
         if key not in state:
             if old.is_meta:
@@ -464,10 +517,24 @@ def load_into(model: nn.Module, state: StateDict, rules: Rules, where: str) -> N
             state[key] = old
         elif state[key].is_floating_point() and state[key].dtype != old.dtype:
             state[key] = state[key].to(old.dtype)
+    tied = tied_names(model)
     model.load_state_dict(state, strict=True, assign=True)
+    for first, *others in tied:
+        for name in others:
+            place, _, last = name.rpartition(".")
+            setattr(model.get_submodule(place), last, model.get_parameter(first))
     tie = getattr(model, "tie_weights", None)
     if tie is not None:
         tie()
+    return fresh
+
+
+def tied_names(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(key)
+    return [keys for keys in names.values() if len(keys) > 1]
 
 
 def _separate(state: StateDict, model: nn.Module) -> StateDict:

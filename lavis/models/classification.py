@@ -16,8 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lavis.models import heat_maps
-from lavis.models.base import CONFIG_NAME, BaseModel, inference, own_step, read_description
+from lavis.models.base import BaseModel, inference, own_step
 from lavis.models.checkpoints import Rules, StateDict
+from lavis.models.folders import CONFIG_NAME, read_description
+from lavis.models.loading import PartSettings
 from lavis.models.outputs import EncoderOutput, Explanation, IntermediateOutput, OutputWithLogits
 from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import Tokens
@@ -128,16 +130,17 @@ class Classifier(VisionText, BaseModel):
         rules: Rules | None = None,
         name: str | None = None,
         activation: str | None = None,
+        parts: PartSettings | None = None,
     ) -> BaseModel:
         """As `BaseModel.from_file`; where a classifier of this kind is fine-tuned from, by rules with a fresh head, its
         head is left behind."""
         head = f"{cls.HEAD}.2.weight"
         there = _description(path)
         if rules is None or not rules.is_fresh(head) or not there or there["arch"] != cls.registered_name:
-            return super().from_file(config, path, rules, name, activation)
+            return super().from_file(config, path, rules, name, activation, parts)
         heads = (f"{cls.HEAD}.*", f"{cls.HEAD}_m.*")
         fresh = replace(cls.RULES, fresh=heads, renew=heads)
-        model = super().from_file(config, path, fresh, name, activation)
+        model = super().from_file(config, path, fresh, name, activation, parts)
         model.config = replace(model.config, classnames=config.classnames)
         return model
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lavis.models import torchscript
-from lavis.models.base import CONFIG_NAME, OPEN_CLIP_CONFIG, check_heads
 from lavis.models.checkpoints import WEIGHTS_NAME, Rules, StateDict, read_json
+from lavis.models.folders import CONFIG_NAME, OPEN_CLIP_CONFIG, check_heads
 from lavis.nn.vit import interpolate_positions
 
 if TYPE_CHECKING:

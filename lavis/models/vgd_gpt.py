@@ -16,8 +16,9 @@ from torch import nn
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.models import checkpoints
-from lavis.models.base import BaseModel, Output, inference, locate
+from lavis.models.base import BaseModel, Output, inference
 from lavis.models.checkpoints import Rules, more_rows
+from lavis.models.folders import locate
 from lavis.models.gpt_tokenizer import ANSWERING, GPTTokenizer
 from lavis.models.outputs import Texts
 from lavis.models.samples import require

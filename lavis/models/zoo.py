@@ -18,13 +18,13 @@ from lavis.models.albef_vqa import AlbefVQA, decoder_copies
 from lavis.models.alpro import FILES as ALPRO
 from lavis.models.alpro import PRETRAINED as ALPRO_PRETRAINED
 from lavis.models.alpro import AlproConfig, AlproQAConfig
-from lavis.models.base import Preset
 from lavis.models.blip import BlipConfig
 from lavis.models.blip_dialogue import BlipDialogueConfig
 from lavis.models.blip_matching import BlipMatchingConfig
 from lavis.models.checkpoints import EMA_COPIES
 from lavis.models.classification import ClassifierConfig
 from lavis.models.clip import ClipConfig, ClipTextConfig, clip_vit
+from lavis.models.configs import Preset
 from lavis.models.presets import CAPTION, IMAGES, QUESTIONS, TINY, TINY_TEXT
 from lavis.models.tokenizer import ASSETS
 from lavis.models.vgd_gpt import GPTDialogueConfig

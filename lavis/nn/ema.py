@@ -45,10 +45,15 @@ def copy_weights(pairs: Iterable[tuple[nn.Module, nn.Module]]) -> None:
 
 @torch.no_grad()
 def update_ema(pairs: Iterable[tuple[nn.Module, nn.Module]], momentum: float) -> None:
-    """EMA <- momentum x EMA + (1 - momentum) x module, for every parameter."""
+    """EMA <- momentum x EMA + (1 - momentum) x module, for every parameter that is trained."""
     for module, ema in pairs:
-        slow: list[torch.Tensor] = list(ema.parameters())
-        own: list[torch.Tensor] = list(module.parameters())
+        moving = [
+            (s, o) for s, o in zip(ema.parameters(), module.parameters(), strict=True) if o.requires_grad
+        ]
+        if not moving:
+            continue
+        slow: list[torch.Tensor] = [s for s, _ in moving]
+        own: list[torch.Tensor] = [o for _, o in moving]
         # in this order of operations, as those of the checkpoints were made
         torch._foreach_mul_(slow, momentum)
         torch._foreach_add_(slow, own, alpha=1 - momentum)

@@ -136,7 +136,7 @@ def build(
 
     from lavis.common import dist
     from lavis.common.registry import registry
-    from lavis.models.base import origin_of
+    from lavis.models.folders import origin_of
     from lavis.runners.settings import check_training
     from lavis.tasks import setup_task
 
@@ -171,6 +171,8 @@ def _without_weights(config: Config, datasets: Mapping[str, Any], job_id: str | 
         return recipe_of(config, datasets, precision, None)
 
     ours = hasattr(registry.get_model_class(config.model["arch"]), "preset")
+    if config.model.get("lora") is not None:
+        return config  # a run of adapters brings these alone
     if not ours or resume_source(config.run, job_id, recipe, config) is None:
         return config
     changed = copy.copy(config)

@@ -1,8 +1,10 @@
 """Checkpoints: a folder with the model's weights and, for resuming, `training_state.pt`.
 
 The weights are written by the model's `save_pretrained`, so the folder is a model checkpoint too. Entries
-that it leaves out because only training needs them go into `extra.safetensors`. `training_state.pt` holds
-plain data only (tensors, numbers, text, lists, dicts) and is read as such: nothing in it can be executed.
+that it leaves out because only training needs them go into `extra.safetensors`; those that it leaves out because they
+are as their source gave them (frozen parts, weights under adapters) are not written, and compared by their digests when
+a run is resumed. `training_state.pt` holds plain data only (tensors, numbers, text, lists, dicts) and is read as such:
+nothing in it can be executed.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import os
 import random
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ from torch import nn
 
 from lavis.common import dist
 from lavis.common.files import existing_folder, replace_folder
+from lavis.models import parts
+from lavis.models.folders import CONFIG_NAME, read_description
+from lavis.nn.lora import is_adapter
 from lavis.runners import parallel, provenance
 
 LAST, BEST = "checkpoint_last", "checkpoint_best"
@@ -106,7 +112,9 @@ def write_weights(model: nn.Module, folder: Path, gathered: dict[str, torch.Tens
     layout = _layout(folder)
     whole = {k for k, t in state.items() if layout.get(k) == (t.dtype, tuple(t.shape))}
     names = _first_names(state, whole)
-    extra = _unique({k: t for k, t in state.items() if names[k] not in whole})
+    unwritten = [k for k in state if names[k] not in layout]
+    elsewhere = {key for _, held in _left_out(model, folder, unwritten) for key in held}
+    extra = _unique({k: t for k, t in state.items() if names[k] not in whole and k not in elsewhere})
     if extra:
         save_file(extra, folder / EXTRA_NAME)
 
@@ -126,7 +134,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     state = model.state_dict(keep_vars=True)
     names = _first_names(state, set(stored))
     missing = [k for k in state if names[k] not in stored]
-    other = [k for k in state if k not in missing and stored[names[k]].shape != state[k].shape]
+    elsewhere = _compared(model, folder, state, missing)
+    missing = [k for k in missing if k not in elsewhere]
+    other = [k for k in state if names[k] in stored and stored[names[k]].shape != state[k].shape]
     if missing or other:
         key = (missing or other)[0]
         problem = "is missing" if missing else f"has shape {tuple(stored[names[key]].shape)}"
@@ -135,7 +145,46 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             f"({len(missing)} entries missing, {len(other)} of another shape); use the model of that run"
         )
     for key, tensor in state.items():
-        tensor.copy_(parallel.part_like(stored[names[key]], tensor))
+        if names[key] in stored:
+            tensor.copy_(parallel.part_like(stored[names[key]], tensor))
+
+
+def _left_out(
+    model: nn.Module, folder: Path, keys: Sequence[str]
+) -> Iterator[tuple[parts.Reference, list[str]]]:
+    """What a folder of the model refers to, and which of some entries, not in the folder's files, are there.
+
+    Args:
+        keys: their names.
+    """
+    if not hasattr(model, "taken") or not (folder / CONFIG_NAME).is_file():  # no model of this library
+        return
+    rest = list(keys)
+    for reference in parts.references(read_description(folder), str(folder / CONFIG_NAME)):
+        prefix = f"{reference.part}." if reference.part else ""
+        held = [key for key in rest if key.startswith(prefix) and not is_adapter(key)]
+        rest = [key for key in rest if key not in held]
+        yield reference, held
+
+
+def _compared(
+    model: nn.Module, folder: Path, state: Mapping[str, torch.Tensor], keys: Sequence[str]
+) -> set[str]:
+    """Those of some entries that a folder leaves out; the model has to hold what the folder's run did.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    out: set[str] = set()
+    for reference, held in _left_out(model, folder, keys):
+        found = reference.digest_in(model, {key: state[key] for key in held}, parallel.full)
+        if found != reference.sha256:
+            raise ValueError(
+                f"{folder} was trained with other weights as {reference.what} than {reference.source} has now: the "
+                f"SHA-256 of its entries is {found}, {reference.sha256} was expected"
+            )
+        out |= set(held)
+    return out
 
 
 # ------------------------------------------------------------------------------------------ random streams

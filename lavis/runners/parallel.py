@@ -60,6 +60,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
 
     for tensor in (*model.parameters(), *model.buffers()):
         broadcast(tensor, src=0)
+    # frozen parts in a shorter number format, which cannot be spread together with the rest: each process has them
+    whole = {p for p in model.parameters() if not p.requires_grad and p.dtype != torch.float32}
     # images come back as views, which nobody writes into
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.world_size(),))
@@ -68,8 +70,9 @@ def shard(model: nn.Module, device: torch.device) -> None:
     for name in (blocks, f"{encoder}_m.{inside}"):  # of the EMA, too
         found = modules.get(name)
         for block in found if isinstance(found, (nn.ModuleList, nn.Sequential)) else ():
-            fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+            if not whole.issuperset(block.parameters()):
+                fully_shard(block, mesh=mesh, ignored_params=whole)
+    fully_shard(model, mesh=mesh, ignored_params=whole)
 
 
 # ------------------------------------------------------------------------------------------ between steps

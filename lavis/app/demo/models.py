@@ -80,7 +80,7 @@ def _class(spec: str) -> type:
 
 def architecture(spec: str) -> str:
     """The registered name of a spec: of <name>/<type> its first part, of a folder what its config.json says."""
-    from lavis.models.base import read_description
+    from lavis.models.folders import read_description
 
     folder = Path(spec).expanduser()
     return str(read_description(folder)["arch"]) if folder.is_dir() else spec.partition("/")[0]
