@@ -519,10 +519,10 @@ def load_into(
             state[key] = state[key].to(old.dtype)
     tied = tied_names(model)
     model.load_state_dict(state, strict=True, assign=True)
-    for first, *others in tied:
+    for *others, latest in tied:  # where a file's entries differ, the later one wins
         for name in others:
             place, _, last = name.rpartition(".")
-            setattr(model.get_submodule(place), last, model.get_parameter(first))
+            setattr(model.get_submodule(place), last, model.get_parameter(latest))
     tie = getattr(model, "tie_weights", None)
     if tie is not None:
         tie()
