@@ -25,7 +25,7 @@ def qformer(tmp_path_factory):
     path = reference.write(described, tmp_path_factory.mktemp("blip2") / "model.pth")
     return (
         reference.build(described, path),
-        reference.build(described, path, True),
+        reference.build(described, path, "blip2_image_text_matching"),
         reference.outputs("qformer"),
     )
 

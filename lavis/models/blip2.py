@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from lavis.models.checkpoints import START_TEMPERATURE, Rules
 from lavis.models.clip import clip_vit
 from lavis.models.clip_checkpoints import reshaped, resize_positions, tower_names
 from lavis.models.outputs import Features, LossOutput, Similarity, Texts
+from lavis.models.parts import as_input_of, building
 from lavis.models.samples import TextEncoder, media_of, require, texts_of
 from lavis.models.tokenizer import Tokenizer, Tokens
 from lavis.models.vision_text import VOCABULARIES
@@ -42,15 +43,32 @@ from lavis.nn.vit import VIT_EVA_G, VisionTransformer, ViTConfig
 
 SMOOTHING = 0.1  # of all three losses' targets (contrast without image ids, writing)
 
-# EVA's attention has biases of queries and values only.
-EVA = Rules(
+# Official names of the two image encoders. EVA's attention has biases of queries and values only.
+OFFICIAL = Rules(
     rename=(
         (r"^(visual_encoder\..*)\.attn\.q_bias$", r"\1.attn.qkv.bias#0"),
         (r"^(visual_encoder\..*)\.attn\.v_bias$", r"\1.attn.qkv.bias#2"),
-        *tower_names("visual_encoder"),
+        *tower_names("visual_encoder."),
     ),
     blank=("visual_encoder.*.attn.qkv.bias#1",),
+    external=("visual_encoder.*",),
     resize={"visual_encoder.cls_token": reshaped, "visual_encoder.pos_embed": resize_positions},
+)
+
+
+# The encoders' own files (eva_vit_g.pth, clip_vit_L.pth), of which the last block and what follows is left out.
+EVA_FILE = Rules(
+    marker="blocks.0.attn.q_bias",
+    rename=((r"\.attn\.q_bias$", ".attn.qkv.bias#0"), (r"\.attn\.v_bias$", ".attn.qkv.bias#2")),
+    blank=("*.attn.qkv.bias#1",),
+    drop=("blocks.39.*", "norm.*", "fc_norm.*", "head.*", "mask_token", "lm_head.*"),
+    resize={"pos_embed": resize_positions},
+)
+CLIP_FILE = Rules(
+    marker="class_embedding",
+    rename=tower_names(""),
+    drop=("blocks.23.*", "norm.*", "proj"),
+    resize={"cls_token": reshaped, "pos_embed": resize_positions},
 )
 
 
@@ -109,8 +127,9 @@ class Blip2Qformer(BaseModel):
 
     registered_name = "blip2"
     MEDIA = "image"
-    RULES = EVA
-    PRETRAINED_RULES = EVA
+    RULES = OFFICIAL
+    PRETRAINED_RULES = OFFICIAL
+    PART_RULES: ClassVar[dict[str, tuple[Rules, ...]]] = {"visual_encoder": (EVA_FILE, CLIP_FILE)}
 
     config: Blip2Config
     tokenizer: Tokenizer
@@ -123,7 +142,8 @@ class Blip2Qformer(BaseModel):
         width = config.text.width
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_token, width))
         self.temp = nn.Parameter(torch.tensor([START_TEMPERATURE]))
-        self.visual_encoder = VisionTransformer(config.vit, config.image_size, config.grad_checkpointing)
+        with building("visual_encoder"):
+            self.visual_encoder = VisionTransformer(config.vit, config.image_size, config.grad_checkpointing)
         self.ln_vision = nn.LayerNorm(config.vit.width)
         self.Qformer = QFormer(config.text)
         self.vision_proj = ExactLinear(width, config.embed_dim)
@@ -147,7 +167,7 @@ class Blip2Qformer(BaseModel):
     # ------------------------------------------------------------------------------ the parts
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """States of images (B, 3, h, w), normalised in float32: (B, N, vit.width)."""
-        states = self.visual_encoder(image)
+        states = self.visual_encoder(as_input_of(self.visual_encoder, image))
         with torch.autocast(states.device.type, enabled=False):
             return self.ln_vision(states.to(self.ln_vision.weight.dtype))
 

@@ -83,10 +83,10 @@ OFFICIAL_VIT = replace(
 )
 
 
-def tower_names(name: str) -> tuple[tuple[str, str], ...]:
-    """Renaming rules for CLIP's image transformer, official names to ours, where a model has it as `name`."""
-    outside = ((old.replace("visual", name, 1), new.replace("visual", name, 1)) for old, new in _VISION)
-    inside = ((rf"^({name}\..*){re.escape(old)}", rf"\1{new}") for old, new in _BLOCKS[1:])
+def tower_names(prefix: str) -> tuple[tuple[str, str], ...]:
+    """Renaming rules for CLIP's image transformer, official names to ours, whose entries begin with `prefix`."""
+    outside = ((old.replace("visual.", prefix, 1), new.replace("visual.", prefix, 1)) for old, new in _VISION)
+    inside = ((rf"^({re.escape(prefix)}.*){re.escape(old)}", rf"\1{new}") for old, new in _BLOCKS[1:])
     return (*((f"^{re.escape(old)}", new) for old, new in outside), *inside)
 
 

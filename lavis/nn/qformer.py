@@ -10,6 +10,7 @@ B images, Q queries, R rows of text, T tokens, D width. Parameter names are thos
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from lavis.nn.attention import Mask, triangle
 from lavis.nn.cache import Cache
@@ -163,3 +164,21 @@ class Decoding:
     def select(self, index: torch.Tensor) -> None:
         """Row r goes on from the old row index[r]."""
         self.cache.select(index)
+
+
+class QueryReader(nn.Module):
+    """A Q-Former that only reads: images, and with `text` instructions, for a language model. It has no head; without
+    `text` also none of the parts that texts pass through."""
+
+    def __init__(self, config: TextConfig, text: bool) -> None:
+        super().__init__()
+        self.bert = QueryTransformer(config)
+        if text:
+            return
+        self.bert.embeddings.word_embeddings = None  # type: ignore[assignment]
+        self.bert.embeddings.position_embeddings = None  # type: ignore[assignment]
+        for layer in self.bert.encoder.layer:
+            layer.intermediate = layer.output = None  # type: ignore[assignment]
+
+    def reset_parameters(self) -> None:
+        self.bert.reset_parameters()
