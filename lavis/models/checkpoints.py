@@ -56,6 +56,8 @@ class Rules:
         attentions of the single one).
     make: shell pattern of model entries that the file lacks -> function(wanted shape) that makes them. A queue of
         another size counts as lacking.
+    blank: parts of an entry ("#0", "#1", …) that no file has: zeros of the first one's shape; shell patterns with the
+        part, such as "*.qkv.bias#1".
     fresh: model entries that the file need not have; they keep their starting values; shell patterns.
     renew: entries of the file that are passed over, so that the model's are fresh; shell patterns.
     external: model entries that the file need not have because they come from the model's parts, see
@@ -70,6 +72,7 @@ class Rules:
     resize: Mapping[str, Callable[[torch.Tensor, torch.Size], torch.Tensor]] = field(default_factory=dict)
     copy: tuple[tuple[str, str], ...] = ()
     make: Mapping[str, Callable[[torch.Size], torch.Tensor]] = field(default_factory=dict)
+    blank: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     renew: tuple[str, ...] = ()
     external: tuple[str, ...] = ()
@@ -419,6 +422,9 @@ def apply_rules(
         out[key] = tensor
     _renew_queues(out, wanted, rules, where)
     for key, pieces in split.items():
+        first = next(iter(pieces.values()))
+        gaps = [mark for mark in map(str, range(1 + max(map(int, pieces)))) if mark not in pieces]
+        pieces |= {mark: torch.zeros_like(first) for mark in gaps if _matches(f"{key}#{mark}", rules.blank)}
         tensors = [pieces[part] for part in sorted(pieces)]
         fitting = tensors[0].ndim > 0 and len({t.shape[1:] for t in tensors}) == 1
         out[key] = torch.cat(tensors) if fitting else tensors[0]  # whose shape is reported

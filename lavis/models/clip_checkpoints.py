@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lavis")
 
 
-def _resize(positions: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def resize_positions(positions: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Position embeddings (1 + g·g, D), or with a dimension before, for another number of patches.
 
     Anything else is left to be refused.
@@ -39,14 +39,14 @@ def _resize(positions: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return found if len(shape) == 3 else found[0]
 
 
-def _reshape(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def reshaped(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return tensor.reshape(shape) if tensor.numel() == math.prod(shape) else tensor
 
 
 RESIZE = {
-    "visual.cls_token": _reshape,  # (D,) in official files
-    "visual.pos_embed": _resize,  # (1 + g·g, D) there
-    "visual.attnpool.positional_embedding": _resize,
+    "visual.cls_token": reshaped,  # (D,) in official files
+    "visual.pos_embed": resize_positions,  # (1 + g·g, D) there
+    "visual.attnpool.positional_embedding": resize_positions,
 }
 
 # Official names, OpenAI's and OpenCLIP's, to ours and back.
@@ -81,6 +81,13 @@ OFFICIAL_VIT = replace(
     marker="visual.class_embedding",
     rename=(*((f"^{re.escape(old)}", new) for old, new in _VISION), *OFFICIAL.rename),
 )
+
+
+def tower_names(prefix: str) -> tuple[tuple[str, str], ...]:
+    """Renaming rules for CLIP's image transformer, official names to ours, whose entries begin with `prefix`."""
+    outside = ((old.replace("visual.", prefix, 1), new.replace("visual.", prefix, 1)) for old, new in _VISION)
+    inside = ((rf"^({re.escape(prefix)}.*){re.escape(old)}", rf"\1{new}") for old, new in _BLOCKS[1:])
+    return (*((f"^{re.escape(old)}", new) for old, new in outside), *inside)
 
 
 def official(state: StateDict) -> StateDict:

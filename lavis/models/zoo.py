@@ -19,12 +19,15 @@ from lavis.models.alpro import FILES as ALPRO
 from lavis.models.alpro import PRETRAINED as ALPRO_PRETRAINED
 from lavis.models.alpro import AlproConfig, AlproQAConfig
 from lavis.models.blip import BlipConfig
+from lavis.models.blip2 import Blip2Config, tower
+from lavis.models.blip2_language import Blip2LanguageConfig
 from lavis.models.blip_dialogue import BlipDialogueConfig
 from lavis.models.blip_matching import BlipMatchingConfig
 from lavis.models.checkpoints import EMA_COPIES
 from lavis.models.classification import ClassifierConfig
 from lavis.models.clip import ClipConfig, ClipTextConfig, clip_vit
 from lavis.models.configs import Preset
+from lavis.models.parts import Part
 from lavis.models.presets import CAPTION, IMAGES, QUESTIONS, TINY, TINY_TEXT
 from lavis.models.tokenizer import ASSETS
 from lavis.models.vgd_gpt import GPTDialogueConfig
@@ -42,6 +45,7 @@ OPENAI = "MIT (OpenAI's repository); the model card declares any deployed use ou
 PROMPTED = {"train": {"name": "blip_caption", "prompt": "a picture of "}, "eval": {"name": "blip_caption"}}
 CLIP_IMAGES = {"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}}
 DIALOGUES = {"train": {"name": "gpt_dialogue"}, "eval": {"name": "gpt_dialogue"}}
+LAVIS_BLIP2, INSTRUCT_BLIP = GS + "LAVIS/models/BLIP2/", GS + "LAVIS/models/InstructBLIP/"
 BLIP, LAVIS_BLIP, LAVIS_ALBEF = GS + "BLIP/models/", GS + "LAVIS/models/BLIP/", GS + "LAVIS/models/ALBEF/"
 CAPFILT = BLIP + "model_base_capfilt_large.pth"  # BLIP's pre-trained weights, ViT-B/16
 ALBEF_PAIRS = ALBEF_PRETRAINED.replace("ALBEF.pth", "pretrain_model_nlvr.pth")
@@ -155,6 +159,58 @@ ALPRO_MATCHER = tiny(AlproConfig(**TINY_ALPRO), CAPTION, videos(8), "8 frames at
 ALPRO_SHAPES = shapes(ALPRO_MATCHER, "alpro_shapes", {"max_txt_len": 48})
 # as many answers as shapes_video_qa has
 ALPRO_ANSWERER = tiny(AlproQAConfig(**TINY_ALPRO, num_classes=33), CAPTION, videos(8), "8 frames at 64 px")
+EVA_VIT, CLIP_VIT = (Part(LAVIS_BLIP2 + file, frozen=True) for file in ("eva_vit_g.pth", "clip_vit_L.pth"))
+BLIP2 = official(
+    Blip2Config(),
+    "ViT-g/14 of EVA at 224 px, 32 queries",
+    pretrained=LAVIS_BLIP2 + "blip2_pretrained.pth",
+    parts={"visual_encoder": EVA_VIT},
+)
+BLIP2_CLIP = official(
+    Blip2Config(vit=tower("clip_L"), text=replace(BLIP2.config.text, memory_width=1024)),
+    "ViT-L/14 of CLIP at 224 px, 32 queries",
+    pretrained=LAVIS_BLIP2 + "blip2_pretrained_vitL.pth",
+    parts={"visual_encoder": CLIP_VIT},
+)
+BLIP2_COCO = official(
+    Blip2Config(image_size=364),
+    "ViT-g/14 of EVA at 364 px, 32 queries, fine-tuned on COCO retrieval",
+    weights=LAVIS_BLIP2 + "blip2_finetune_coco.pth",
+    pretrained=LAVIS_BLIP2 + "blip2_pretrained.pth",
+    parts={"visual_encoder": replace(EVA_VIT, frozen=False)},
+)
+STAGE2 = Blip2LanguageConfig(qformer_text_input=False)
+INSTRUCT = Blip2LanguageConfig(max_txt_len=128)
+
+
+def with_language(
+    part: str,
+    source: str | None,
+    file: str,
+    config: Blip2LanguageConfig = STAGE2,
+    tower: Part = EVA_VIT,
+    **row: Any,
+) -> Preset:
+    """BLIP-2's second stage, or InstructBLIP, with a language model from elsewhere.
+
+    Args:
+        part: the language model's, such as "opt_model". source: its Hugging Face id; None: it has to be given.
+        file: the weights that were trained.
+    """
+    size = config.image_size
+    parts = {"visual_encoder": tower, part: Part(source, frozen=True)}
+    note = f"{'ViT-L/14 of CLIP' if tower == CLIP_VIT else 'ViT-g/14 of EVA'} at {size} px, {source or 'Vicuna 1.1'}"
+    place = INSTRUCT_BLIP if config.qformer_text_input else LAVIS_BLIP2
+    return official(config, note, pretrained=place + file, parts=parts, **row)
+
+
+def captioner(part: str, source: str, pretrained: str, file: str) -> Preset:
+    """The same, fine-tuned on COCO captions with its image encoder."""
+    config = replace(STAGE2, image_size=364, prompt="a photo of")
+    tower = replace(EVA_VIT, frozen=False)
+    return with_language(part, source, pretrained, config, tower, weights=LAVIS_BLIP2 + file)
+
+
 CLIP_TINY = ClipConfig(
     image_size=64,
     embed_dim=128,
@@ -319,6 +375,39 @@ ROWS: Rows = {
         ClipConfig(embed_dim=1024, vision=ResNetConfig()),
         "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", "RN50.pt", "ResNet-50 at 224 px"),
     "clip/tiny": tiny(CLIP_TINY, None, CLIP_IMAGES),
+    # BLIP-2's first stage
+    "blip2/pretrain": BLIP2,
+    "blip2/pretrain_vitL": BLIP2_CLIP,
+    "blip2/coco": BLIP2_COCO,
+    "blip2_image_text_matching/pretrain": BLIP2,
+    "blip2_image_text_matching/pretrain_vitL": BLIP2_CLIP,
+    "blip2_image_text_matching/coco": BLIP2_COCO,
+    "blip2/tiny": tiny(Blip2Config(
+        image_size=64, vit=tower("eva_clip_g", width=128, depth=3, heads=4, patch_size=8),
+        text=TextConfig(1601, 128, 4, 4, 256, memory_width=128, cross_every=2), num_query_token=8, embed_dim=64,
+        vocabulary="tiny")),
+    # BLIP-2 and InstructBLIP with language models
+    "blip2_opt/pretrain_opt2.7b": with_language("opt_model", "facebook/opt-2.7b", "blip2_pretrained_opt2.7b.pth"),
+    "blip2_opt/pretrain_opt6.7b": with_language("opt_model", "facebook/opt-6.7b", "blip2_pretrained_opt6.7b.pth"),
+    "blip2_opt/caption_coco_opt2.7b": captioner(
+        "opt_model", "facebook/opt-2.7b", "blip2_pretrained_opt2.7b.pth", "blip2_caption_opt2.7b.pth"),
+    "blip2_opt/caption_coco_opt6.7b": captioner(
+        "opt_model", "facebook/opt-6.7b", "blip2_pretrained_opt6.7b.pth", "blip2_caption_opt6.7b.pth"),
+    "blip2_t5/pretrain_flant5xl": with_language("t5_model", "google/flan-t5-xl", "blip2_pretrained_flant5xl.pth"),
+    "blip2_t5/pretrain_flant5xl_vitL": with_language(
+        "t5_model", "google/flan-t5-xl", "blip2_pretrained_flant5xl_vitL.pth",
+        replace(STAGE2, vit=tower("clip_L"), text=replace(STAGE2.text, memory_width=1024)), CLIP_VIT),
+    "blip2_t5/pretrain_flant5xxl": with_language("t5_model", "google/flan-t5-xxl", "blip2_pretrained_flant5xxl.pth"),
+    "blip2_t5/caption_coco_flant5xl": captioner(
+        "t5_model", "google/flan-t5-xl", "blip2_pretrained_flant5xl.pth", "blip2_caption_flant5xl.pth"),
+    "blip2_t5_instruct/flant5xl": with_language(
+        "t5_model", "google/flan-t5-xl", "instruct_blip_flanxl_trimmed.pth", INSTRUCT),
+    "blip2_t5_instruct/flant5xxl": with_language(
+        "t5_model", "google/flan-t5-xxl", "instruct_blip_flanxxl_trimmed.pth", INSTRUCT),
+    "blip2_vicuna_instruct/vicuna7b": with_language(
+        "llm_model", None, "instruct_blip_vicuna7b_trimmed.pth", INSTRUCT),
+    "blip2_vicuna_instruct/vicuna13b": with_language(
+        "llm_model", None, "instruct_blip_vicuna13b_trimmed.pth", INSTRUCT),
     # GPT-2
     "gpt_dialogue/base": Preset(
         GPTDialogueConfig(), vis_processor={"train": {"name": "gpt_video_ft"}, "eval": {"name": "gpt_video_ft"}},

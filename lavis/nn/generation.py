@@ -62,6 +62,8 @@ class GenerationOptions:
         length_penalty: exponent of the length that scores are divided by.
         temperature: logits are divided by it before drawing.
         top_k: tokens to draw from at most; 0: all (50 is what the original's generator did without saying).
+        lookahead: how many tokens longer an unfinished text is taken to be when a search asks whether it can still
+            win: 0 as in the transformers that BLIP and ALBEF were published with, 1 as in BLIP-2's (since 4.31).
         seed: makes a draw repeatable; None draws from torch's global stream. An item draws in a batch what it draws
             alone: a sequence has a seed for each. A single seed is the first item's, the others' follow from it and
             their places, see `seed_of`.
@@ -82,6 +84,7 @@ class GenerationOptions:
     length_penalty: float = 1.0
     temperature: float = 1.0
     top_k: int = 50
+    lookahead: int = 0
     seed: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -392,7 +395,7 @@ class _Finished:
     def settled(self, best_running: torch.Tensor, length: int) -> torch.Tensor:
         """Whether no running beam, of which the best has the sum `best_running` (B,), can still get in: (B,).
 
-        `length` counts the tokens before this step.
+        `length`: by which such a beam's sum is divided.
         """
         worst = self.scores.amin(dim=1)
         best = best_running.to(worst.dtype) / length**self.length_penalty
@@ -454,7 +457,7 @@ def _beam_search(
         own_sums = own_top.gather(1, going) if penalised else sums
         beam, token = beam.gather(1, going), token.gather(1, going)
         steps.append((token, beam))
-        done = done | finished.settled(top[:, 0], length)
+        done = done | finished.settled(top[:, 0], length + options.lookahead)
         length += 1
         if length >= most or bool(done.all()):  # the one wait for the device in a step
             break

@@ -6,7 +6,7 @@ R rows of text, T tokens, D width, V vocabulary. Parameter names are those of th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -51,9 +51,11 @@ class Head(nn.Module):
 class LanguageModel(nn.Module):
     """A text transformer with an LM head whose matrix is the word embedding."""
 
+    transformer: ClassVar[type[TextTransformer]] = TextTransformer
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.bert = TextTransformer(config)
+        self.bert = self.transformer(config)
         self.cls = Head(config)
         self.tie_weights()
 

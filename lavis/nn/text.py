@@ -10,7 +10,7 @@ V vocabulary, L layers. Parameter names are those of the official checkpoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ class TextConfig:
     Attributes:
         cross_from: the first layer with cross-attention: 0 in BLIP, 6 in ALBEF, `depth` (none) in ALPRO,
             whose later layers fuse by self-attention.
+        cross_every: 1: it and all later ones have it; 2: it and every second one (Q-Former).
         memories: how a layer reads two pictures (NLVR2). "one": there is one memory. "twin": two
             cross-attentions a layer, averaged in the first half of the layers, merged by a linear
             layer in the second (BLIP). "alternate": the cross-attending layers read memory 0 and 1 in
@@ -48,6 +49,7 @@ class TextConfig:
     layer_norm_eps: float = 1e-12
     init_std: float = 0.02
     cross_from: int = 0
+    cross_every: int = 1
     memories: str = "one"
     token_types: int = 0
 
@@ -310,7 +312,8 @@ class Layer(nn.Module):
     def __init__(self, config: TextConfig, index: int) -> None:
         super().__init__()
         self.attention = SelfAttention(config)
-        self.crosses = index >= config.cross_from
+        past = index - config.cross_from
+        self.crosses = past >= 0 and past % config.cross_every == 0
         if self.crosses and config.memories == "twin":
             self.crossattention: nn.Module = TwinCrossAttention(config, merge=index >= config.depth // 2)
         elif self.crosses:
@@ -354,9 +357,9 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """The stack of layers (named `encoder.layer` in checkpoints)."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, layer: type[Layer] = Layer) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(Layer(config, i) for i in range(config.depth))
+        self.layer = nn.ModuleList(layer(config, i) for i in range(config.depth))
         if config.memories == "alternate":
             for i in range(config.cross_from + 1, config.depth, 2):
                 first, second = (self.layer[j].crossattention.self for j in (i - 1, i))  # type: ignore[union-attr]
@@ -370,12 +373,14 @@ class TextTransformer(nn.Module):
         fusion_layer: the first layer that fuses text and image, where those before it read the text alone; else 0.
     """
 
+    layer: ClassVar[type[Layer]] = Layer
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
         self.fusion_layer = config.cross_from % config.depth
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, self.layer)
 
     def reset_parameters(self) -> None:
         """BERT's starting weights: normal of `init_std`, zero biases, unit LayerNorms."""

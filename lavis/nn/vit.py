@@ -32,6 +32,7 @@ class ViTConfig:
         pre_norm: whether tokens are normalised before the first block, too (CLIP).
         pooling: "none": the states of all tokens come out; "class": the class token's; "attention": what a learned
             query reads of all states (SigLIP).
+        final_norm: whether states are normalised after the last block; not in towers whose reader does it (BLIP-2's).
     """
 
     width: int = 768
@@ -48,6 +49,7 @@ class ViTConfig:
     class_token: bool = True
     pre_norm: bool = False
     pooling: Literal["none", "class", "attention"] = "none"
+    final_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.pooling not in ("none", "class", "attention"):
@@ -57,6 +59,10 @@ class ViTConfig:
 
 
 VIT_BASE = ViTConfig()
+# EVA's ViT-g/14 (Fang et al. 2022), as BLIP-2 reads it: without its last block.
+VIT_EVA_G = ViTConfig(
+    width=1408, depth=39, heads=16, patch_size=14, mlp_ratio=4.3637, init_std=0.02, final_norm=False
+)
 # The original forces 0.1 for ViT-L whatever its configuration says.
 VIT_LARGE = ViTConfig(width=1024, depth=24, heads=16, drop_path=0.1)
 
@@ -169,7 +175,9 @@ class VisionTransformer(nn.Module):
             ],
             checkpoint_blocks,
         )
-        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.norm: nn.Module = nn.Identity()
+        if config.final_norm:
+            self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         if config.pooling == "attention":
             self.pool = AttentionPool(config)
         if embed_dim is not None:

@@ -1,0 +1,577 @@
+"""BLIP-2's second stage (Li et al. 2023, arXiv 2301.12597, section 3.2) and InstructBLIP (Dai et al. 2023, arXiv
+2305.06500): an image encoder, a Q-Former, a projection, and a language model that reads the queries before its tokens.
+
+B images, F frames of a video, R = B·G rows of text, Q queries, T tokens, W width of the language model.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lavis.common.registry import registry
+from lavis.models.base import BaseModel, Output, inference
+from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer
+from lavis.models.checkpoints import Rules, read_json
+from lavis.models.languages import language_model, language_tokenizer, texts_of_ids
+from lavis.models.outputs import Texts
+from lavis.models.parts import Sources, as_input_of, building
+from lavis.models.samples import media_of, require, texts_of
+from lavis.models.tokenizer import Tokens
+from lavis.nn import generation
+from lavis.nn.causal_lm import CausalDecoding, EncoderDecoding, positions
+from lavis.nn.finite import check_finite
+from lavis.nn.generation import GenerationOptions
+from lavis.nn.losses import IGNORE, language_modelling_loss
+from lavis.nn.qformer import QueryReader
+from lavis.nn.vit import VisionTransformer
+
+CONTEXTS = {  # what samples may hold beside a question, and how it is put before the prompt
+    "context": "context: {}. {}",
+    "history": "dialog history: {}\n{}",
+    "caption": 'This image has the caption "{}". {}',
+}
+OCR_TOKENS = 30  # words read in an image that a prompt names at most
+
+
+@dataclass(frozen=True)
+class Blip2LanguageConfig(Blip2Config):
+    """
+    Attributes:
+        prompt: what the language model reads before it writes, where samples have no prompt of their own.
+        max_output_txt_len: tokens that the loss of InstructBLIP reads of a text to be written.
+        qformer_text_input: whether InstructBLIP's Q-Former reads the instruction.
+        language: config.json of the language model, read with its part.
+        language_source: the folder that its tokenizer lies in.
+    """
+
+    prompt: str = ""
+    max_output_txt_len: int = 256
+    qformer_text_input: bool = True
+    language: Any = field(default=None, repr=False)
+    language_source: str = ""
+
+
+@dataclass(frozen=True)
+class LanguageOutput(Output):
+    """What `forward` returns: the loss, a mean over the tokens to be written (nats)."""
+
+    loss: torch.Tensor | None = None
+
+
+class Blip2Language(BaseModel):
+    """The network. Its classes say which language model it has, and what the original's method names mean of it.
+
+    LANGUAGE: the module and part that is the language model. PROJECTION: the layer before it.
+    INSTRUCT: whether the Q-Former reads texts. ENCODES: whether the language model has an encoder.
+    """
+
+    LANGUAGE: ClassVar[str]
+    PROJECTION: ClassVar[str]
+    INSTRUCT: ClassVar[bool] = False
+    ENCODES: ClassVar[bool] = False
+    MEDIA = "image"
+    PART_RULES: ClassVar[dict[str, tuple[Rules, ...]]] = Blip2Qformer.PART_RULES
+
+    config: Any
+
+    def __init__(self, config: Blip2LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.prompt, self.max_txt_len = config.prompt, config.max_txt_len
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_token, config.text.width))
+        with building("visual_encoder"):
+            self.visual_encoder = VisionTransformer(config.vit, config.image_size, config.grad_checkpointing)
+        self.ln_vision = nn.LayerNorm(config.vit.width)
+        self.Qformer = QueryReader(config.text, text=self.INSTRUCT)
+        if config.language is None:
+            raise ValueError(
+                f"{self.registered_name} needs a language model; name its folder or Hugging Face id with "
+                f"{self.LANGUAGE}="
+            )
+        with building(self.LANGUAGE):
+            language = language_model(config.language, **self.language_changes())
+        self.add_module(self.LANGUAGE, language)
+        width = language.get_input_embeddings().weight.shape[1]
+        self.add_module(self.PROJECTION, nn.Linear(config.text.width, width))
+        if self.INSTRUCT:  # of the texts that the Q-Former reads
+            self.tokenizer = Blip2Qformer.init_tokenizer(config.vocabulary)
+
+    @classmethod
+    def language_changes(cls) -> dict[str, Any]:
+        """Entries of the language model's config.json that the original changes."""
+        return {}
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
+        """As `BaseModel.from_config`; the original's key of the language model names the source of its part."""
+        cfg = dict(cfg)
+        if cls.LANGUAGE in cfg:
+            source = {cls.LANGUAGE: {"source": str(cfg.pop(cls.LANGUAGE))}}
+            cfg["parts"] = {**source, **(cfg.get("parts") or {})}
+        return super().from_config(cfg)
+
+    @classmethod
+    def with_parts(cls, config: Any, sources: Sources) -> Any:
+        """The config with what the language model's folder says of it."""
+        folder = sources.path(cls.LANGUAGE)
+        return replace(
+            config, language=config.language or read_json(folder / "config.json"), language_source=str(folder)
+        )
+
+    @property
+    def language(self) -> Any:
+        """The language model."""
+        return self.get_submodule(self.LANGUAGE)
+
+    @cached_property
+    def words(self) -> Any:
+        """The language model's tokenizer."""
+        return language_tokenizer(self.config.language_source)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.query_tokens, std=self.config.text.init_std)
+        self.visual_encoder.reset_parameters()
+        self.Qformer.reset_parameters()
+
+    # ------------------------------------------------------------------------------ reading images
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """States of images (B, 3, h, w), normalised in float32: (B, N, vit.width)."""
+        states = self.visual_encoder(as_input_of(self.visual_encoder, image))
+        with torch.autocast(states.device.type, enabled=False):
+            return self.ln_vision(states.to(self.ln_vision.weight.dtype))
+
+    def instruction(self, texts: Sequence[str]) -> Tokens | None:
+        """Tokens of what the Q-Former reads, cut on the left; None where it reads no texts."""
+        if not self.INSTRUCT or not self.config.qformer_text_input:
+            return None
+        most, rows = self.config.max_txt_len, [self.tokenizer.encode(text) for text in texts]
+        rows = [row if len(row) <= most else [row[0], *row[len(row) - most + 1 :]] for row in rows]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [self.tokenizer.pad_id] * (longest - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        return Tokens(ids, torch.arange(longest) < lengths[:, None]).to(self.device)
+
+    def prefix(self, media: torch.Tensor, instruction: Tokens | None = None) -> torch.Tensor:
+        """What the language model reads of images (B, 3, h, w) or videos (B, 3, F, h, w): (B, Q or F·Q, W).
+
+        Args:
+            instruction: (B, T), see `instruction`; every frame is read with it.
+        """
+        frames = media.shape[2] if media.ndim == 5 else 1
+        if media.ndim == 5:
+            media = media.transpose(1, 2).flatten(0, 1)  # (B·F, 3, h, w)
+        memory = self.Qformer.bert.project_memory(self.encode_image(media))
+        ids = mask = None
+        if instruction is not None:
+            ids, mask = (part.repeat_interleave(frames, dim=0) for part in instruction)
+        states = self.Qformer.bert(ids, queries=self.query_tokens, mask=mask, memory=memory)
+        found = self.get_submodule(self.PROJECTION)(states[:, : self.config.num_query_token])
+        return found.unflatten(0, (-1, frames)).flatten(1, 2)
+
+    # ------------------------------------------------------------------------------ reading texts
+    def _rows(self, texts: Sequence[str], most: int | None = None, cut: str = "right") -> list[list[int]]:
+        """Ids of texts as the language model reads them; of more than `most`, those on the side `cut` are left out."""
+        self.words.truncation_side = cut
+        rows: list[list[int]] = self.words(
+            list(texts), truncation=most is not None, max_length=most
+        ).input_ids
+        return rows
+
+    def _padded(self, rows: Sequence[Sequence[int]], side: str = "right") -> Tokens:
+        """Rows of one length, filled up on a side."""
+        longest = max(map(len, rows))
+        gaps = [[0] * (longest - len(row)) for row in rows]
+        ids = [[*gap, *row] if side == "left" else [*row, *gap] for row, gap in zip(rows, gaps)]
+        place, lengths = torch.arange(longest), torch.tensor([len(row) for row in rows])[:, None]
+        mask = place >= longest - lengths if side == "left" else place < lengths
+        return Tokens(torch.tensor(ids), mask).to(self.device)
+
+    def _embedded(self, prefix: torch.Tensor, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """A prefix (B, P, W), then tokens (R, T), R a multiple of B: embeddings (R, P + T, W) and their mask."""
+        words = self.language.get_input_embeddings()(tokens.ids)
+        prefix = prefix.to(words.dtype).repeat_interleave(len(words) // len(prefix), dim=0)
+        mask = torch.cat([tokens.mask.new_ones(prefix.shape[:2]), tokens.mask], dim=1)
+        return torch.cat([prefix, words], dim=1), mask
+
+    def _prompts(self, samples: Mapping[str, Any], images: int) -> list[str]:
+        """A prompt for each image, of the samples or the model's own; "{}" becomes the words that were read in it."""
+        prompt = samples.get("prompt", self.prompt)
+        prompts = [prompt] * images if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != images:
+            raise ValueError(
+                f"there are {len(prompts)} prompts for {images} images; give one, or one for each"
+            )
+        if samples.get("ocr_tokens") is not None and "{}" in prompts[0]:
+            words = samples["ocr_tokens"]
+            prompts = [p.format(", ".join(words[i][:OCR_TOKENS])) for i, p in enumerate(prompts)]
+        return prompts
+
+    # ------------------------------------------------------------------------------ training
+    def forward(self, samples: Mapping[str, Any]) -> LanguageOutput:
+        """Loss of texts to be written.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B texts. A model that reads one text and writes another (T5,
+                InstructBLIP) needs `text_output`, B texts.
+        """
+        media = media_of(samples, self.MEDIA, self.device)
+        texts = texts_of(samples, len(media))
+        if not (self.ENCODES or self.INSTRUCT):
+            return LanguageOutput(loss=self._loss(media, [], texts))
+        require(samples, ("text_output",), "what is to be written, a text for each of text_input")
+        return LanguageOutput(loss=self._loss(media, texts, texts_of(samples, len(media), "text_output")))
+
+    def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _causal_loss(self, prefix: torch.Tensor, tokens: Tokens, labels: torch.Tensor) -> torch.Tensor:
+        """Of a decoder-only language model; labels (R, T) of the tokens after the prefix."""
+        embeds, mask = self._embedded(prefix, tokens)
+        logits = self.language(
+            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions(mask), use_cache=False
+        ).logits
+        silent = labels.new_full(prefix.shape[:2], IGNORE)
+        return language_modelling_loss(logits, torch.cat([silent, labels], dim=1))
+
+    # ------------------------------------------------------------------------------ writing
+    def special_ids(self) -> tuple[int, int, int]:
+        """What a text starts with (a decoder-only model does not read it), what ends it, what comes after that."""
+        raise NotImplementedError
+
+    def _write(
+        self,
+        samples: Mapping[str, Any],
+        prompts: list[str],
+        options: GenerationOptions,
+        most: int | None = None,
+    ) -> Texts:
+        """Texts after prompts, one for each image."""
+        prefix = self.prefix(media_of(samples, self.MEDIA, self.device), self.instruction(prompts))
+        # a decoder-only model goes on where its prompt ends
+        tokens = self._padded(self._rows(prompts, most), "right" if self.ENCODES else "left")
+        embeds, mask = self._embedded(prefix, tokens)
+        decoding = (EncoderDecoding if self.ENCODES else CausalDecoding)(self.language, embeds, mask)
+        start, end, pad = self.special_ids()
+        first = torch.full((len(embeds), 1), start, device=self.device)
+        decoded = generation.generate(decoding, first, replace(options, lookahead=1), end=end, pad=pad)
+        ids, logprobs, scores = decoded.read(len(embeds))
+        return Texts(texts_of_ids(self.words, ids), logprobs, scores)
+
+    def _options(self, max_length: int, min_length: int, **options: Any) -> GenerationOptions:
+        """Options of the original's arguments: of an encoder-decoder `max_length` counts new tokens, of others the
+        start token, too."""
+        if self.ENCODES and options.get("max_new_tokens") is None:
+            options["max_new_tokens"] = max_length
+        return GenerationOptions(max_length=max_length, min_length=min_length, **options)
+
+    @inference
+    def generate(
+        self,
+        samples: Mapping[str, Any],
+        use_nucleus_sampling: bool = False,
+        num_beams: int = 5,
+        max_length: int = 30,
+        min_length: int = 1,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+        length_penalty: float = 1.0,
+        num_captions: int = 1,
+        temperature: float = 1.0,
+        *,
+        return_scores: bool = False,
+        **more: Any,
+    ) -> list[str] | Texts:
+        """Write about images.
+
+        Args:
+            samples: `image` (B, 3, h, w), or of InstructBLIP videos (B, 3, F, h, w); `prompt`, one or one for each
+                image; `ocr_tokens`, words read in each image, for a prompt with "{}".
+            max_length: of new tokens; of a decoder-only model one less, as in the original.
+            return_scores: give `Texts` (with log-probabilities) instead of strings.
+            more: the others are those of `generation.GenerationOptions`.
+
+        Returns:
+            B·num_captions texts, an image's next to one another, best first.
+        """
+        options = self._options(
+            max_length, min_length, use_nucleus_sampling=use_nucleus_sampling, num_beams=num_beams, top_p=top_p,
+            repetition_penalty=repetition_penalty, length_penalty=length_penalty, num_captions=num_captions,
+            temperature=temperature, **more,
+        )  # fmt: skip
+        prompts = self._prompts(samples, len(media_of(samples, self.MEDIA)))
+        found = self._write(samples, prompts, options, self.prompt_cut)
+        return found if return_scores else found.texts
+
+    @property
+    def prompt_cut(self) -> int | None:
+        """Tokens that `generate` reads of a prompt; None: all."""
+        return None
+
+    @inference
+    def predict_answers(
+        self,
+        samples: Mapping[str, Any],
+        num_beams: int = 5,
+        inference_method: str = "generate",
+        max_len: int = 10,
+        min_len: int = 1,
+        num_ans_candidates: int = 128,
+        answer_list: Sequence[str] | None = None,
+        prompt: str = "",
+        length_penalty: float | None = None,
+        *,
+        return_scores: bool = False,
+        **unused: Any,
+    ) -> list[str] | Texts:
+        """Answer questions about images.
+
+        Args:
+            samples: `image` (B, 3, h, w); `text_input`, B·G questions, an image's next to one another; for a prompt
+                with two places `choices` or `ocr_tokens`, a list for each question.
+            inference_method: "generate"; there is no other.
+            max_len, min_len: tokens of an answer.
+            prompt: has a place "{}" for the question, or two: for the question and its choices, (a) … (b) …, or for the
+                words read in the image and the question.
+            length_penalty: None: the original's, 0 of decoder-only models, -1 of T5.
+
+        Returns:
+            B·G answers.
+        """
+        if inference_method != "generate":
+            raise ValueError(f"inference_method is {inference_method!r}; this model has generate only")
+        if length_penalty is None:
+            length_penalty = -1.0 if self.ENCODES else 0.0
+        media = media_of(samples, self.MEDIA)
+        questions = self._questions(samples, texts_of(samples, len(media)), prompt)
+        found = self._answer(samples, questions, num_beams, max_len, min_len, length_penalty)
+        return found if return_scores else found.texts
+
+    def _answer(
+        self, samples: Mapping[str, Any], questions: list[str], num_beams: int, max_len: int, min_len: int,
+        length_penalty: float,
+    ) -> Texts:  # fmt: skip
+        options = GenerationOptions(
+            num_beams=num_beams, max_new_tokens=max_len, min_length=min_len, length_penalty=length_penalty
+        )
+        return self._write(samples, questions, options, None if self.ENCODES else self.config.max_txt_len)
+
+    @staticmethod
+    def _questions(samples: Mapping[str, Any], questions: list[str], prompt: str) -> list[str]:
+        """Questions in a prompt's places."""
+        if not prompt:
+            return questions
+        if prompt.count("{}") != 2:
+            return [prompt.format(question) for question in questions]
+        out = []
+        for i, question in enumerate(questions):
+            if samples.get("choices") is not None:
+                choices = (
+                    f"({letter}) {c}" for letter, c in zip(string.ascii_lowercase, samples["choices"][i])
+                )
+                out.append(prompt.format(question, " ".join(choices)))
+            else:
+                require(samples, ("ocr_tokens",), "words read in each image, for the prompt's first place")
+                out.append(prompt.format(", ".join(samples["ocr_tokens"][i][:OCR_TOKENS]), question))
+        return out
+
+
+@registry.register_model("blip2_opt")
+class Blip2OPT(Blip2Language):
+    """BLIP-2 with OPT, a decoder-only language model."""
+
+    registered_name = "blip2_opt"
+    LANGUAGE, PROJECTION = "opt_model", "opt_proj"
+    RULES = replace(OFFICIAL, external=("visual_encoder.*", "opt_model.*"))
+    PRETRAINED_RULES = RULES
+
+    def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
+        tokens = self._padded(self._rows([text + "\n" for text in written], self.config.max_txt_len))
+        labels = tokens.ids.masked_fill(~tokens.mask, IGNORE)
+        if self.prompt:
+            labels[:, : len(self._rows([self.prompt])[0])] = IGNORE
+        return self._causal_loss(self.prefix(media), tokens, labels)
+
+    def special_ids(self) -> tuple[int, int, int]:
+        newline = self.words("\n", add_special_tokens=False).input_ids[0]
+        return self.language.config.bos_token_id, newline, self.language.config.pad_token_id
+
+    @property
+    def prompt_cut(self) -> int | None:
+        return self.config.max_txt_len
+
+
+class T5Language(Blip2Language):
+    """BLIP-2 and InstructBLIP with T5, whose encoder reads the queries and the prompt."""
+
+    LANGUAGE, PROJECTION = "t5_model", "t5_proj"
+    ENCODES = True
+    RULES = replace(OFFICIAL, external=("visual_encoder.*", "t5_model.*"))
+    PRETRAINED_RULES = RULES
+
+    @classmethod
+    def language_changes(cls) -> dict[str, Any]:
+        return {"dense_act_fn": "gelu"}
+
+    @property
+    def written_cut(self) -> int:
+        """Tokens that the loss reads of a text to be written."""
+        return self.config.max_output_txt_len if self.INSTRUCT else self.config.max_txt_len
+
+    def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
+        prefix = self.prefix(media, self.instruction(read))
+        embeds, mask = self._embedded(prefix, self._padded(self._rows(read, self.config.max_txt_len)))
+        ids, real = self._padded(self._rows(written, self.written_cut))
+        labels = ids.masked_fill(~real, IGNORE)
+        out = self.language(inputs_embeds=embeds, attention_mask=mask.long(), labels=labels, use_cache=False)
+        # each token is predicted by the place before it, the first by the start token
+        logits = nn.functional.pad(out.logits, (0, 0, 0, 1))
+        return language_modelling_loss(logits, nn.functional.pad(labels, (1, 0), value=IGNORE))
+
+    def log_probabilities(self, prefix: torch.Tensor, prompt: str, candidates: list[str]) -> torch.Tensor:
+        """Of texts and their ends after a prefix (1, P, W) and a prompt: (C,)."""
+        embeds, mask = self._embedded(prefix, self._padded(self._rows([prompt])))
+        ids, real = self._padded(self._rows(candidates))
+        return EncoderDecoding(self.language, embeds, mask).log_probabilities(
+            ids, real, self.special_ids()[0]
+        )
+
+    def special_ids(self) -> tuple[int, int, int]:
+        config = self.language.config
+        return config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
+
+
+@registry.register_model("blip2_t5")
+class Blip2T5(T5Language):
+    """BLIP-2 with Flan-T5."""
+
+    registered_name = "blip2_t5"
+
+
+class Instruct:
+    """What InstructBLIP's models share: the Q-Former reads the instruction; answers are written like any text."""
+
+    INSTRUCT = True
+
+    def generate(
+        self, samples: Mapping[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 5, max_length: int = 256,
+        min_length: int = 1, top_p: float = 0.9, repetition_penalty: float = 1.5, length_penalty: float = 1.0,
+        num_captions: int = 1, temperature: float = 1.0, **more: Any,
+    ) -> Any:  # fmt: skip
+        """As `Blip2Language.generate`, with InstructBLIP's defaults."""
+        return super().generate(  # type: ignore[misc]
+            samples, use_nucleus_sampling, num_beams, max_length, min_length, top_p, repetition_penalty,
+            length_penalty, num_captions, temperature, **more,
+        )  # fmt: skip
+
+    def _answer(
+        self, samples: Mapping[str, Any], questions: list[str], num_beams: int, max_len: int, min_len: int,
+        length_penalty: float,
+    ) -> Texts:  # fmt: skip
+        found: Texts = self.generate(
+            {**samples, "prompt": questions}, num_beams=num_beams, max_length=max_len, min_length=min_len,
+            length_penalty=length_penalty, return_scores=True,
+        )  # fmt: skip
+        return found
+
+    @inference
+    def predict_class(
+        self,
+        samples: Mapping[str, Any],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        n_segments: int = 1,
+        return_scores: bool = False,
+    ) -> torch.Tensor | list[torch.Tensor] | tuple[Any, Any]:
+        """Rank candidates by the probability that the language model writes them.
+
+        Args:
+            samples: `image` (B, 3, h, w) or videos; `prompt`, whose place "{}" takes the image's `text_input`; before
+                it come, an entry for each image, `context`, `history` (of a dialogue) and `caption`.
+            candidates: C texts, or for each image a list of its own.
+            n_segments: in how many parts the candidates are read; it changes no result.
+            return_scores: also give each candidate's log-probability.
+
+        Returns:
+            Places of the candidates, best first: (B, C); a list of tensors where images have different numbers of them.
+            With scores a pair of these and the log-probabilities, in the candidates' order.
+        """
+        model: Any = self
+        media = media_of(samples, model.MEDIA, model.device)
+        prompts = _with_context(samples, model._prompts(samples, len(media)))
+        shared = isinstance(candidates[0], str)
+        lists = [candidates] * len(media) if shared else candidates
+        if len(lists) != len(media):
+            raise ValueError(
+                f"there are {len(lists)} lists of candidates for {len(media)} images; give one for each"
+            )
+        prefix = model.prefix(media, model.instruction(prompts))
+        found = [
+            model.log_probabilities(prefix[i : i + 1], prompts[i], list(own)) for i, own in enumerate(lists)
+        ]
+        check_finite(torch.cat(found), kind="candidate")
+        scores: Any = torch.stack(found) if len({len(row) for row in found}) == 1 else found
+        if isinstance(scores, list):
+            ranks: Any = [row.argsort(descending=True, stable=True) for row in scores]
+        else:
+            ranks = scores.argsort(dim=1, descending=True, stable=True)
+        return (ranks, scores) if return_scores else ranks
+
+
+def _with_context(samples: Mapping[str, Any], prompts: list[str]) -> list[str]:
+    """Prompts with their questions, and what comes before them."""
+    if samples.get("text_input") is not None:
+        questions = texts_of(samples, len(prompts))
+        prompts = [prompt.format(question) for prompt, question in zip(prompts, questions)]
+    for key, form in CONTEXTS.items():
+        given = samples.get(key)
+        if given is not None and given[0] != "":
+            prompts = [form.format(text, prompt) for text, prompt in zip(given, prompts)]
+    return prompts
+
+
+@registry.register_model("blip2_t5_instruct")
+class Blip2T5Instruct(Instruct, T5Language):
+    """InstructBLIP with Flan-T5."""
+
+    registered_name = "blip2_t5_instruct"
+
+
+@registry.register_model("blip2_vicuna_instruct")
+class Blip2VicunaInstruct(Instruct, Blip2Language):
+    """InstructBLIP with Vicuna, a decoder-only language model."""
+
+    registered_name = "blip2_vicuna_instruct"
+    LANGUAGE, PROJECTION = "llm_model", "llm_proj"
+    RULES = replace(OFFICIAL, external=("visual_encoder.*", "llm_model.*"), drop=("*.rotary_emb.inv_freq",))
+    PRETRAINED_RULES = RULES
+
+    def _rows(self, texts: Sequence[str], most: int | None = None, cut: str = "right") -> list[list[int]]:
+        # the original made the end token that of beginnings, too
+        end = self.language.config.eos_token_id
+        return [[end, *row[1:]] for row in super()._rows(texts, most, cut)]
+
+    def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
+        end, config = self.language.config.eos_token_id, self.config
+        instructions = self._rows(read, config.max_txt_len, "left")
+        answers = [[*row[1:], end][: config.max_output_txt_len - 1] for row in self._rows(written)]
+        tokens = self._padded([a + b for a, b in zip(instructions, answers)])
+        labels = tokens.ids.masked_fill(~tokens.mask, IGNORE)
+        for row, instruction in zip(labels, instructions):
+            row[: len(instruction)] = IGNORE
+        return self._causal_loss(self.prefix(media, self.instruction(read)), tokens, labels)
+
+    def log_probabilities(self, prefix: torch.Tensor, prompt: str, candidates: list[str]) -> torch.Tensor:
+        """Of texts, without ends, after a prefix (1, P, W) and a prompt, which are read once: (C,)."""
+        embeds, mask = self._embedded(prefix, self._padded(self._rows([prompt])))
+        ids, real = self._padded([row[1:] for row in self._rows(candidates)])
+        return CausalDecoding(self.language, embeds, mask).log_probabilities(ids, real)
+
+    def special_ids(self) -> tuple[int, int, int]:
+        config = self.language.config
+        return config.bos_token_id, config.eos_token_id, config.eos_token_id

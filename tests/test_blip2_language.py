@@ -1,0 +1,141 @@
+"""BLIP-2 and InstructBLIP with language models against the original's outputs at small sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.golden import close
+from tests.helpers import blip2_reference as reference
+from tests.helpers.blip2_reference import INPUTS, images
+from tests.reference import recipe
+
+PROMPTS, QUESTIONS, TEXTS, OUTS = (INPUTS[key] for key in ("prompts", "questions", "texts", "outs"))
+ANSWER_SHORT = {"prompt": PROMPTS[1], "length_penalty": -1.0, "max_len": 6}
+LONG = {"max_length": 9, "length_penalty": 4.0}
+SHORT = {"max_length": 9, "length_penalty": -4.0}
+CAPTIONS = {
+    "default": {},
+    "prompt": {"prompt": PROMPTS[0], "max_length": 12, "min_length": 3},
+    "greedy": {"num_beams": 1, "max_length": 15},
+    "three": {"num_captions": 3, "max_length": 12, "length_penalty": 0.0},
+    "repetition": {"prompt": PROMPTS[0], "repetition_penalty": 1.5, "max_length": 12},
+    "long": LONG,
+    "short": SHORT,
+}
+INSTRUCTED = {
+    "prompt": {"prompt": PROMPTS[0], "max_length": 20},
+    "prompts": {"prompt": QUESTIONS, "max_length": 10, "repetition_penalty": 1.0},
+    "greedy": {"prompt": PROMPTS[0], "num_beams": 1, "max_length": 15},
+    "ocr": {"prompt": "read {} in this image", "ocr_tokens": INPUTS["ocr"], "max_length": 8},
+    "three": {"prompt": PROMPTS[0], "num_captions": 3, "max_length": 12, "length_penalty": -1.0},
+    "video": {"prompt": QUESTIONS, "max_length": 10},
+    "long": {"prompt": QUESTIONS, **LONG},
+    "short": {"prompt": QUESTIONS, **SHORT},
+}
+CASES = {
+    "opt": CAPTIONS,
+    "t5": {
+        **CAPTIONS,
+        "prompts": {"prompt": QUESTIONS, "max_length": 10},
+        "repetition": {"repetition_penalty": 1.5, "max_length": 12},
+        "three": {**CAPTIONS["three"], "length_penalty": -1.0},
+    },
+    "t5_instruct": INSTRUCTED,
+    "vicuna_instruct": INSTRUCTED,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    made = {}
+
+    def model(kind: str):
+        if kind not in made:
+            described = reference.manifest(kind)
+            folder = tmp_path_factory.mktemp(kind)
+            made[kind] = reference.build(described, reference.write(described, folder / "model.pth"))
+        return made[kind], reference.outputs(kind)
+
+    return model
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_losses(models, kind):
+    model, wanted = models(kind)
+    if kind == "opt":
+        samples = {"image": images(), "text_input": TEXTS}
+    else:
+        samples = {"image": images(), "text_input": QUESTIONS, "text_output": OUTS}
+    with torch.no_grad():
+        close(model(samples).loss, wanted["loss"])
+        if kind == "opt":
+            model.prompt = PROMPTS[0]
+            texts = [f"{PROMPTS[0]} {text}" for text in TEXTS]
+            close(model({"image": images(), "text_input": texts}).loss, wanted["loss_with_prompt"])
+            model.prompt = ""
+
+
+@pytest.mark.parametrize(("kind", "case"), [(kind, case) for kind, cases in CASES.items() for case in cases])
+def test_written_texts(models, kind, case):
+    model, wanted = models(kind)
+    options = dict(CASES[kind][case])
+    samples = {key: options.pop(key) for key in ("prompt", "ocr_tokens") if key in options}
+    media = recipe.make_video(INPUTS["seed"], INPUTS["frames"], 56) if case == "video" else images()
+    found = model.generate({"image": media, **samples}, **options)
+    assert found == wanted[f"generate/{case}/texts"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [("opt", "plain"), ("opt", "prompt"), ("opt", "long"), ("t5", "plain"), ("t5", "prompt")],
+)
+def test_answers(models, kind, case):
+    model, wanted = models(kind)
+    options = {"plain": {}, "prompt": {"prompt": PROMPTS[1]}, "long": ANSWER_SHORT}[case]
+    samples = {"image": images(), "text_input": QUESTIONS}
+    found = model.predict_answers(samples, **options)
+    assert found == wanted[f"answers/{case}/batch" if kind == "opt" else f"answers/{case}"].tolist()
+    for i in range(2):
+        alone = model.predict_answers(
+            {"image": images()[i : i + 1], "text_input": QUESTIONS[i : i + 1]}, **options
+        )
+        assert alone == found[i : i + 1]
+
+
+@pytest.mark.parametrize("kind", ["t5_instruct", "vicuna_instruct"])
+def test_answers_of_instructed_models(models, kind):
+    model, wanted = models(kind)
+    samples = {"image": images(), "text_input": QUESTIONS}
+    assert model.predict_answers(samples, prompt=PROMPTS[1]) == wanted["answers/prompt"].tolist()
+    samples["choices"] = INPUTS["per"]
+    prompt = "Question: {} Options: {}. Short answer:"
+    assert model.predict_answers(samples, prompt=prompt) == wanted["answers/choices"].tolist()
+
+
+CLASSES = {
+    "shared": {},
+    "segments": {},
+    "own": {},
+    "history": {"history": ["what is it? a dog.", "is it red? no."], "caption": ["a dog", "a tree"]},
+}
+
+
+@pytest.mark.parametrize("kind", ["t5_instruct", "vicuna_instruct"])
+@pytest.mark.parametrize("case", CLASSES)
+def test_ranked_candidates(models, kind, case):
+    model, wanted = models(kind)
+    samples = {"image": images(), "prompt": "{}", "text_input": QUESTIONS, **CLASSES[case]}
+    candidates = INPUTS["per"] if case == "own" else INPUTS["cands"]
+    segments = 2 if case == "segments" else 1
+    ranks, scores = model.predict_class(samples, candidates, segments, return_scores=True)
+    if case == "own":
+        for i, row in enumerate(ranks):
+            assert row.tolist() == wanted[f"classes/own/{i}"].tolist()
+        return
+    if kind == "t5_instruct" or case != "segments":  # the original divides by the widths of segments
+        assert ranks.tolist() == wanted[f"classes/{case}"].tolist()
+    if case == "shared":
+        losses = torch.from_numpy(wanted["classes/shared/losses"])
+        ratio = -scores / losses
+        torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
