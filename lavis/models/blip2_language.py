@@ -407,8 +407,18 @@ class Blip2OPT(Blip2Language):
         return self.config.max_txt_len
 
 
-class T5Language(Blip2Language):
-    """BLIP-2 and InstructBLIP with T5, whose encoder reads the queries and the prompt."""
+class WithT5:
+    """What BLIP-2's and InstructBLIP's models with T5 share: its encoder reads the queries and the prompt. Comes before
+    the network among the bases."""
+
+    config: Any
+    language: Any
+    _padded: Any
+    _rows: Any
+    _embedded: Any
+    prefix: Any
+    instruction: Any
+    INSTRUCT: ClassVar[bool]
 
     LANGUAGE, PROJECTION = "t5_model", "t5_proj"
     ENCODES = True
@@ -448,7 +458,7 @@ class T5Language(Blip2Language):
 
 
 @registry.register_model("blip2_t5")
-class Blip2T5(T5Language):
+class Blip2T5(WithT5, Blip2Language):
     """BLIP-2 with Flan-T5."""
 
     registered_name = "blip2_t5"
@@ -536,7 +546,7 @@ def _with_context(samples: Mapping[str, Any], prompts: list[str]) -> list[str]:
 
 
 @registry.register_model("blip2_t5_instruct")
-class Blip2T5Instruct(Instruct, T5Language):
+class Blip2T5Instruct(Instruct, WithT5, Blip2Language):
     """InstructBLIP with Flan-T5."""
 
     registered_name = "blip2_t5_instruct"

@@ -179,6 +179,16 @@ BLIP2_COCO = official(
     pretrained=LAVIS_BLIP2 + "blip2_pretrained.pth",
     parts={"visual_encoder": replace(EVA_VIT, frozen=False)},
 )
+TINY_BLIP2 = tiny(
+    Blip2Config(
+        image_size=64,
+        vit=tower("eva_clip_g", width=128, depth=3, heads=4, patch_size=8),
+        text=TextConfig(1601, 128, 4, 4, 256, memory_width=128, cross_every=2),
+        num_query_token=8,
+        embed_dim=64,
+        vocabulary="tiny",
+    )
+)
 STAGE2 = Blip2LanguageConfig(qformer_text_input=False)
 INSTRUCT = Blip2LanguageConfig(max_txt_len=128)
 
@@ -382,10 +392,8 @@ ROWS: Rows = {
     "blip2_image_text_matching/pretrain": BLIP2,
     "blip2_image_text_matching/pretrain_vitL": BLIP2_CLIP,
     "blip2_image_text_matching/coco": BLIP2_COCO,
-    "blip2/tiny": tiny(Blip2Config(
-        image_size=64, vit=tower("eva_clip_g", width=128, depth=3, heads=4, patch_size=8),
-        text=TextConfig(1601, 128, 4, 4, 256, memory_width=128, cross_every=2), num_query_token=8, embed_dim=64,
-        vocabulary="tiny")),
+    "blip2/tiny": TINY_BLIP2,
+    "blip2_image_text_matching/tiny": TINY_BLIP2,
     # BLIP-2 and InstructBLIP with language models
     "blip2_opt/pretrain_opt2.7b": with_language("opt_model", "facebook/opt-2.7b", "blip2_pretrained_opt2.7b.pth"),
     "blip2_opt/pretrain_opt6.7b": with_language("opt_model", "facebook/opt-6.7b", "blip2_pretrained_opt6.7b.pth"),
