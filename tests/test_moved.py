@@ -87,8 +87,7 @@ def test_a_star_import_brings_what_is_there():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("blip2_opt", "Blip2ForConditionalGeneration"), ("blip2", "BLIP-2"), ("blip2_t5_instruct", "InstructBLIP"),
-        ("blip2_vicuna_instruct", "InstructBlipForConditionalGeneration"), ("blip2_vicuna_xinstruct", "X-InstructBLIP"),
+        ("blip2_vicuna_xinstruct", "X-InstructBLIP"),
         ("pnp_vqa", "PNP-VQA"), ("img2prompt_vqa", "Img2LLM"), ("blip_diffusion", "BlipDiffusionPipeline"),
     ],
 )  # fmt: skip
@@ -111,7 +110,6 @@ def test_a_family_that_is_not_here_says_where_it_is(name, expected):
 
 def test_modules_of_such_families_say_it_too():
     for module in (
-        "blip2_models.blip2_opt",
         "pnp_vqa_models.pnp_vqa",
         "img2prompt_models",
         "blip_diffusion_models",
@@ -123,4 +121,4 @@ def test_modules_of_such_families_say_it_too():
 def test_families_that_are_here_are_not_said_to_be_elsewhere():
     for kind in ("model", "task", "dataset", "processor"):
         wrong = [name for name in registry.names(kind) if elsewhere.where(name)]
-        assert wrong == (["blip2_image_train"] if kind == "processor" else [])
+        assert not wrong

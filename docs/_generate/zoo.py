@@ -48,6 +48,8 @@ CHECKED = {
     "blip_video_caption": ON_FRAMES,
     "blip_video_qa": ON_FRAMES,
     "blip_video_retrieval": ON_FRAMES,
+    "blip2": "Losses, features, matching, captions, answers and ranked candidates at small sizes equal the original's "
+    "recorded ones; of the first stage also features, losses and captions at full size.",
     "clip": "Features, logits, loss, zero-shot classifier of ViT-B/32, ViT-B/16 and RN50 at full size equal the "
     "original's recorded ones; ViT-L/14 was not recorded. On tiny random weights also equal to transformers.",
     "gpt_dialogue": "The original's class does not run, so there is nothing of it to compare with; GPT-2 inside equals "
@@ -91,7 +93,8 @@ def _section(name: str, cls: Any) -> str:
     for model_type, preset in cls.PRESETS.items():
         count = parameters(cls, preset.config)
         size = "" if count is None else f"{count * 4 / 2**20:,.0f} MiB"
-        number = "depends on the classes" if count is None else f"{count / 1e6:,.1f} million"
+        open_part = "language model" if hasattr(preset.config, "language") else "classes"
+        number = f"depends on the {open_part}" if count is None else f"{count / 1e6:,.1f} million"
         words = {True: "yes", False: "no", None: "not stated"}
         rows.append(
             (f"`{model_type}`", number, size, where(preset), words[preset.commercial], escaped(preset.note))
@@ -115,7 +118,9 @@ def _abilities(cls: Any) -> str:
 def where(preset: Any) -> str:
     """In one word or two, where a preset's weights are."""
     if preset.weights is None:
-        return "random" if preset.pretrained is None else "pre-trained, in the package"
+        if preset.pretrained is None:
+            return "random"
+        return "pre-trained, to download" if "://" in preset.pretrained else "pre-trained, in the package"
     return "to download" if "://" in preset.weights else "in the package"
 
 
@@ -126,13 +131,17 @@ def _files(preset: Any) -> str:
             continue
         place = f"<{source}>" if "://" in source else f"packaged as `{Path(source).name}`"
         lines.append(f"{label}: {place}.")
+    for name, part in preset.parts.items():
+        place = f"<{part.source}>" if "://" in str(part.source) else f"`{part.source or 'to be given'}`"
+        lines.append(f"Part `{name}`: {place}{', frozen' if part.frozen else ''}.")
     if preset.sha256:
         lines.append(f"SHA-256 `{preset.sha256}`.")
     return " ".join(lines)
 
 
 def parameters(cls: Any, config: Any) -> int | None:
-    """How many parameters a model for inference has; None where a number of classes is left open."""
+    """How many parameters a model for inference has; None where a number of classes, or the language model, is left
+    open."""
     from lavis.models.configs import set_for_training
 
     return _count(cls, set_for_training(config, False))
@@ -141,6 +150,8 @@ def parameters(cls: Any, config: Any) -> int | None:
 @cache
 def _count(cls: Any, config: Any) -> int | None:
     if dataclasses.is_dataclass(config) and getattr(config, "num_classes", 1) in (0, None):
+        return None
+    if getattr(config, "language", "none") is None:
         return None
     return sum(p.numel() for p in cls.build(config, empty=True).parameters())
 

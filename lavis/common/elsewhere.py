@@ -6,14 +6,7 @@ import re
 
 _OWN = "in an environment of its own"
 _ORIGINAL = "the original's repository has it (github.com/salesforce/LAVIS), " + _OWN
-BLIP2 = (
-    "BLIP-2 is not in this version; transformers has it (Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval), "
-    f"and salesforce-lavis 1.0.2, {_OWN}"
-)
-INSTRUCT = (
-    "InstructBLIP is not in this version; transformers has it (InstructBlipForConditionalGeneration), and "
-    + _ORIGINAL
-)
+INSTRUCT = f"what InstructBLIP was trained with (its data sets and processors of instructions) is not here; {_ORIGINAL}"
 X_INSTRUCT = f"X-InstructBLIP, with audio and 3D, is not here; {_ORIGINAL}"
 DIFFUSION = f"BLIP-Diffusion is not here; diffusers has it (BlipDiffusionPipeline), and {_ORIGINAL}"
 PNP_VQA = f"PNP-VQA is not here; {_ORIGINAL}"
@@ -23,9 +16,7 @@ ULIP = "ULIP, of point clouds, is not here; its authors have it (github.com/sale
 # Names of models, recipes' `model.arch` and modules; the first expression that matches tells.
 _FAMILIES = (
     (r"xinstruct|blip2_vicuna_x|discrn|beats|clip_vit_g", X_INSTRUCT),
-    (r"instruct", INSTRUCT),
     (r"diffusion", DIFFUSION),
-    (r"blip2|blip_2|eva_vit|flant5|vicuna|qformer|caption_coco_(opt|t5)|pretrain_opt", BLIP2),
     (r"pnp", PNP_VQA),
     (r"img2prompt|img2llm", IMG2LLM),
     (r"ulip", ULIP),

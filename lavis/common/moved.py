@@ -14,12 +14,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from lavis.common.elsewhere import BLIP2, DIFFUSION, IMG2LLM, INSTRUCT, PNP_VQA, ULIP, X_INSTRUCT, where
+from lavis.common.elsewhere import DIFFUSION, IMG2LLM, INSTRUCT, PNP_VQA, ULIP, X_INSTRUCT, where
 
 # ------------------------------------------------------------------------------------------ what is not here
 AUDIO = f"data of sound are not here. {X_INSTRUCT}"
 SOLIDS = f"data of 3D objects are not here. {X_INSTRUCT}"
-INSTRUCTIONS = f"data sets with instructions are not here; their plain counterparts are. {INSTRUCT}"
+INSTRUCTIONS = f"data sets with instructions are not here; their plain counterparts are: {INSTRUCT}"
 OTHER_DATA = (
     "this data set is not here; own data need no class (`lavis.datasets.own`), or one: docs/guides/extend.md"
 )
@@ -163,8 +163,9 @@ _BUILDERS = {
 }
 
 _FAMILIES_MODELS = _rows(
-    (BLIP2, "Blip2Base Blip2ITM Blip2OPT Blip2Qformer Blip2T5"),
-    (INSTRUCT, "Blip2T5Instruct Blip2VicunaInstruct"),
+    ("lavis.models.blip2:Blip2Qformer", "Blip2Base"),
+    ("lavis.models.blip2", "Blip2ITM Blip2Qformer"),
+    ("lavis.models.blip2_language", "Blip2OPT Blip2T5 Blip2T5Instruct Blip2VicunaInstruct"),
     (X_INSTRUCT, "Blip2VicunaXInstruct"),
     (DIFFUSION, "BlipDiffusion"),
     (IMG2LLM, "Img2PromptVQA"),
@@ -433,6 +434,32 @@ TABLE: dict[str, Rows] = {
         (EMA, "MomentumDistilationMixin"),
         (QUEUE, "SharedQueueMixin"),
     ),
+    "lavis.models.blip2_models": {},
+    "lavis.models.blip2_models.Qformer": _rows(
+        ("lavis.nn.text:TextTransformer", "BertModel"),
+        ("lavis.nn.text:Embeddings", "BertEmbeddings"),
+        ("lavis.nn.qformer:QueryLayer", "BertLayer"),
+        ("lavis.nn.qformer:QFormer", "BertLMHeadModel"),
+        (BERT, "*"),
+    ),
+    "lavis.models.blip2_models.blip2": _rows(
+        ("lavis.models.blip2:Blip2Qformer", "Blip2Base"),
+        (
+            "frozen parts stay in evaluation mode by themselves, see `lavis.models.parts.Part`",
+            "disabled_train",
+        ),
+        ("it is a method of the models that match: `compute_sim_matrix`", "compute_sim_matrix"),
+        ("LayerNorm is torch's own: torch.nn.LayerNorm", "LayerNorm"),
+    ),
+    "lavis.models.blip2_models.blip2_image_text_matching": _rows(("lavis.models.blip2", "Blip2ITM")),
+    "lavis.models.blip2_models.blip2_opt": _rows(("lavis.models.blip2_language", "Blip2OPT")),
+    "lavis.models.blip2_models.blip2_qformer": _rows(("lavis.models.blip2", "Blip2Qformer")),
+    "lavis.models.blip2_models.blip2_t5": _rows(("lavis.models.blip2_language", "Blip2T5")),
+    "lavis.models.blip2_models.blip2_t5_instruct": _rows(("lavis.models.blip2_language", "Blip2T5Instruct")),
+    "lavis.models.blip2_models.blip2_vicuna_instruct": _rows(
+        ("lavis.models.blip2_language", "Blip2VicunaInstruct")
+    ),
+    "lavis.models.eva_vit": _rows(("lavis.nn.vit", "VisionTransformer"), (TIMM, "*")),
     "lavis.models.blip_models": _rows(
         ("encoder and decoder share layers in `lavis.models.BlipPretrain`", "tie_encoder_decoder_weights")
     ),
