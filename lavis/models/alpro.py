@@ -138,8 +138,8 @@ class Alpro(VisionTextModel):
     ) -> torch.Tensor:
         """States (R, L + N, D) of texts and clips that have read each other: the text's, then the clip's."""
         assert text.states is not None
-        clips, rows = memory.states, len(text.states)
-        clips = clips[:, None].expand(-1, rows // len(clips), -1, -1).flatten(0, 1)  # (R, N, D)
+        clips, rows = memory.states, text.states.shape[0]
+        clips = clips[:, None].expand(-1, rows // clips.shape[0], -1, -1).flatten(0, 1)  # (R, N, D)
         mask = torch.cat([text.tokens.mask, text.tokens.mask.new_ones(clips.shape[:2])], dim=1)
         states = torch.cat([text.states, clips], dim=1)
         encoder = self.part("text_encoder", ema)

@@ -228,7 +228,7 @@ class Clip(BaseModel):
         # No token sees a later one, so what comes after the end does not matter.
         x = self.transformer(x, "causal")
         end = (ids == self.tokenizer.sep_id).int().argmax(dim=1)  # (R,) the first, 0 if there is none
-        return self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
+        return self.ln_final(x[torch.arange(x.shape[0], device=x.device), end]) @ self.text_projection
 
     def _features(self, samples: Mapping[str, Any]) -> Features:
         """What there is, raw and of length 1 (in float32)."""
