@@ -17,16 +17,23 @@ ANSWERS = ["red", "a blue ring", "two", "no"]
 
 def every_method_model(name: str) -> BaseModel:
     """A tiny model of a name; one that could also rank answers only has a decoder, too."""
-    return random_model(name, **({"answering": "generate"} if name.endswith("_dialogue") else {}))
+    return random_model(
+        name,
+        **({"answering": "generate"} if name.startswith("blip_vi") and name.endswith("_dialogue") else {}),
+    )
 
 
 def samples_of(model: Any) -> dict[str, Any]:
     """Two images, videos or pairs of images, with a text each and whatever else a method may ask for."""
+    texts = {"text_input": TEXTS[:2], "caption": TEXTS[2:], "dialog": [[("is it red?", "yes")], []]}
+    if not hasattr(model.config, "image_size"):  # it reads features of videos
+        rng = torch.Generator().manual_seed(1)
+        return {"video": [torch.randn(n, model.config.len_video_ft, generator=rng) for n in (4, 2)], **texts}
     size = model.config.image_size
     video = torch.randn(2, 3, 2, size, size, generator=torch.Generator().manual_seed(1))
     return {
         "image": images(2, size), "image0": images(2, size), "image1": images(2, size, seed=1), "video": video,
-        "text_input": TEXTS[:2], "caption": TEXTS[2:], "dialog": [[("is it red?", "yes")], []],
+        **texts,
         "answer_options": [ANSWERS, ANSWERS], "gt_index": torch.tensor([0, 1]),
     }  # fmt: skip
 
@@ -36,7 +43,7 @@ def results(model: Any) -> dict[str, Any]:
     samples, out = samples_of(model), {}
     if hasattr(model, "zero_shot_classifier"):
         model.classifier = model.zero_shot_classifier(ANSWERS)
-    media = samples[getattr(model, "MEDIA", "image")]
+    media = samples.get(getattr(model, "MEDIA", "image"))
 
     class Gallery(list):  # type: ignore[type-arg]
         dataset = type("D", (), {"text": TEXTS, "__len__": lambda self: 2})()

@@ -1,10 +1,12 @@
-"""Plain layers: what makes them fast on a CPU changes no result; adapters, int8 weights and export find them."""
+"""Plain layers: what makes them fast on a CPU changes no result, and is undone where it would be in the way."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,12 +261,7 @@ def test_a_parametrized_layer_computes_with_its_parametrization(fast_for_small_o
 # --------------------------------------------------------------- every model, every public method
 
 
-MODELS = [
-    name for name in registry.list_models() if name not in ("gpt_dialogue",) and not name.endswith("_outside")
-]
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", registry.list_models())
 def test_prepared_models_give_the_results_of_plain_ones(fast_for_small_ones, monkeypatch, name):
     model = every_method_model(name)
     prepare = cpu.prepare
@@ -278,3 +275,11 @@ def test_prepared_models_give_the_results_of_plain_ones(fast_for_small_ones, mon
     prepare(model, pack=True)
     assert any(getattr(module, "packed", None) is not None for module in model.modules())
     assert_same(results(model), wanted)
+
+
+def test_only_the_fast_layers_know_processors():
+    root = Path(cpu.__file__).parents[1]
+    known = {root / "nn" / "cpu.py", root / "common" / "device.py"}
+    brands = re.compile(r"\b(AMD|EPYC|Intel|Xeon)\b")
+    found = {path for path in root.rglob("*.py") if brands.search(path.read_text(encoding="utf-8"))}
+    assert found == known
