@@ -17,10 +17,8 @@ ANSWERS = ["red", "a blue ring", "two", "no"]
 
 def every_method_model(name: str) -> BaseModel:
     """A tiny model of a name; one that could also rank answers only has a decoder, too."""
-    return random_model(
-        name,
-        **({"answering": "generate"} if name.startswith("blip_vi") and name.endswith("_dialogue") else {}),
-    )
+    writes = name in ("blip_vis_dialogue", "blip_video_dialogue")
+    return random_model(name, **({"answering": "generate"} if writes else {}))
 
 
 def samples_of(model: Any) -> dict[str, Any]:
