@@ -1,13 +1,14 @@
-"""Plain layers: what makes them fast on a CPU changes no result; adapters, int8 weights and export find them."""
+"""Plain layers: what makes them fast on a CPU changes no result, and is undone where it would be in the way."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,11 +21,10 @@ from lavis.nn.linear import ExactLinear
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.transformer import Block, Blocks, Mlp
 from lavis.nn.vit import VisionTransformer, ViTConfig
+from tests.every_method import TEXTS, assert_same, every_method_model, results
 from tests.small import images, random_model
 
 TEXT = TextConfig(vocab_size=50, width=32, depth=3, heads=4, hidden=64, max_positions=40, memory_width=24)
-TEXTS = ["a red star", "two large blue squares above a ring", "a green heart", "one"]
-ANSWERS = ["red", "a blue ring", "two", "no"]
 
 
 @pytest.fixture
@@ -261,98 +261,9 @@ def test_a_parametrized_layer_computes_with_its_parametrization(fast_for_small_o
 # --------------------------------------------------------------- every model, every public method
 
 
-def samples_of(model: Any) -> dict[str, Any]:
-    """Two images, videos or pairs of images, with a text each and whatever else a method may ask for."""
-    size = model.config.image_size
-    video = torch.randn(2, 3, 2, size, size, generator=torch.Generator().manual_seed(1))
-    return {
-        "image": images(2, size), "image0": images(2, size), "image1": images(2, size, seed=1), "video": video,
-        "text_input": TEXTS[:2], "caption": TEXTS[2:], "dialog": [[("is it red?", "yes")], []],
-        "answer_options": [ANSWERS, ANSWERS], "gt_index": torch.tensor([0, 1]),
-    }  # fmt: skip
-
-
-def results(model: Any) -> dict[str, Any]:
-    """What a model gives by each public method that it has: flat lists of tensors, arrays, numbers and strings."""
-    samples, out = samples_of(model), {}
-    if hasattr(model, "zero_shot_classifier"):
-        model.classifier = model.zero_shot_classifier(ANSWERS)
-    media = samples[getattr(model, "MEDIA", "image")]
-
-    class Gallery(list):  # type: ignore[type-arg]
-        dataset = type("D", (), {"text": TEXTS, "__len__": lambda self: 2})()
-
-    batch = {getattr(model, "MEDIA", "image"): media}
-    calls: dict[str, Callable[[], Any]] = {
-        "generate": lambda: model.generate(samples, num_beams=3, return_scores=True),
-        "predict": lambda: model.predict(samples),
-        "extract_features": lambda: list(model.extract_features(samples).values()),
-        "embed_images": lambda: model.embed_images(media),
-        "embed_texts": lambda: model.embed_texts(TEXTS),
-        "embed_pairs": lambda: model.embed_pairs(media, TEXTS[:2]),
-        "match_texts": lambda: model.match_texts(media, TEXTS),
-        "match_scores": lambda: model.match_scores(samples),
-        "compute_sim_matrix": lambda: model.compute_sim_matrix(Gallery([batch]), {"k_test": 3}),
-        "explain_text": lambda: model.explain_text(
-            {key: value[:1] for key, value in samples.items()}, TEXTS[0]
-        ),
-    }
-    if hasattr(model, "predict_answers"):
-        ranks = {"answer_list": ANSWERS, "inference_method": "rank", "return_scores": True}
-        if hasattr(model, "choose"):
-            calls["generate answers"] = lambda: model.predict_answers(
-                samples, inference_method="generate", return_scores=True
-            )
-            calls["rank"] = lambda: model.predict_answers(samples, num_ans_candidates=3, **ranks)
-        else:
-            names = [str(i) for i in range(model.config.num_classes)]
-            calls["rank"] = lambda: model.predict_answers(samples, answer_list=names)
-    for name, call in calls.items():
-        if name not in ("generate answers", "rank") and getattr(model, name, None) is None:
-            continue
-        if (
-            name == "compute_sim_matrix"
-            and not hasattr(model, "itm_head")
-            and not hasattr(model, "classifier")
-        ):
-            continue  # a feature extractor has no head to re-rank with
-        found = call()
-        out[name] = leaves(found)
-        assert out[name], name
-    return out
-
-
-def leaves(value: Any) -> list[Any]:
-    if hasattr(value, "__dataclass_fields__"):
-        value = [getattr(value, field) for field in value.__dataclass_fields__]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [leaf for each in value for leaf in leaves(each)]
-    return [] if value is None else [value]
-
-
-def assert_same(found: dict[str, Any], wanted: dict[str, Any], tolerance: float = 2e-4) -> None:
-    assert found.keys() == wanted.keys()
-    for name, each in wanted.items():
-        assert len(found[name]) == len(each), name
-        for a, b in zip(found[name], each, strict=True):
-            if isinstance(b, (torch.Tensor, np.ndarray, float)):
-                a, b = torch.as_tensor(a), torch.as_tensor(b)
-                message = lambda said, name=name: f"{name}: {said}"  # noqa: E731
-                torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=message)
-            else:
-                assert a == b, name
-
-
-MODELS = [
-    name for name in registry.list_models() if name not in ("gpt_dialogue",) and not name.endswith("_outside")
-]
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", registry.list_models())
 def test_prepared_models_give_the_results_of_plain_ones(fast_for_small_ones, monkeypatch, name):
-    model = random_model(name, **({"answering": "generate"} if name.endswith("_dialogue") else {}))
+    model = every_method_model(name)
     prepare = cpu.prepare
     with monkeypatch.context() as plain:
         plain.setattr(base.cpu, "prepare", lambda model, pack=False: model)
@@ -364,3 +275,11 @@ def test_prepared_models_give_the_results_of_plain_ones(fast_for_small_ones, mon
     prepare(model, pack=True)
     assert any(getattr(module, "packed", None) is not None for module in model.modules())
     assert_same(results(model), wanted)
+
+
+def test_only_the_fast_layers_know_processors():
+    root = Path(cpu.__file__).parents[1]
+    known = {root / "nn" / "cpu.py", root / "common" / "device.py"}
+    brands = re.compile(r"\b(AMD|EPYC|Intel|Xeon)\b")
+    found = {path for path in root.rglob("*.py") if brands.search(path.read_text(encoding="utf-8"))}
+    assert found == known

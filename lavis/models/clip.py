@@ -252,7 +252,7 @@ class Clip(BaseModel):
         # No token sees a later one, so what comes after the end does not matter.
         x = self.transformer(x, "causal")
         end = (ids == self.tokenizer.sep_id).int().argmax(dim=1)  # (R,) the first, 0 if there is none
-        return self.ln_final(x[torch.arange(len(x), device=x.device), end]) @ self.text_projection
+        return self.ln_final(x[torch.arange(x.shape[0], device=x.device), end]) @ self.text_projection
 
     def batch_encoder(self) -> ClipEncoder:
         return ClipEncoder(self.tokenizer, self.config.text.context_length)

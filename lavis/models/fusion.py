@@ -152,8 +152,8 @@ class JointFusion(_Fusion):
     ) -> torch.Tensor:
         """States (R, T + N, D) of texts and videos that have read each other, the text's first; or (R, 1, D)."""
         assert text.states is not None
-        videos, rows = memory.states, len(text.states)
-        videos = videos[:, None].expand(-1, rows // len(videos), -1, -1).flatten(0, 1)  # (R, N, D)
+        videos, rows = memory.states, text.states.shape[0]
+        videos = videos[:, None].expand(-1, rows // videos.shape[0], -1, -1).flatten(0, 1)  # (R, N, D)
         mask = torch.cat([text.tokens.mask, text.tokens.mask.new_ones(videos.shape[:2])], dim=1)
         states = torch.cat([text.states, videos], dim=1)
         return self.bert(ema).run(states, mask=mask, first=self.config.fuse_from, only_first=only_first)

@@ -90,7 +90,7 @@ def encode_texts(network: Any, texts: list[str], batch: int = 256) -> tuple[Ragg
     """All texts with what fusing goes on from, on the CPU; and all features (texts, E).
 
     Without autocast: a text is encoded once and matched with many images, so it costs little, and in bfloat16 most
-    of the error of ALBEF's re-ranked scores came from here (2.6 % of the peak against 1.0 %, an AMD with AVX-512).
+    of the error of ALBEF's re-ranked scores came from here (2.6 % of the peak against 1.0 %).
     """
     longest = network.reranking_text_length
     lengths = torch.tensor([len(network.tokenizer.encode(t, longest)) for t in texts])

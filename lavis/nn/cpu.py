@@ -423,11 +423,12 @@ class FastBlocks(_Fast, transformer.Blocks):
     """
 
     def forward(self, x: torch.Tensor, *more: Any) -> torch.Tensor:
+        if not _is_inference(x):
+            return super().forward(x, *more)
         # inner states are about four times as wide as x
         rows = max(_SLICE // (x.shape[1] * x.shape[2] * 4 * x.element_size()), 1)
         if (
             len(x) <= rows
-            or not _is_inference(x)
             or any(isinstance(each, torch.Tensor) for each in more)  # might be of the rows, too
             or any(_is_watched(module) for module in self.modules())
         ):

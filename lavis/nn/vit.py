@@ -119,7 +119,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, N, D) -> (B, D)
         k, v = (split_heads(part, self.heads) for part in self.kv(x).chunk(2, dim=-1))
-        found = attend(self.q(self.query.expand(len(x), -1, -1)), k, v, heads=self.heads)  # (B, 1, D)
+        found = attend(self.q(self.query.expand(x.shape[0], -1, -1)), k, v, heads=self.heads)  # (B, 1, D)
         x = self.proj(found)
         return (x + self.mlp(self.norm(x)))[:, 0]
 
