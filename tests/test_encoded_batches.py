@@ -181,6 +181,27 @@ def test_processes_that_share_a_model_take_encoded_batches(how: str) -> None:
     assert one[0] == one[1] and two[0] == two[1] and one != two
 
 
+PREDICTIONS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+    "contrast": lambda m, s: m.extract_features(s).text_embeds,
+    "questions": lambda m, s: m.predict_answers(s, answer_list=["yes", "no", "red"]),
+    "classes": lambda m, s: m.predict(s)["predictions"],
+    "ALPRO, questions": lambda m, s: m.predict(s)["predictions"],
+    "ranked dialogue": lambda m, s: m.predict(s),
+}
+
+
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_predictions_read_the_texts_that_are_there_now(kind: str) -> None:
+    model, (batch, other, _) = model_of(kind), batches(kind)
+    encoded = {**model.encode_batch(other), **batch}  # the tokens are of other texts
+    wanted, found, differing = (PREDICTIONS[kind](model, s) for s in (batch, encoded, other))
+    if isinstance(wanted, torch.Tensor):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+        assert not torch.equal(differing, wanted)
+    else:
+        assert found == wanted
+
+
 # The texts that samples hold
 TEXT_KEYS = ("text_input", "answer", "caption", "dialog", "answer_options")
 

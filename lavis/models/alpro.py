@@ -31,6 +31,7 @@ from lavis.models.outputs import (
 from lavis.models.pair_training import Objective
 from lavis.models.presets import GS
 from lavis.models.samples import media_of
+from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionTextConfig
 from lavis.nn.text import TextConfig, TextTransformer
 from lavis.nn.timesformer import TimeSformer, resize_places, resize_times
@@ -242,9 +243,11 @@ class AlproQA(Alpro, JointFusion, Classifier):
         """Questions are filled up to `max_txt_len`."""
         return replace(super().batch_encoder(), pad=True)
 
-    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, States]:
+    def fused(
+        self, samples: Mapping[str, Any], tokens: Tokens | None = None, *, ema: bool = False
+    ) -> tuple[torch.Tensor, States]:
         """States (R, L + N, D) of questions and videos that have read each other; and text_embeds, video_embeds."""
-        tokens = self.texts(samples)
+        tokens = tokens or self.texts(samples)
         video_embeds = self.visual_encoder(media_of(samples, self.MEDIA, self.device))
         text_embeds = self.encode_text(tokens)
         states = self.fuse(TextStates(tokens, text_embeds), self.memorize(video_embeds))

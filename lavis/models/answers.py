@@ -126,17 +126,17 @@ class Answering(VisionText, BaseModel):
         return self.batch_encoder().answers.tokens(answers).to(self.device)
 
     def forward_encoder(
-        self, samples: Mapping[str, Any], *, ema: bool = False
+        self, samples: Mapping[str, Any], tokens: Tokens | None = None, *, ema: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode pictures once and their questions over them; with `ema`, by the EMA copies.
+        """Encode images once and their questions over them; with `ema`, by the EMA copies.
+
+        Args:
+            tokens: of the questions, where they are known.
 
         Returns:
             question states (B·G, T, D), their mask (B·G, T), picture states (B, N, D).
         """
-        if "tokens" in samples:
-            ids, mask = samples["tokens"]["question"]
-        else:
-            ids, mask = self.batch_encoder().questions.read(samples).to(self.device)
+        ids, mask = tokens or self.batch_encoder().questions.read(samples).to(self.device)
         image_embeds = self.part("visual_encoder", ema)(media_of(samples, self.MEDIA, self.device))
         encoder = self.part("text_encoder", ema)
         return encoder(ids, mask=mask, memory=encoder.project_memory(image_embeds)), mask, image_embeds
@@ -163,8 +163,9 @@ class Answering(VisionText, BaseModel):
         if self.distilled:
             self.need_ema()
         alpha = self.alpha(samples) if self.distilled else 0.0
-        states, mask, image_embeds = self.forward_encoder(samples)
-        ids, answer_mask = samples["tokens"]["answer"]
+        tokens = samples["tokens"]
+        states, mask, image_embeds = self.forward_encoder(samples, tokens["question"])
+        ids, answer_mask = tokens["answer"]
         question_of = samples["question_of"]
         labels = ids.masked_fill(~answer_mask, IGNORE)
         memory = self._question_memory(states, mask, question_of)
@@ -173,7 +174,7 @@ class Answering(VisionText, BaseModel):
         image_embeds_m = states_m = None
         if self.distilled:
             with torch.no_grad():
-                states_m, _, image_embeds_m = self.forward_encoder(samples, ema=True)
+                states_m, _, image_embeds_m = self.forward_encoder(samples, tokens["question"], ema=True)
                 memory_m = self._question_memory(states_m, mask, question_of, ema=True)
                 logits_m = self.part("text_decoder", ema=True)(ids, mask=answer_mask, memory=memory_m)
             each = (1 - alpha) * each + alpha * distilled_language_modelling_loss(logits, logits_m, labels)

@@ -201,24 +201,24 @@ class Classifier(VisionText, BaseModel):
 
     def texts(self, samples: Mapping[str, Any]) -> Tokens:
         """Tokens (R, T) of the samples' texts."""
-        if "tokens" in samples:
-            tokens: Tokens = samples["tokens"]["text"]
-            return tokens
         return self.batch_encoder().read(samples).to(self.device)
 
-    def fused(self, samples: Mapping[str, Any], *, ema: bool = False) -> tuple[torch.Tensor, States]:
+    def fused(
+        self, samples: Mapping[str, Any], tokens: Tokens | None = None, *, ema: bool = False
+    ) -> tuple[torch.Tensor, States]:
         """Encode images, and texts over them.
 
         Args:
             samples: `image` (B, 3, h, w), or `image0` and `image1`, the left and the right ones of pairs; `text_input`,
                 B·G texts, see `batch_encoder`.
+            tokens: of the texts, where they are known.
             ema: encode by the EMA copies.
 
         Returns:
             fused states (R, T, D); and what was encoded, by its name in `IntermediateOutput`: image_embeds (B, N, D),
             or (2, B, N, D) of pairs.
         """
-        tokens, encode = self.texts(samples), self.part("visual_encoder", ema)
+        tokens, encode = tokens or self.texts(samples), self.part("visual_encoder", ema)
         encoder = self.part("text_encoder", ema and self.TEXT_EMA)
         if self.PAIRS:
             left, right = (media_of(samples, key, self.device) for key in ("image0", "image1"))
@@ -262,14 +262,15 @@ class Classifier(VisionText, BaseModel):
         if distilled:
             self.need_ema()
         alpha = self.alpha(samples) if distilled else 0.0
-        states, encoded = self.fused(samples)
+        tokens = samples["tokens"]["text"]
+        states, encoded = self.fused(samples, tokens)
         logits = self.part(self.HEAD, ema=False)(states[:, 0])  # (R, C)
         loss = F.cross_entropy(logits.float(), samples[self.LABELS])
         shown: dict[str, Any] = {**encoded, "encoder_output": EncoderOutput(states)}
         logits_m = None
         if distilled:
             with torch.no_grad():
-                states_m, encoded_m = self.fused(samples, ema=True)
+                states_m, encoded_m = self.fused(samples, tokens, ema=True)
                 logits_m = self.part(self.HEAD, ema=True)(states_m[:, 0])
             opinion = logits_m.float().softmax(dim=1)
             loss = (1 - alpha) * loss + alpha * soft_cross_entropy(logits, opinion)

@@ -258,8 +258,7 @@ class Clip(BaseModel):
         return ClipEncoder(self.tokenizer, self.config.text.context_length)
 
     def _features(self, samples: Mapping[str, Any]) -> Features:
-        """What there is, raw and of length 1 (in float32)."""
-        samples = self.encoded(samples)
+        """What there is in encoded samples, raw and of length 1 (in float32)."""
         image, text = samples.get("image"), samples["tokens"].get("text")
         images = None if image is None else self.encode_image(image)
         texts = None if text is None else self.encode_text(text.ids)
@@ -293,7 +292,7 @@ class Clip(BaseModel):
                 if samples.get(key) is None:
                     raise ValueError(f"mode {mode!r} needs samples[{key!r}]; there are {', '.join(samples)}")
             samples = {key: samples[key] for key in wanted[mode]}
-        found = self._features(samples)
+        found = self._features(self.encoded({k: v for k, v in samples.items() if k != "tokens"}))
         if mode is None and found.image_embeds is None:
             assert found.text_embeds is not None
             return found.text_embeds
@@ -341,7 +340,7 @@ class Clip(BaseModel):
             `loss` = `loss_itc`, `intermediate_output` with the features, `logit_scale_exp`. If image or text is
             missing, the bare vectors of the other, as in the original.
         """
-        found = self._features(samples)
+        found = self._features(self.encoded(samples))
         if found.image_embeds is None or found.text_embeds is None:
             return found.image_embeds if found.text_embeds is None else found.text_embeds  # type: ignore[return-value]
         if len(found.image_embeds) != len(found.text_embeds):
