@@ -21,7 +21,7 @@ from lavis.inference.convert import convert
 from lavis.models import build_model, load_model
 from lavis.models.checkpoints import read_state_dict
 from lavis.nn.linear import ExactLinear, Linear
-from lavis.nn.lora import LoraConfig, LoraLinear, add_lora, lora_state, merge_lora, remove_lora
+from lavis.nn.lora import LoraConfig, LoraLinear, add_lora, is_adapter, lora_state, merge_lora, remove_lora
 from lavis.runners import train
 from tests.small import images
 
@@ -216,6 +216,23 @@ def test_a_folder_of_adapters_loads_again(tmp_path: Path, name: str) -> None:
     convert(str(tmp_path / "adapters"), tmp_path / "whole", whole=True, for_training=True)
     assert not (tmp_path / "whole" / "adapter.safetensors").exists()
     assert torch.equal(loss_of(load_model(str(tmp_path / "whole"))), wanted)
+
+
+def test_the_ema_follows_adapters_and_leaves_the_rest() -> None:
+    model: Any = build_model({"arch": "blip_retrieval", "model_type": "tiny_shapes", "lora": {"rank": 2}})
+    stirred(model.train())
+    before = copy.deepcopy(model.state_dict())
+    model.before_step(1.0)
+    for key, tensor in model.state_dict().items():
+        moved = not torch.equal(tensor, before[key])
+        assert moved == (re.match(r"\w+_m\.", key) is not None and is_adapter(key)), key
+
+
+def test_a_layer_is_one_graph() -> None:
+    model = stirred(add_lora(layers(), CONFIG))
+    compiled = torch.compile(model.a, fullgraph=True, backend="eager")
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(compiled(x), model.a(x))
 
 
 def test_another_base_is_refused_and_a_folder_that_is_its_own_base(tmp_path: Path) -> None:

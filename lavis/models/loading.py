@@ -91,8 +91,9 @@ def from_file(
     settings, where = settings or PartSettings(), name or str(path)
     theirs: dict[str, Part] = {}
     taken: Mapping[str, Taken] = {}
-    if path.is_dir() and not is_foreign(path):
-        theirs = _parts_of(read_description(path), path)
+    if (path / CONFIG_NAME).is_file() and not is_foreign(path):
+        description = checkpoints.read_json(path / CONFIG_NAME)
+        theirs = _parts_of(description, path) if isinstance(description, dict) else {}
     kept, known = settings.resolved(theirs)
     if path.is_dir() and is_incomplete(path):
         whole = load(path, parts={n: v for n, v in (settings.given or {}).items() if n in theirs})
