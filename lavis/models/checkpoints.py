@@ -513,10 +513,10 @@ def load_into(
             state[key] = state[key].to(old.dtype)
     tied = tied_names(model)
     model.load_state_dict(state, strict=True, assign=True)
-    for *others, last in tied:  # which wins where a file's differ, as it does where values are copied
+    for *others, latest in tied:  # where a file's entries differ, the later one wins
         for name in others:
-            place, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(place), attribute, model.get_parameter(last))
+            place, _, last = name.rpartition(".")
+            setattr(model.get_submodule(place), last, model.get_parameter(latest))
     tie = getattr(model, "tie_weights", None)
     if tie is not None:
         tie()
