@@ -20,23 +20,29 @@ from lavis.inference import load
 from lavis.inference.convert import convert
 from lavis.models import build_model, load_model
 from lavis.models.checkpoints import read_state_dict
-from lavis.nn.linear import ExactLinear, Linear
-from lavis.nn.lora import LoraConfig, LoraLinear, add_lora, lora_state, merge_lora, remove_lora
+from lavis.nn.linear import ExactLinear
+from lavis.nn.lora import LoraConfig, LoraLinear, add_lora, is_adapter, lora_state, merge_lora, remove_lora
 from lavis.runners import train
 from tests.small import images
 
 CONFIG = LoraConfig(rank=2, alpha=6, targets=r"[abc]")
 
 
+class Counting(nn.Linear):
+    """Somebody's subclass with a forward of its own."""
+
+    calls = 0
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(input)
+
+
 def layers() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Module()
-    model.a, model.b, model.c, model.d = (
-        nn.Linear(6, 4),
-        Linear(6, 4, bias=False),
-        ExactLinear(6, 4),
-        nn.Linear(6, 4),
-    )
+    model.a, model.b, model.c = nn.Linear(6, 4), Counting(6, 4, bias=False), ExactLinear(6, 4)
+    model.d = nn.Linear(6, 4)
     return model
 
 
@@ -66,11 +72,13 @@ def test_adapters_begin_without_effect_and_merged_they_give_the_same() -> None:
     assert add_lora(model, CONFIG) is model
     assert torch.equal(outputs(model, x), before)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(lora_state(model))
-    assert all(isinstance(m, nn.Linear) for m in model.children()) and isinstance(
-        model.b, (LoraLinear, Linear)
+    assert (
+        isinstance(model.a, LoraLinear) and isinstance(model.b, LoraLinear) and isinstance(model.b, Counting)
     )
     stirred(model)
+    calls = model.b.calls
     found = outputs(model, x)
+    assert model.b.calls == calls + 1
     for i, name in enumerate("abc"):
         layer: Any = getattr(model, name)
         update = 3 * (x @ layer.lora_a.t() @ layer.lora_b.t())
@@ -82,7 +90,7 @@ def test_adapters_begin_without_effect_and_merged_they_give_the_same() -> None:
         assert torch.equal(outputs(remove_lora(again), x), before) and list(again.state_dict()) == names
     merge_lora(model)
     torch.testing.assert_close(outputs(model, x), found, atol=1e-6, rtol=0)
-    assert list(model.state_dict()) == names and type(model.b) is Linear and type(model.a) is nn.Linear
+    assert list(model.state_dict()) == names and type(model.b) is Counting and type(model.a) is nn.Linear
 
 
 def reloaded(model: nn.Module) -> Any:
@@ -216,6 +224,23 @@ def test_a_folder_of_adapters_loads_again(tmp_path: Path, name: str) -> None:
     convert(str(tmp_path / "adapters"), tmp_path / "whole", whole=True, for_training=True)
     assert not (tmp_path / "whole" / "adapter.safetensors").exists()
     assert torch.equal(loss_of(load_model(str(tmp_path / "whole"))), wanted)
+
+
+def test_the_ema_follows_adapters_and_leaves_the_rest() -> None:
+    model: Any = build_model({"arch": "blip_retrieval", "model_type": "tiny_shapes", "lora": {"rank": 2}})
+    stirred(model.train())
+    before = copy.deepcopy(model.state_dict())
+    model.before_step(1.0)
+    for key, tensor in model.state_dict().items():
+        moved = not torch.equal(tensor, before[key])
+        assert moved == (re.match(r"\w+_m\.", key) is not None and is_adapter(key)), key
+
+
+def test_a_layer_is_one_graph() -> None:
+    model = stirred(add_lora(layers(), CONFIG))
+    compiled = torch.compile(model.a, fullgraph=True, backend="eager")
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(compiled(x), model.a(x))
 
 
 def test_another_base_is_refused_and_a_folder_that_is_its_own_base(tmp_path: Path) -> None:

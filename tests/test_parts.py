@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import pickle
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lavis.common.config import Config
 from lavis.inference.convert import convert
 from lavis.models import Part, build_model, load_model
 from lavis.models.checkpoints import read_state_dict
@@ -114,11 +116,24 @@ def test_parts_of_random_and_of_pretrained_weights_and_of_a_module_of_ours(files
     same(load_model(NAME, "base", parts={"visual_encoder": str(files / "folder")}), loaded)
 
 
+def test_what_no_file_holds_must_be_made(files, monkeypatch):
+    monkeypatch.setattr("tests.two_parts.building", lambda name: contextlib.nullcontext())
+    with pytest.raises(ValueError, match=r"lavis\.models\.parts\.building"):
+        load_model(NAME, "base")
+
+
 def test_overrides_and_their_errors(files):
     recipe = {"arch": NAME, "model_type": "base"}
     other = write_tower(files / "other.pth", seed=7)
     model = build_model({**recipe, "parts": {"visual_encoder": {"source": str(files / "other.pth")}}})
     assert torch.equal(model.visual_encoder.patches.weight, other["patches.weight"].half())
+    option = [
+        f"model.parts.visual_encoder.source={files / 'other.pth'}",
+        "model.parts.language_model.frozen=false",
+    ]
+    model = build_model(Config.from_dict({"model": recipe}, option).model)
+    assert torch.equal(model.visual_encoder.patches.weight, other["patches.weight"].half())
+    assert all(p.requires_grad for p in model.language_model.parameters())
     for values, words in (
         ({"visual_encoders": "x"}, "no part 'visual_encoders'. Did you mean 'visual_encoder'?"),
         ({"visual_encoder": {"sauce": "x"}}, "Did you mean 'source'"),
@@ -244,7 +259,7 @@ def test_hostile_descriptions_are_refused_in_one_line(files, change, words):
 
 
 @pytest.mark.parametrize(
-    "parts", [[], "x", {"a" * 200: {}}, {"a.b": {}}, {"x": 1}, {"__init__": {"source": "/a"}}]
+    "parts", [[], "x", {"a" * 200: {}}, {"a.b": {}}, {"x": 1}, {"x": {}}, {"__init__": {"source": "/a"}}]
 )
 def test_hostile_parts_are_refused(files, parts):
     load_model(NAME, "base").save_pretrained(files / "saved", whole=True)

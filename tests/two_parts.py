@@ -46,11 +46,12 @@ class Tower(nn.Module):
         self.norm = nn.BatchNorm2d(WIDTH)
         self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(depth))
         self.dropout = nn.Dropout(0.5)
+        self.register_buffer("scale", torch.full((1,), 0.5), persistent=False)  # in no file
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.patches(image)).mean((2, 3))
         for block in self.blocks:
-            x = x + self.dropout(torch.tanh(block(x)))
+            x = x + self.scale * self.dropout(torch.tanh(block(x)))
         return x
 
 

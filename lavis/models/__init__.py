@@ -137,9 +137,10 @@ def load_model_and_preprocess(
     device: str | torch.device = "cpu",
     checkpoint: str | Path | None = None,
     for_training: bool = True,
+    parts: Mapping[str, Any] | None = None,
 ) -> tuple[BaseModel, Processors, Processors]:
     """`load_model`, and the processors of its pictures and texts: (model, vis_processors, txt_processors)."""
-    model = load_model(name, model_type, is_eval, device, checkpoint, for_training=for_training)
+    model = load_model(name, model_type, is_eval, device, checkpoint, for_training=for_training, parts=parts)
     vis, txt = load_preprocess(model.preprocess_config())
     return model, vis, txt
 

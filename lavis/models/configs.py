@@ -100,17 +100,20 @@ def set_for_training(config: T, for_training: bool) -> T:
     return dataclasses.replace(config, for_training=for_training)  # type: ignore[type-var]
 
 
-def check_sizes(config: Mapping[str, Any], entries: int, path: Path) -> None:
+def check_sizes(config: Mapping[str, Any], entries: int, path: Path, elsewhere: int = 0) -> None:
     """Refuse a config that no file of so many entries can be of, before a model of its sizes is built.
+
+    Args:
+        elsewhere: entries that other files may have.
 
     Raises:
         ValueError: more layers than entries, or a size beyond all models'.
     """
     for key, value in config.items():
         if isinstance(value, Mapping):
-            check_sizes(value, entries, path)
+            check_sizes(value, entries, path, elsewhere)
             continue
-        most = entries if key in ("depth", "layers") else _LARGEST
+        most = entries + elsewhere if key in ("depth", "layers") else _LARGEST
         for number in value if isinstance(value, (tuple, list)) else [value]:
             if isinstance(number, int) and number > most:
                 raise ValueError(f"{path}: {key} is {number}, but the file has {entries} entries")

@@ -91,8 +91,12 @@ def from_file(
     settings, where = settings or PartSettings(), name or str(path)
     theirs: dict[str, Part] = {}
     taken: Mapping[str, Taken] = {}
-    if path.is_dir() and not is_foreign(path):
-        theirs = _parts_of(read_description(path), path)
+    if (path / CONFIG_NAME).is_file() and not is_foreign(path):
+        description = checkpoints.read_json(path / CONFIG_NAME)
+        found = _parts_of(description, path) if isinstance(description, dict) else {}
+        theirs = {
+            name: part for name, part in found.items() if name in settings.preset
+        }  # it may be another class's
     kept, known = settings.resolved(theirs)
     if path.is_dir() and is_incomplete(path):
         whole = load(path, parts={n: v for n, v in (settings.given or {}).items() if n in theirs})
@@ -131,7 +135,7 @@ def _assembled(
     """
     sources = Sources(kept, cls.PART_RULES, where, known)
     config = cls.with_parts(config, sources)
-    check_sizes(dataclasses.asdict(config), entries + _ENTRIES * len(kept), Path(where))
+    check_sizes(dataclasses.asdict(config), entries, Path(where), _ENTRIES * len(kept))
     left_out = tuple(f"{name}.*" for name, part in known.items() if part.sha256 is not None)
     rules = replace(rules, external=rules.external + left_out)
     with to_be_loaded(frozenset(n for n, p in kept.items() if p.source) if rules.fresh else None):
@@ -145,7 +149,17 @@ def _assembled(
 
 
 def _remember(model: BaseModel, kept: Mapping[str, Part], sources: Sources) -> None:
-    """Note the parts of a loaded model, and those that are frozen as their sources gave them."""
+    """Note the parts of a loaded model, and those that are frozen as their sources gave them.
+
+    Raises:
+        ValueError: something was made without memory that no file holds.
+    """
+    empty = next((name for name, buffer in model.named_buffers() if buffer.is_meta), None)
+    if empty is not None:
+        raise ValueError(
+            f"{type(model).__name__}: {empty} is in no file; make the module that has it inside "
+            "lavis.models.parts.building"
+        )
     model.parts = dict(kept)
     state = model.state_dict()
     model.taken = {
@@ -282,7 +296,11 @@ def from_folder(
         config = replace(config, vocabulary=str(folder / VOCABULARY_NAME))
     config = set_for_training(config, for_training)
     theirs = _parts_of(description, folder)
-    settings = PartSettings({**cls.PRESETS[model_type].parts, **theirs}, given, "parts")
+    preset = cls.PRESETS[model_type].parts
+    strange = next((name for name in theirs if name not in preset), None)
+    if strange is not None:
+        raise ValueError(f"{where}: parts: {cls.registered_name} has no part {strange!r}")
+    settings = PartSettings({**preset, **theirs}, given, "parts")
     with _once(folder):
         if description.get("lora") is not None:
             model = _with_adapters(cls, config, model_type, description, folder, settings)
