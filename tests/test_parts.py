@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from lavis.common.config import Config
 from lavis.inference.convert import convert
-from lavis.models import Part, build_model, load_model
+from lavis.models import Part, build_model, checkpoints, load_model
 from lavis.models.checkpoints import read_state_dict
-from lavis.models.parts import digest
+from lavis.models.parts import as_input_of, digest
 from tests.two_parts import NAME, batch, registered, write_language_model, write_tower
 
 
@@ -86,7 +86,7 @@ def test_frozen_parts_are_not_trained(files):
     assert all(p.grad is None for p in model.visual_encoder.parameters())
     free = load_model(NAME, "base", parts={"visual_encoder": {"frozen": False, "dtype": "float32"}}).train()
     assert free.visual_encoder.training and all(p.requires_grad for p in free.visual_encoder.parameters())
-    assert {p.dtype for p in free.visual_encoder.parameters()} == {torch.float32}
+    assert torch.equal(free.visual_encoder.patches.weight, write_tower(files / "tower.pth")["patches.weight"])
 
 
 def test_a_part_that_the_file_holds_is_taken_from_it_and_not_fetched(files):
@@ -220,6 +220,50 @@ def test_a_source_that_has_changed_is_refused(files, part):
     write_language_model(files / "moved")
     moved = {"visual_encoder": str(files / "moved.pth"), "language_model": str(files / "moved")}
     load_model(str(files / "saved"), parts=moved)
+
+
+def test_a_source_may_be_a_url(files, monkeypatch):
+    monkeypatch.setenv("LAVIS_MIRROR", f"https://weights.example/={files.as_uri()}/")
+    url = "https://weights.example/tower.pth"
+    model = load_model(NAME, "base", parts={"visual_encoder": url})
+    same(model, load_model(NAME, "base"))
+    model.save_pretrained(files / "saved")
+    assert (
+        json.loads((files / "saved" / "config.json").read_text())["parts"]["visual_encoder"]["source"] == url
+    )
+    same(load_model(str(files / "saved")), model)
+    near = load_model(NAME, "base", parts={"visual_encoder": (files / "tower.pth").as_uri()})
+    near.save_pretrained(files / "near")  # a description may not name it, so it is written
+    same(load_model(str(files / "near")), model)
+
+
+def test_parts_of_one_source_are_read_once(files, monkeypatch):
+    whole = load_model(NAME, "base", parts={"visual_encoder": {"dtype": "float32"}})
+    state = {k: t for k, t in whole.state_dict().items() if not k.startswith(("connector", "query", "head"))}
+    torch.save(state, files / "language" / "pytorch_model.bin")
+    for path in files.glob("language/*.safetensors*"):
+        path.unlink()
+    read = []
+    monkeypatch.setattr(
+        checkpoints, "_read_file", lambda path, old=checkpoints._read_file: read.append(path) or old(path)
+    )
+    both = {name: str(files / "language") for name in ("visual_encoder", "language_model")}
+    same(
+        load_model(NAME, "base", parts={**both, "visual_encoder": Part(both["visual_encoder"], "float32")}),
+        whole,
+    )
+    assert [path.name for path in read] == ["m.safetensors", "pytorch_model.bin"]
+
+
+def test_inputs_are_cast_at_the_border_in_one_graph():
+    layer, x = torch.nn.Linear(3, 2).half(), torch.randn(4, 3)
+    wanted = layer(x.half())
+    cast = torch.compile(lambda t: layer(as_input_of(layer, t)), fullgraph=True, backend="eager")
+    assert torch.equal(cast(x), wanted)
+    tokens, floats = as_input_of(layer, torch.arange(3), x)
+    assert tokens.dtype == torch.long and floats.dtype == torch.float16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert as_input_of(layer, x) is x
 
 
 # ------------------------------------------------------------------------------------------ hostile descriptions

@@ -412,6 +412,8 @@ class Sources:
             if not mine:
                 continue
             path, recorded = self.path(name), self.recorded.get(name, part)
+            if recorded.sha256 is None:
+                recorded = part
             dtype: torch.dtype = getattr(torch, recorded.dtype or "float32")
             if (part.source, dtype) not in read:
                 read[part.source, dtype] = checkpoints.read_state_dict(path, dtype)
