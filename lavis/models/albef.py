@@ -1,11 +1,11 @@
 """ALBEF (Li et al. 2021, "Align before Fuse: Vision and Language Representation Learning with Momentum
 Distillation", arXiv 2107.07651).
 
-A picture encoder (ViT) and one text transformer: its first half reads the text alone, its second half goes on
-from those states and reads the picture too. Here: what all heads share, features, retrieval, pre-training.
+An image encoder (ViT) and one text transformer: its first half reads the text alone, its second half goes on
+from those states and reads the image too. Here: what all heads share, features, retrieval, pre-training.
 Beside it: albef_vqa, albef_reasoning.
 
-B pictures, G texts per picture, R = B·G texts, T tokens, M masked tokens, N image tokens, D width, E width of a
+B images, G texts per image, R = B·G texts, T tokens, M masked tokens, N image tokens, D width, E width of a
 feature, V vocabulary.
 """
 
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lavis.common.registry import registry
-from lavis.models.alignment import ENCODERS, Alignment, Objective
+from lavis.models.alignment import ENCODERS, Alignment
 from lavis.models.base import inference, own_step
 from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, Rules
 from lavis.models.fusion import LateFusion
 from lavis.models.outputs import Features, LossOutput
+from lavis.models.pair_training import Objective
 from lavis.models.presets import RESIZE
 from lavis.models.vision_text import VisionTextConfig
 from lavis.nn.language_model import LanguageModel
@@ -83,7 +84,7 @@ class Albef:
 
 @registry.register_model("albef_feature_extractor")
 class AlbefFeatureExtractor(Albef, LateFusion, Alignment):
-    """States and projections of pictures, texts, and of texts over pictures."""
+    """States and projections of images, texts, and of texts over images."""
 
     registered_name = "albef_feature_extractor"
     MATCHES = False
@@ -100,11 +101,11 @@ class AlbefFeatureExtractor(Albef, LateFusion, Alignment):
 
         Args:
             samples: `image` (B, 3, h, w) unless only texts are asked for; `text_input`, B·G texts, unless only
-                pictures are. Texts are not cut.
+                images are. Texts are not cut.
             mode: "image", "text" or "multimodal" (all three), or several of them.
 
         Returns:
-            the fields of the mode; `multimodal_embeds` are the texts' states over their pictures.
+            the fields of the mode; `multimodal_embeds` are the texts' states over their images.
         """
         modes = [mode] if isinstance(mode, str) else list(mode)
         return Features(**{key: value for m in modes for key, value in self._features(samples, m).items()})
@@ -115,7 +116,7 @@ class AlbefFeatureExtractor(Albef, LateFusion, Alignment):
 
 @registry.register_model("albef_retrieval")
 class AlbefRetrieval(Albef, LateFusion, Alignment):
-    """Fine-tuning for retrieval: contrast and matching; several texts of a picture are all right."""
+    """Fine-tuning for retrieval: contrast and matching; several texts of an image are all right."""
 
     registered_name = "albef_retrieval"
     EMA = ENCODERS

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,30 +22,9 @@ from lavis.models import heat_maps
 from lavis.models.base import BaseModel, inference
 from lavis.models.checkpoints import START_TEMPERATURE
 from lavis.models.fusion import TextStates
-from lavis.models.outputs import (
-    DecoderOutput,
-    EncoderOutput,
-    Explanation,
-    Features,
-    IntermediateOutput,
-    LossOutput,
-    Matched,
-)
+from lavis.models.outputs import Explanation, Features, LossOutput, Matched
 from lavis.models.pair_encoder import PairEncoder
-from lavis.models.pair_losses import (
-    Candidates,
-    Contrast,
-    Matching,
-    Pairs,
-    candidates_by_features,
-    contrast_in_batch,
-    contrast_with_ema,
-    guess_masked,
-    judge,
-    match,
-    own_or_true,
-)
-from lavis.models.presets import SMOOTHING
+from lavis.models.pair_training import Objective, training_loss
 from lavis.models.reranking import TEXT_LENGTH, rerank
 from lavis.models.samples import media_of, texts_of
 from lavis.models.tokenizer import Tokens
@@ -54,33 +32,12 @@ from lavis.models.vision_text import VisionText
 from lavis.nn.ema import NewFeatures, add_queue, enqueue
 from lavis.nn.language_model import LanguageModel
 from lavis.nn.linear import ExactLinear
-from lavis.nn.losses import IGNORE, check_negatives, language_modelling_loss
+from lavis.nn.losses import check_negatives
 from lavis.nn.text import TextTransformer
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # of a learned one
 PAIRS_AT_ONCE = 256  # of images and texts that `match_texts` matches
 ENCODERS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")  # what has EMA copies in training
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a class of the network is trained on.
-
-    Attributes:
-        losses: contrast ("itc"), matching ("itm"), language modelling ("lm"), masked tokens ("mlm"); those that
-            `config.losses` leaves out don't count.
-        by_id: whether several texts of an image are all right; `image_id` then says which belong together.
-        hard_by: similarities by which hard negatives are drawn: "contrast", those of the contrast; "features", of the
-            network's own features in the batch.
-        masked: whether own pairs leave before the softmax of which hard negatives are drawn, see `Candidates.masked`.
-        floor: see `hard_negatives`.
-    """
-
-    losses: tuple[str, ...] = ("itc", "itm")
-    by_id: bool = False
-    hard_by: str = "contrast"
-    masked: bool = False
-    floor: float = 0.0
 
 
 class Alignment(VisionText, BaseModel):
@@ -180,7 +137,7 @@ class Alignment(VisionText, BaseModel):
 
     # ------------------------------------------------------------------------------ features
     def encode_image(self, image: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
-        """Pictures (B, 3, h, w) to states (B, N, D)."""
+        """Images (B, 3, h, w) to states (B, N, D)."""
         return self.part("visual_encoder", ema)(image)
 
     def image_feature(self, states: torch.Tensor, *, ema: bool = False) -> torch.Tensor:
@@ -197,7 +154,7 @@ class Alignment(VisionText, BaseModel):
         )
 
     def _features(self, samples: Mapping[str, Any], mode: str) -> Features:
-        """States and projections of "image", "text" or "multimodal"; pictures are encoded at most once."""
+        """States and projections of "image", "text" or "multimodal"; images are encoded at most once."""
         if mode not in ("image", "text", "multimodal"):
             raise ValueError(f"mode is {mode!r}; it must be image, text or multimodal")
         image = states = fused = None
@@ -312,6 +269,10 @@ class Alignment(VisionText, BaseModel):
             with torch.no_grad():
                 self.temp.clamp_(*TEMPERATURE_RANGE)
 
+    def training_loss(self, batch: Mapping[str, Any]) -> LossOutput:
+        """See `lavis.models.pair_training.training_loss`."""
+        return training_loss(self, batch)
+
     def check_step(self) -> None:
         """Whether each batch had negatives to match with."""
         step = self.optimizer_step
@@ -330,90 +291,6 @@ class Alignment(VisionText, BaseModel):
             images, texts = (torch.cat([getattr(b, kind) for b in new]) for kind in ("images", "texts"))
             enqueue(self, NewFeatures(images, texts, torch.cat(ids) if ids else None))
         super().after_step()
-
-    def training_loss(self, batch: Mapping[str, Any]) -> LossOutput:
-        """The losses of an encoded batch, see `PairEncoder`: the sum of those that are chosen, and each by itself.
-
-        Args:
-            batch: `image` (B, 3, h, w), or `video`; with EMA copies also `epoch`, `iters`, `num_iters_per_epoch`, where
-                the step of the optimizer doesn't say where training is.
-        """
-        objective = self.OBJECTIVE
-        assert objective is not None
-        image, tokens = batch[self.MEDIA], batch["tokens"]["text"]
-        ids = batch["image_id"] if objective.by_id else None
-        alpha, ema = self._distillation(batch), None
-        own = self.encode_pairs(image, tokens)
-        if self.EMA:
-            with torch.no_grad():
-                ema = self.encode_pairs(image, tokens, ema=True)
-            contrast = contrast_with_ema(self, own, ema, alpha, ids)
-        else:
-            contrast = contrast_in_batch(self, own)
-        text = TextStates(tokens, own.text_embeds if self.FUSES_STATES else None)
-        candidates = self._candidates(batch, text, own, contrast)
-        matching = match(self, text, own.image_embeds, candidates, objective.floor)
-        if self.optimizer_step is not None:
-            self.note((contrast.new, matching.lacking, candidates.same.shape[1]))
-        elif not torch.compiler.is_compiling():
-            row, strange = matching.lacking.tolist()
-            check_negatives(row, strange, candidates.same.shape[1])
-
-        judged_itc, judged_itm = judge(self, batch, own.image_feat, matching.memory, "itc" in self.losses)
-        losses = {"itc": contrast.loss + judged_itc, "itm": matching.loss + judged_itm}
-        states = _states(own, ema, contrast, matching)
-        # what the matching read of the images serves writing and guessing, too
-        if "lm" in self.losses:
-            losses["lm"], states = self._write(tokens, matching.memory, states)
-        if "mlm" in self.losses:
-            assert ema is not None
-            losses["mlm"] = guess_masked(self, text, matching.memory, ema.image_embeds, alpha)
-        sims = contrast.sims
-        if objective.hard_by == "features":
-            sims = replace(sims, sim_i2t=candidates.by_image, sim_t2i=candidates.by_text)
-        return LossOutput(
-            sims=sims,
-            intermediate_output=states,
-            loss=sum((losses[name] for name in self.losses), torch.zeros((), device=image.device)),
-            **{f"loss_{name}": loss for name, loss in losses.items()},
-        )
-
-    def encode_pairs(self, image: torch.Tensor, tokens: Tokens, *, ema: bool = False) -> Pairs:
-        """States and features of images and of their texts."""
-        images, texts = self.encode_image(image, ema=ema), self.encode_text(tokens, ema=ema)
-        return Pairs(images, texts, self.image_feature(images, ema=ema), self.text_feature(texts, ema=ema))
-
-    def _distillation(self, batch: Mapping[str, Any]) -> torch.Tensor | float:
-        """How much the EMA's opinion weighs in the targets."""
-        if not self.EMA:
-            return 0.0
-        self.need_ema()
-        return self.alpha(batch) if getattr(self.config, "use_distill", True) else 0.0
-
-    def _candidates(
-        self, batch: Mapping[str, Any], text: TextStates, own: Pairs, contrast: Contrast
-    ) -> Candidates:
-        """What hard negatives are drawn from."""
-        objective = self.OBJECTIVE
-        assert objective is not None
-        if objective.hard_by == "features":
-            return candidates_by_features(self, text, own, batch["image_id"], self.config.negative_all_rank)
-        ids = batch["image_id"] if objective.by_id else None
-        same = own_or_true(batch, own.image_embeds) if ids is None else ids[:, None] == ids[None, :]
-        candidates = Candidates(contrast.by_image, contrast.by_text, same)
-        return candidates.masked() if objective.masked else candidates
-
-    def _write(
-        self, tokens: Tokens, memory: Any, states: IntermediateOutput
-    ) -> tuple[torch.Tensor, IntermediateOutput]:
-        """Loss of writing the texts over their images."""
-        ids = tokens.ids.clone()
-        ids[:, 0] = self.bos_id
-        labels = ids.masked_fill(~tokens.mask, IGNORE)
-        logits = self.text_decoder(ids, mask=tokens.mask, memory=memory)
-        loss = language_modelling_loss(logits, labels, smoothing=SMOOTHING)
-        shown = DecoderOutput(loss=loss, logits=logits)
-        return loss, replace(states, decoder_output=shown, decoder_labels=labels)
 
     # ------------------------------------------------------------------------------ retrieval
     @property
@@ -440,18 +317,3 @@ class Alignment(VisionText, BaseModel):
             (images, texts) and (texts, images): matching logit + similarity for the best, -100 elsewhere.
         """
         return rerank(self, data_loader, task_cfg)
-
-
-def _states(own: Pairs, ema: Pairs | None, contrast: Contrast, matching: Matching) -> IntermediateOutput:
-    """What `forward` shows of a step."""
-    return IntermediateOutput(
-        image_embeds=own.image_embeds,
-        text_embeds=own.text_embeds,
-        image_embeds_m=None if ema is None else ema.image_embeds,
-        text_embeds_m=None if ema is None else ema.text_embeds,
-        encoder_output=EncoderOutput(matching.positive),
-        encoder_output_neg=EncoderOutput(matching.negative),
-        itm_logits=matching.logits,
-        itm_labels=matching.labels,
-        new_features=contrast.new,
-    )

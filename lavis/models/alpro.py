@@ -1,9 +1,9 @@
 """ALPRO (Li et al. 2022, "Align and Prompt: Video-and-Language Pre-training with Entity Prompts", arXiv 2112.09583).
 
-A TimeSformer reads the clip, the first half of a BERT the text; the second half reads both side by side by
+A TimeSformer reads the video, the first half of a BERT the text; the second half reads both side by side by
 self-attention (section 3.1). Features, retrieval (section 3.5), question answering.
 
-B clips, T frames, G texts per clip, R = B·G texts, L text tokens, N = 1 + patches clip tokens, D width, E width
+B videos, T frames, G texts per video, R = B·G texts, L text tokens, N = 1 + patches video tokens, D width, E width
 of a feature, C classes, W = B x ranks.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lavis.common.registry import registry
-from lavis.models.alignment import Alignment, Objective
+from lavis.models.alignment import Alignment
 from lavis.models.base import inference, own_step
 from lavis.models.checkpoints import Rules, StateDict
 from lavis.models.classification import ClassEncoder, Classifier, States, some_names
@@ -28,6 +28,7 @@ from lavis.models.outputs import (
     OutputWithLogits,
     Texts,
 )
+from lavis.models.pair_training import Objective
 from lavis.models.presets import GS
 from lavis.models.samples import media_of
 from lavis.models.tokenizer import Tokens
@@ -44,8 +45,8 @@ BERT_BASE = TextConfig(vocab_size=30522, cross_from=12, token_types=2)
 class AlproConfig(VisionTextConfig):
     """
     Attributes:
-        frames: frames of a clip; other numbers work too, see `TimeSformer`.
-        fuse_from: the text transformer's first layer that reads text and clip side by side.
+        frames: frames of a video; other numbers work too, see `TimeSformer`.
+        fuse_from: the text transformer's first layer that reads text and video side by side.
         embed_dim: width of the projected features.
     """
 
@@ -100,7 +101,7 @@ class Alpro:
         if config.text.width != config.vit.width:
             raise ValueError(
                 f"text.width is {config.text.width} and vit.width {config.vit.width}; ALPRO lays states of texts and "
-                "clips side by side, so they must be equal"
+                "videos side by side, so they must be equal"
             )
         encoder = TextTransformer(config.text)
         encoder.fusion_layer = config.fuse_from
@@ -122,7 +123,7 @@ class Alpro:
 
 @registry.register_model("alpro_feature_extractor")
 class AlproFeatureExtractor(Alpro, JointFusion, Alignment):
-    """States and projections of clips, texts, and of both together."""
+    """States and projections of videos, texts, and of both together."""
 
     registered_name = "alpro_feature_extractor"
     MATCHES = TEMPERATURE = False
@@ -139,13 +140,13 @@ class AlproFeatureExtractor(Alpro, JointFusion, Alignment):
 
     @inference
     def extract_features(self, samples: Mapping[str, Any], mode: str = "multimodal") -> Features:
-        """Features of clips and texts.
+        """Features of videos and texts.
 
         Args:
             samples: `video` (B, 3, T, h, w) and `text_input`, B·G texts; "video" and "text" need only one.
             mode: "video": video_embeds (B, N, D), averaged over frames, and video_embeds_proj (B, N, E). "text":
                 text_embeds (R, L, D), text_embeds_proj (R, L, E). "multimodal": all of these, and
-                multimodal_embeds (R, L + N, D), texts and clips after they have read each other. Projections
+                multimodal_embeds (R, L + N, D), texts and videos after they have read each other. Projections
                 have length 1; token 0 stands for the whole.
 
         Returns:
@@ -187,7 +188,7 @@ class AlproRetrieval(Alpro, JointFusion, Alignment):
             samples: `video` (B, 3, T, h, w); `text_input`, B texts.
 
         Returns:
-            loss = loss_vtc + loss_vtm (nats), intermediate_output. The contrast is with the clips and texts of all
+            loss = loss_vtc + loss_vtm (nats), intermediate_output. The contrast is with the videos and texts of all
             ranks, through which gradients flow; hard negatives are of the own rank.
         """
         out = self.training_loss(self.encoded(samples))

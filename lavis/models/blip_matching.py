@@ -1,6 +1,6 @@
 """BLIP's contrast and matching heads: features, scores, retrieval, pre-training (BLIP paper, 3.2 and 5.1).
 
-B pictures, G texts per picture, R = B·G texts, T tokens, N image tokens, D width, E width of a feature.
+B images, G texts per image, R = B·G texts, T tokens, N image tokens, D width, E width of a feature.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import torch
 
 from lavis.common.gradcam import gradcam, patch_grid
 from lavis.common.registry import registry
-from lavis.models.alignment import ENCODERS, Alignment, Objective
+from lavis.models.alignment import ENCODERS, Alignment
 from lavis.models.base import finite_results, inference, own_step
 from lavis.models.blip import Blip, BlipConfig
 from lavis.models.checkpoints import EMA_COPIES, NEW_QUEUES, TRAINING_STATE, TRANSFORMERS_BLIP, Rules
 from lavis.models.fusion import EarlyFusion, TextStates
 from lavis.models.outputs import Features, LossOutput
+from lavis.models.pair_training import Objective
 from lavis.models.presets import RESIZE
 from lavis.models.samples import media_of, texts_of
 from lavis.models.tokenizer import Encoding, Tokens
@@ -48,7 +49,7 @@ class BlipMatchingConfig(BlipConfig):
 
 @registry.register_model("blip_feature_extractor")
 class BlipFeatureExtractor(Blip, EarlyFusion, Alignment):
-    """States and projections of pictures, texts, and of texts over pictures."""
+    """States and projections of images, texts, and of texts over images."""
 
     registered_name = "blip_feature_extractor"
     MATCHES = False
@@ -59,13 +60,13 @@ class BlipFeatureExtractor(Blip, EarlyFusion, Alignment):
 
     @inference
     def extract_features(self, samples: Mapping[str, Any], mode: str = "multimodal") -> Features:
-        """Features of pictures and texts.
+        """Features of images and texts.
 
         Args:
             samples: `image` (B, 3, h, w) and `text_input`, B·G texts; "image" and "text" need only one.
             mode: "image": image_embeds (B, N, D), image_embeds_proj (B, N, E). "text": text_embeds (R, T, D),
                 text_embeds_proj (R, T, E). "multimodal": image_embeds and multimodal_embeds (R, T, D), the
-                texts' states over their pictures. Projections have length 1; token 0 stands for the whole.
+                texts' states over their images. Projections have length 1; token 0 stands for the whole.
 
         Returns:
             the fields of the mode. Texts are not cut.
@@ -78,7 +79,7 @@ class BlipFeatureExtractor(Blip, EarlyFusion, Alignment):
 
 @registry.register_model("blip_image_text_matching")
 class BlipITM(Blip, EarlyFusion, Alignment):
-    """How well texts fit pictures."""
+    """How well texts fit images."""
 
     registered_name = "blip_image_text_matching"
     TEMPERATURE = False
@@ -86,12 +87,12 @@ class BlipITM(Blip, EarlyFusion, Alignment):
     PRETRAINED_RULES = Rules(drop=(*TRAINING_STATE, "text_decoder.*"), resize=RESIZE)
 
     def forward(self, samples: Mapping[str, Any], match_head: str = "itm") -> torch.Tensor:
-        """Compare pictures and texts.
+        """Compare images and texts.
 
         Args:
-            samples: `image` (B, 3, h, w); `text_input`, B·G texts, a picture's next to one another.
-            match_head: "itm": logits (B·G, 2) of "does not fit" and "fits" for each text with its picture;
-                "itc": cosine similarities (B, B·G) of every picture with every text.
+            samples: `image` (B, 3, h, w); `text_input`, B·G texts, an image's next to one another.
+            match_head: "itm": logits (B·G, 2) of "does not fit" and "fits" for each text with its image;
+                "itc": cosine similarities (B, B·G) of every image with every text.
 
         Returns:
             the logits or similarities.
@@ -109,7 +110,7 @@ class BlipITM(Blip, EarlyFusion, Alignment):
 
     @inference
     def match_scores(self, samples: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probability that each text fits its picture (B·G,), and their cosine similarity (B·G,)."""
+        """Probability that each text fits its image (B·G,), and their cosine similarity (B·G,)."""
         image_embeds = self.encode_image(media_of(samples, self.MEDIA, self.device))
         tokens = self.tokens(texts_of(samples, image_embeds.shape[0]), max_length=self.config.max_txt_len)
         fits = self.match_logits(TextStates(tokens), self.memorize(image_embeds)).softmax(dim=1)[:, 1]
@@ -133,7 +134,7 @@ def compute_gradcam(
         tokenized_text: `model.tokenizer(text_input, padding=True, return_tensors="pt")`. block_num: the layer.
 
     Returns:
-        a picture's maps (1 + T, g, g) each: the first token's, the mean over the words', then each further
+        an image's maps (1 + T, g, g) each: the first token's, the mean over the words', then each further
         token's, of a grid of g x g patches; and the matching logits (B, 2).
     """
     ids, mask = torch.as_tensor(tokenized_text.input_ids), torch.as_tensor(tokenized_text.attention_mask)

@@ -48,11 +48,11 @@ def sum_over_ranks(value: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def products(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """Products (pictures, texts) of features (…, E), on the CPU and in float32, in whatever precision the towers
+    """Products (images, texts) of features (…, E), on the CPU and in float32, in whatever precision the towers
     computed.
 
     Raises:
-        NonFiniteError: a picture's or a text's features are not finite.
+        NonFiniteError: an image's or a text's features are not finite.
     """
     found = [features.float().cpu() for features in (images, texts)]
     check_finite(found[0])
@@ -89,7 +89,7 @@ def cosine_matrix(model: Any, data_loader: Any) -> tuple[np.ndarray, np.ndarray]
 def side_by_side(device: torch.device) -> Iterator[Callable[..., Iterator[Any]]]:
     """A `map` for independent pieces of inference; on a CPU each has one thread, and all threads have a piece.
 
-    Products as small as those of a picture with its texts leave most of a second thread idle when they share it.
+    Products as small as those of an image with its texts leave most of a second thread idle when they share it.
     Autograd is off in the pieces, and autocast is as it is here.
     """
     threads = torch.get_num_threads()

@@ -138,7 +138,7 @@ def similarities(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 def contrastive_loss(
     images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cross entropy of finding each picture's text and each text's picture (CLIP paper, section 2.3, figure 3).
+    """Cross entropy of finding each image's text and each text's image (CLIP paper, section 2.3, figure 3).
 
     The W candidates are those of all ranks. Each rank counts its own pairs, so that averaging gradients over ranks
     gives the gradient of the mean over all pairs.
@@ -222,7 +222,7 @@ def check_negatives(row: int, strange: int, columns: int) -> None:
     """
     if row >= 0:
         raise ValueError(
-            f"all {columns} samples of the batch belong to the same picture as sample {row}, so there is no negative "
+            f"all {columns} samples of the batch belong to the same image as sample {row}, so there is no negative "
             "to match it with; use a larger batch"
         )
     if strange:
