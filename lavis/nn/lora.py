@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lavis.nn import cpu
+
 ATTENTION = r".*\.(query|value|qkv|q_proj|v_proj)"  # as in the paper: queries and values of every attention
 _NAMES = ("lora_a", "lora_b")
 
@@ -139,6 +141,7 @@ def add_lora(
     Raises:
         ValueError: no layer is meant, or there are adapters already.
     """
+    cpu.undo(model)  # an adapted layer is of its plain class
     if adapted_layers(model):
         raise ValueError("there are adapters already; merge_lora or remove_lora comes first")
     copies = tuple(f"{name}." for name in (ema or {}).values())
