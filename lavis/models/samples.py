@@ -35,9 +35,8 @@ def checked_batch(media: Any, name: str, shape: str) -> torch.Tensor:
             f"normalised values; it must be a tensor {shape} of floating-point numbers: give the Pillow image to the "
             "processor that load_model_and_preprocess returns"
         )
-    if (
-        isinstance(media, torch.Tensor) and media.numel()
-    ):  # len() would fix the size of a batch in torch.export
+    # len() would fix the size of a batch in torch.export
+    if isinstance(media, torch.Tensor) and media.ndim and media.shape[0] > 0:
         return media
     found = "an empty batch" if isinstance(media, torch.Tensor) else f"of type {type(media).__name__}"
     raise ValueError(
