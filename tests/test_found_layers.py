@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 
-from lavis.models.alignment import TextStates
+from lavis.models.fusion import TextStates
 from lavis.models.tokenizer import Tokens
 from lavis.nn import cpu, language_model
+from lavis.nn.lora import LoraConfig, adapted_layers, add_lora, merge_lora
 from tests.every_method import assert_same, every_method_model, results, samples_of
 from tests.small import images, random_model
 
@@ -39,7 +40,15 @@ def peft_lora(model: nn.Module, names: list[str]) -> Callable[[], None]:
     return lambda: [layer.merge() for layer in layers]  # type: ignore[func-returns-value,operator,return-value]
 
 
-INJECTED = {"peft": peft_lora}  # {library: inject(model, names) -> merge()}
+def own_lora(model: nn.Module, names: list[str]) -> Callable[[], Any]:
+    """Adapters of this library in the layers of these names, with other than starting weights."""
+    add_lora(model, LoraConfig(rank=4, alpha=16, targets=names))
+    for layer in adapted_layers(model).values():
+        nn.init.normal_(layer.lora_b, std=0.2)
+    return lambda: merge_lora(model)
+
+
+INJECTED = {"peft": peft_lora, "own": own_lora}  # {library: inject(model, names) -> merge()}
 ADAPTED = [  # each of the public methods is among theirs
     "blip_caption", "blip_vqa", "albef_vqa", "blip_retrieval", "albef_retrieval", "alpro_retrieval",
     "blip_feature_extractor", "blip_image_text_matching", "blip_nlvr", "blip_vis_dialogue", "clip",
