@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lavis.models import build_model
+from lavis.models.blip2 import largest_similarities
+from tests import small
 from tests.golden import close
 from tests.helpers import blip2_reference as reference
 from tests.helpers.blip2_reference import INPUTS, images
+from tests.small import random_model
 
 TEXTS, SAME = INPUTS["texts"], INPUTS["same"]
 
@@ -82,3 +86,52 @@ def test_matching(qformer):
 def test_captions(qformer, case, options):
     model, _, wanted = qformer
     assert model.generate({"image": images()}, **options) == wanted[f"generate/{case}/texts"].tolist()
+
+
+def test_four_images_are_learnt_by_heart():
+    torch.manual_seed(0)
+    model = build_model({"arch": "blip2", "model_type": "tiny", "weights": "none"}).train()
+    texts = ["a red circle", "two blue squares", "a small green star", "nothing"]
+    samples = {"image": torch.randn(4, 3, 64, 64), "text_input": texts}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(150):
+        loss = model(samples).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    assert model.generate(samples, min_length=2) == texts
+    features = model.extract_features(samples, "image").image_embeds_proj
+    vectors = model.extract_features(samples, "text").text_embeds_proj[:, 0]
+    assert largest_similarities(features, vectors).argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
+def test_a_batch_is_its_images_and_their_texts():
+    model = random_model("blip2")
+    samples = {
+        "image": small.images(3),
+        "text_input": ["a red star", "two", "a very small green circle on the left"],
+    }
+    whole = model.extract_features(samples).multimodal_embeds
+    for i in range(3):
+        alone = {"image": samples["image"][i : i + 1], "text_input": samples["text_input"][i]}
+        torch.testing.assert_close(
+            model.extract_features(alone).multimodal_embeds[0], whole[i], rtol=1e-3, atol=1e-4
+        )
+    matcher = random_model("blip2_image_text_matching")
+    for head in ("itm", "itc"):
+        together = matcher(samples, match_head=head)
+        for i in range(3):
+            alone = {"image": samples["image"][i : i + 1], "text_input": samples["text_input"][i]}
+            torch.testing.assert_close(matcher(alone, match_head=head)[0], together[i], rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_step_compiles_in_one_graph():
+    model = random_model("blip2").train()
+    batch = model.encode_batch({"image": small.images(3), "text_input": ["a star", "two", "green"]})
+    model.before_step(0.0)
+    torch.manual_seed(0)
+    wanted = model(batch).loss
+    torch.manual_seed(0)
+    found = torch.compile(model, fullgraph=True, backend="eager")(batch).loss
+    torch.testing.assert_close(found, wanted)

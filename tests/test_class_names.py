@@ -116,14 +116,16 @@ def test_classes_are_learnt_by_name() -> None:
     task, model = ClassificationTask(), _Sure(("a", "b", "c"))
     model.name_classes = None  # type: ignore[assignment]  # has names, so it is not called
     task.before_training(model, {"own": {"train": _Data(["c", "a"])}})
-    task.train_step(model, {"label": torch.tensor([0, 1, 1, 0])})
+    encode = task.batch_encoder(model)
+    task.train_step(model, encode({"label": torch.tensor([0, 1, 1, 0])}))
     assert model.seen.tolist() == [2, 0, 0, 2]
     with pytest.raises(ValueError, match="the training sets have different classes"):
         task.before_training(model, {"a": {"train": _Data(["a", "b"])}, "b": {"train": _Data(["b", "a"])}})
     same = ClassificationTask()
     same.before_training(model, {"own": {"train": _Data(["a", "b", "c"])}})
     labels = torch.tensor([2, 1])
-    same.train_step(model, {"label": labels})
+    encode = same.batch_encoder(model) or dict
+    same.train_step(model, encode({"label": labels}))
     assert model.seen is labels
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lavis.common.device import autocast
-from lavis.models.alignment import NOT_SCORED
+from lavis.models.reranking import NOT_SCORED
 from tests import golden
 from tests.reference import recipe
 

@@ -132,7 +132,8 @@ def needed(task: str, sees: str = "image") -> str:
 
 
 def examples(ability: type, sees: str = "image") -> list[str]:
-    """A preset of each class of models that has an ability: defaults first, then one of each other class by name."""
+    """A preset of each class of models that has an ability: defaults first, then one of each other class by name, those
+    from outside the library before its own."""
     first: list[str] = []
     rest: dict[str, tuple[str, bool]] = {}  # name to spec, and whether it has weights
     for spec, preset in _rows(sees, ability):
@@ -143,7 +144,9 @@ def examples(ability: type, sees: str = "image") -> list[str]:
             if name not in rest or (trained and not rest[name][1]):
                 rest[name] = (spec, trained)
     known = {spec.partition("/")[0] for spec in first}
-    return first + [spec for name, (spec, _) in rest.items() if name not in known]
+    names = [name for name in rest if name not in known]
+    names.sort(key=lambda name: registry.get_model_class(name).__module__.startswith("lavis."))
+    return first + [rest[name][0] for name in names]
 
 
 def _rows(sees: str, ability: type = object) -> Iterator[tuple[str, Any]]:

@@ -282,10 +282,7 @@ class Alignment(VisionText, BaseModel):
         """Whether each batch had negatives to match with."""
         step = self.optimizer_step
         noted = step.noted() if step is not None and not step.checked else []
-        if noted:  # (batches, 2), in one wait for the device
-            found = torch.stack([lacking for _, lacking, _ in noted]).tolist()
-            for (row, strange), (_, _, columns) in zip(found, noted):
-                check_negatives(row, strange, columns)
+        check_negatives([(lacking, columns) for _, lacking, columns in noted])
         super().check_step()
 
     def after_step(self) -> None:

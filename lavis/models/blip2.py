@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.common.values import suggest
-from lavis.models.base import BaseModel, finite_results, inference
+from lavis.models.base import BaseModel, finite_results, inference, own_step, prepared
 from lavis.models.checkpoints import START_TEMPERATURE, Rules
 from lavis.models.clip import clip_vit
 from lavis.models.clip_checkpoints import reshaped, resize_positions, tower_names
@@ -32,9 +32,11 @@ from lavis.nn.generation import GenerationOptions
 from lavis.nn.linear import ExactLinear
 from lavis.nn.losses import (
     IGNORE,
+    check_negatives,
     contrastive_targets,
     hard_negatives,
     language_modelling_loss,
+    negatives_lacking,
     soft_cross_entropy,
 )
 from lavis.nn.qformer import Prefix, QFormer
@@ -203,6 +205,7 @@ class Blip2Qformer(BaseModel):
     def batch_encoder(self) -> TextEncoder:
         return TextEncoder(self.tokenizer, self.MEDIA, self.config.max_txt_len, pad=True)
 
+    @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
         """The three losses of the first stage.
 
@@ -259,8 +262,14 @@ class Blip2Qformer(BaseModel):
         """Cross entropy of right pairs, of texts with a hard image, of images with a hard text, from all ranks."""
         batch = len(image_embeds)
         assert sims.sim_i2t is not None and sims.sim_t2i is not None
-        wrong_image = hard_negatives(sims.sim_t2i, same)
-        wrong_text = hard_negatives(sims.sim_i2t, same)
+        # whether there were negatives is asked at the end of the step, so that nothing waits here
+        lacking = (negatives_lacking(same, sims.sim_t2i, sims.sim_i2t), same.shape[1])
+        if self.optimizer_step is not None:
+            self.note(lacking)
+        elif not torch.compiler.is_compiling():
+            check_negatives([lacking])
+        wrong_image = hard_negatives(sims.sim_t2i, same, checked=True)
+        wrong_text = hard_negatives(sims.sim_i2t, same, checked=True)
         ids, mask = dist.all_gather(tokens.ids)[wrong_text], dist.all_gather(tokens.mask)[wrong_text]
         texts = Tokens(torch.cat([tokens.ids, tokens.ids, ids]), torch.cat([tokens.mask, tokens.mask, mask]))
         others = dist.all_gather_with_grad(image_embeds)[wrong_image]
@@ -276,6 +285,16 @@ class Blip2Qformer(BaseModel):
         states = self.Qformer.bert(ids, mask=tokens.mask, causal=True, cache=cache)
         labels = ids.masked_fill(~tokens.mask, IGNORE)
         return language_modelling_loss(self.Qformer.cls(states), labels, smoothing=SMOOTHING)
+
+    def check_step(self) -> None:
+        """Whether each batch had negatives to match with."""
+        step = self.optimizer_step
+        check_negatives(step.noted() if step is not None and not step.checked else [])
+        super().check_step()
+
+    def after_step(self) -> None:
+        self.check_step()
+        super().after_step()
 
     # ------------------------------------------------------------------------------ use
     @inference
@@ -362,6 +381,7 @@ class Blip2ITM(Blip2Qformer):
 
     registered_name = "blip2_image_text_matching"
 
+    @prepared
     def forward(  # type: ignore[override]
         self, samples: Mapping[str, Any], match_head: str = "itm", all_pairs: bool = False
     ) -> torch.Tensor:

@@ -77,8 +77,7 @@ def training_loss(network: Any, batch: Mapping[str, Any]) -> LossOutput:
     if network.optimizer_step is not None:
         network.note((contrast.new, matching.lacking, candidates.same.shape[1]))
     elif not torch.compiler.is_compiling():
-        row, strange = matching.lacking.tolist()
-        check_negatives(row, strange, candidates.same.shape[1])
+        check_negatives([(matching.lacking, candidates.same.shape[1])])
 
     judged_itc, judged_itm = judge(network, batch, own.image_feat, matching.memory, "itc" in network.losses)
     losses = {"itc": contrast.loss + judged_itc, "itm": matching.loss + judged_itm}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
@@ -192,8 +193,7 @@ def hard_negatives(
         ValueError: see `check_negatives`.
     """
     if not checked:
-        row, strange = negatives_lacking(same, sims).tolist()
-        check_negatives(row, strange, same.shape[1])
+        check_negatives([(negatives_lacking(same, sims), same.shape[1])])
     chances = (sims.detach().float().softmax(dim=1) + floor).masked_fill(same, 0.0)
     # similarities far below the best round to 0 after softmax; any true negative may then be drawn
     chances = torch.where(chances.sum(dim=1, keepdim=True) > 0, chances, (~same).float())
@@ -214,19 +214,26 @@ def negatives_lacking(same: torch.Tensor, *sims: torch.Tensor) -> torch.Tensor:
     return torch.stack([row, strange.long()])
 
 
-def check_negatives(row: int, strange: int, columns: int) -> None:
-    """Refuse what `negatives_lacking` found among so many columns.
+def check_negatives(found: Sequence[tuple[torch.Tensor, int]]) -> None:
+    """Refuse what `negatives_lacking` found in batches, in one wait for the device.
+
+    Args:
+        found: of each batch what it gave, and among how many columns.
 
     Raises:
         ValueError: there is no negative for a row, or similarities are NaN.
     """
-    if row >= 0:
-        raise ValueError(
-            f"all {columns} samples of the batch belong to the same image as sample {row}, so there is no negative "
-            "to match it with; use a larger batch"
-        )
-    if strange:
-        raise ValueError(
-            "similarities of the batch are NaN or infinite, so no negative can be drawn by them; the training has "
-            "diverged: take a lower learning rate, a longer warm-up, or clip gradients (run.max_grad_norm)"
-        )
+    if not found:
+        return
+    lacking = torch.stack([each for each, _ in found]).tolist()  # (batches, 2)
+    for (row, strange), (_, columns) in zip(lacking, found):
+        if row >= 0:
+            raise ValueError(
+                f"all {columns} samples of the batch belong to the same image as sample {row}, so there is no "
+                "negative to match it with; use a larger batch"
+            )
+        if strange:
+            raise ValueError(
+                "similarities of the batch are NaN or infinite, so no negative can be drawn by them; the training "
+                "has diverged: take a lower learning rate, a longer warm-up, or clip gradients (run.max_grad_norm)"
+            )
