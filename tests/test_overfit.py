@@ -361,6 +361,7 @@ def test_the_list_is_complete():
         "blip_image_text_matching", "blip2_image_text_matching",
     }  # fmt: skip
     elsewhere = {
+        "blip2",
         "blip2_feature_extractor",
         "blip2_opt",
         "blip2_t5",
