@@ -64,19 +64,23 @@ def models(
 
 
 def _preset(preset: Any) -> dict[str, Any]:
-    weights = preset.weights
-    if weights is None:
-        where = "none"
-    elif "://" in weights:
-        from lavis.common import hub
-
-        where = "downloaded" if hub.place_of(weights).is_file() else "to download"
-    else:
-        where = "packaged" if Path(weights).is_dir() else "not in this installation"
+    where = _where(preset.weights)
+    if preset.weights is None and preset.pretrained is not None:
+        where = f"pre-trained, {_where(preset.pretrained)}"
     return {
-        "weights": weights, "where": where, "licence": preset.licence, "commercial": preset.commercial,
+        "weights": preset.weights, "where": where, "licence": preset.licence, "commercial": preset.commercial,
         "note": preset.note,
     }  # fmt: skip
+
+
+def _where(weights: str | None) -> str:
+    if weights is None:
+        return "none"
+    if "://" in weights:
+        from lavis.common import hub
+
+        return "downloaded" if hub.place_of(weights).is_file() else "to download"
+    return "packaged" if Path(weights).is_dir() else "not in this installation"
 
 
 def datasets(as_json: AsJson = False) -> None:

@@ -211,14 +211,18 @@ def with_language(
     parts = {"visual_encoder": tower, part: Part(source, frozen=True)}
     note = f"{'ViT-L/14 of CLIP' if tower == CLIP_VIT else 'ViT-g/14 of EVA'} at {size} px, {source or 'Vicuna 1.1'}"
     place = INSTRUCT_BLIP if config.qformer_text_input else LAVIS_BLIP2
-    return official(config, note, pretrained=place + file, parts=parts, **row)
+    lengths = {"max_length": 256, "min_length": 1} if config.qformer_text_input else {"min_length": 1}
+    return official(config, note, pretrained=place + file, parts=parts, **{"generation": lengths, **row})
 
 
 def captioner(part: str, source: str, pretrained: str, file: str) -> Preset:
     """The same, fine-tuned on COCO captions with its image encoder."""
     config = replace(STAGE2, image_size=364, prompt="a photo of")
     tower = replace(EVA_VIT, frozen=False)
-    return with_language(part, source, pretrained, config, tower, weights=LAVIS_BLIP2 + file)
+    lengths = {"min_length": 8}  # as in its recipe
+    return with_language(
+        part, source, pretrained, config, tower, weights=LAVIS_BLIP2 + file, generation=lengths
+    )
 
 
 CLIP_TINY = ClipConfig(
