@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from lavis.models import build_model, load_model
 from tests.golden import close
 from tests.helpers import blip2_reference as reference
 from tests.helpers.blip2_reference import INPUTS, images
@@ -139,3 +141,55 @@ def test_ranked_candidates(models, kind, case):
         losses = torch.from_numpy(wanted["classes/shared/losses"])
         ratio = -scores / losses
         torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=0)
+
+
+def test_the_language_model_is_found_and_asked_for(tmp_path, monkeypatch):
+    described = reference.manifest("vicuna_instruct")
+    checkpoint = reference.write(described, tmp_path / "model.pth")
+    cfg = {
+        "arch": "blip2_vicuna_instruct", "model_type": "vicuna7b", "weights": str(checkpoint),
+        **reference.sizes_of(described),
+    }  # fmt: skip
+    monkeypatch.delenv("LAVIS_VICUNA", raising=False)
+    with pytest.raises(ValueError, match=r"the part 'llm_model', and no source of it is named"):
+        build_model(cfg)
+    monkeypatch.setenv("LAVIS_VICUNA", str(reference.write_language_model(described, tmp_path / "vicuna")))
+    model = build_model(cfg).eval()
+    wanted = reference.outputs("vicuna_instruct")["generate/prompt/texts"].tolist()
+    assert model.generate({"image": images(), "prompt": PROMPTS[0]}, max_length=20) == wanted
+
+
+def test_what_was_trained_lies_apart_from_tower_and_language_model(tmp_path):
+    """As published: a trimmed file, eva_vit_g.pth and a folder of transformers."""
+    described = reference.manifest("opt")
+    state = reference.state_dict(described)
+    tower = "visual_encoder."
+    trimmed = {key: t for key, t in state.items() if not key.startswith((tower, "opt_model."))}
+    torch.save({"model": trimmed}, tmp_path / "trimmed.pth")
+    eva = {key.removeprefix(tower): t for key, t in state.items() if key.startswith(tower)}
+    torch.save(
+        eva | {"head.weight": torch.zeros(3, 64), "norm.weight": torch.zeros(64)}, tmp_path / "eva.pth"
+    )
+    cfg = {
+        "arch": "blip2_opt", "model_type": "pretrain_opt2.7b", "weights": str(tmp_path / "trimmed.pth"),
+        "opt_model": str(reference.write_language_model(described, tmp_path / "opt")),
+        **reference.sizes_of(described),
+    }  # fmt: skip
+    with pytest.raises((ValueError, OSError), match="part 'visual_encoder'"):
+        build_model({**cfg, "parts": {"visual_encoder": str(tmp_path / "missing.pth")}})
+    model = build_model({**cfg, "parts": {"visual_encoder": str(tmp_path / "eva.pth")}}).eval()
+    wanted = reference.outputs("opt")["generate/default/texts"].tolist()
+    assert model.generate({"image": images()}) == wanted
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and not any(name.startswith((tower, "opt_model.")) for name in trained)
+    model.save_pretrained(tmp_path / "saved")
+    assert {key.partition(".")[0] for key in entries_of(tmp_path / "saved")} == {
+        "query_tokens", "ln_vision", "Qformer", "opt_proj"
+    }  # fmt: skip
+    again = load_model(str(tmp_path / "saved"), is_eval=True)
+    assert again.generate({"image": images()}) == wanted
+
+
+def entries_of(folder):
+    with safe_open(folder / "model.safetensors", "pt") as f:
+        return list(f.keys())

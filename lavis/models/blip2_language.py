@@ -6,6 +6,7 @@ B images, F frames of a video, R = B·G rows of text, Q queries, T tokens, W wid
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -560,6 +561,14 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
     LANGUAGE, PROJECTION = "llm_model", "llm_proj"
     RULES = replace(OFFICIAL, external=("visual_encoder.*", "llm_model.*"), drop=("*.rotary_emb.inv_freq",))
     PRETRAINED_RULES = RULES
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
+        """As of the others; where nothing names Vicuna's folder, the environment's LAVIS_VICUNA does."""
+        folder = os.environ.get("LAVIS_VICUNA")
+        if folder and "llm_model" not in cfg and "llm_model" not in (cfg.get("parts") or {}):
+            cfg = {**cfg, "llm_model": folder}
+        return super().from_config(cfg)
 
     def _rows(self, texts: Sequence[str], most: int | None = None, cut: str = "right") -> list[list[int]]:
         # the original made the end token that of beginnings, too

@@ -209,7 +209,7 @@ def weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()), None)
 
 
-def read_state_dict(path: Path | str, dtype: torch.dtype | None = None) -> StateDict:
+def read_state_dict(path: Path | str, dtype: torch.dtype | None = None, wrapped: bool = True) -> StateDict:
     """Tensors of a `.safetensors` file, of what `torch.save` wrote, of a TorchScript archive, or of a folder's files.
 
     In a folder of transformers, OpenCLIP or this library the file is known by its name, also the index of several. What
@@ -221,6 +221,7 @@ def read_state_dict(path: Path | str, dtype: torch.dtype | None = None) -> State
     Args:
         dtype: floating-point tensors are converted to it as they are read; of several files one at a time is held in
             both formats.
+        wrapped: False: names stay as they are; `without_wrappers` may be called later.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -241,8 +242,10 @@ def read_state_dict(path: Path | str, dtype: torch.dtype | None = None) -> State
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.name.endswith(".index.json"):
-        return _without_wrappers(_read_shards(path, dtype), str(path))
-    return _without_wrappers(_in_format(_read_file(path), dtype), str(path))
+        state = _read_shards(path, dtype)
+    else:
+        state = _in_format(_read_file(path), dtype)
+    return without_wrappers(state, str(path)) if wrapped else state
 
 
 def _in_format(state: StateDict, dtype: torch.dtype | None) -> StateDict:
@@ -360,7 +363,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {pickled.reason_of(e)}") from e
 
 
-def _without_wrappers(state: StateDict, where: str) -> StateDict:
+def without_wrappers(state: StateDict, where: str) -> StateDict:
     """The names without what parallel training, compiling and Lightning put into them."""
     out = {re.sub(r"(^|\.)((_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+", r"\1", k): t
            for k, t in state.items()}  # fmt: skip

@@ -416,7 +416,7 @@ class Sources:
                 recorded = part
             dtype: torch.dtype = getattr(torch, recorded.dtype or "float32")
             if (part.source, dtype) not in read:
-                read[part.source, dtype] = checkpoints.read_state_dict(path, dtype)
+                read[part.source, dtype] = checkpoints.read_state_dict(path, dtype, wrapped=False)
             whole = read[part.source, dtype]
             module = model.get_submodule(name)
             state = _module_of(module, name, whole, self.rules.get(name, ()), f"{path} (the part {name!r})")
@@ -456,7 +456,9 @@ def _module_of(
     where: str,
 ) -> checkpoints.StateDict:
     """The entries of a part in its source: by the rules of its kind of file, strictly."""
-    kind = next((r for r in rules if not r.marker or r.marker in state), checkpoints.Rules())
     wanted = {key: tensor for key, tensor in module.state_dict().items() if not lora.is_adapter(key)}
+    if wanted.keys().isdisjoint(state):  # a language model's own names may begin as wrappers do ("model.")
+        state = checkpoints.without_wrappers(state, where)
+    kind = next((r for r in rules if not r.marker or r.marker in state), checkpoints.Rules())
     tied = checkpoints.tied_names(module)
     return checkpoints.apply_rules(checkpoints.part_of(state, name), wanted, kind, where, tied=tied)
