@@ -453,7 +453,7 @@ def test_features_come_from_pretraining_or_retrieval_files(finder, tmp_path):
         ({"video": clips(1)[0], "text_input": "a"}, r"unsqueeze\(0\)"),
         ({"video": clips(1).transpose(1, 2), "text_input": "a"}, r"takes \(B, 3, frames, 64, 64\)"),
         ({"video": clips(1, size=32), "text_input": "a"}, r"takes \(B, 3, frames, 64, 64\)"),
-        ({"video": clips(2), "text_input": ["a"] * 3}, "3 texts for 2 pictures"),
+        ({"video": clips(2), "text_input": ["a"] * 3}, "3 texts for 2 images"),
     ],
 )
 def test_wrong_samples_are_explained(answerer, samples, message):
@@ -468,7 +468,7 @@ def test_wrong_training_samples_are_explained(answerer, finder):
     with pytest.raises(ValueError, match="labels lie between 1 and 5, the model tells 5 classes"):
         answerer({**two, "answers": [1, 5]})  # an answer that is not in the list has the list's length
     assert answerer.predict({**two, "answers": [1, 5]})["targets"].tolist() == [1, 5]
-    with pytest.raises(ValueError, match="takes one per picture"):
+    with pytest.raises(ValueError, match="takes one per image"):
         finder({**two, "text_input": TEXTS[:4]})
     with pytest.raises(ValueError, match="larger batch"):
         finder({"video": clips(1, frames=2), "text_input": ["a"]})

@@ -190,7 +190,7 @@ def test_wrong_pictures_are_explained(samples, message):
 
 
 def test_wrong_texts_are_explained():
-    with pytest.raises(ValueError, match="3 texts for 2 pictures"):
+    with pytest.raises(ValueError, match="3 texts for 2 images"):
         CAPTIONER({"image": images(2), "text_input": ["a"] * 3})
     with pytest.raises(ValueError, match="needs answer_list"):
         ANSWERER.predict_answers({"image": images(1), "text_input": "what"})

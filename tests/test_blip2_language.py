@@ -193,3 +193,17 @@ def test_what_was_trained_lies_apart_from_tower_and_language_model(tmp_path):
 def entries_of(folder):
     with safe_open(folder / "model.safetensors", "pt") as f:
         return list(f.keys())
+
+
+@pytest.mark.parametrize("kind", ["t5", "t5_instruct", "vicuna_instruct"])
+@pytest.mark.parametrize("media", ["images", "videos"])
+def test_questions_about_an_image_are_its_questions_alone(models, kind, media):
+    model, _ = models(kind)
+    seen = images() if media == "images" else recipe.make_video(INPUTS["seed"], INPUTS["frames"], 56)
+    questions = [*QUESTIONS, *TEXTS]
+    found = model.predict_answers({"image": seen, "text_input": questions})
+    alone = [
+        model.predict_answers({"image": seen[i // 2 : i // 2 + 1], "text_input": [question]})[0]
+        for i, question in enumerate(questions)
+    ]
+    assert found == alone

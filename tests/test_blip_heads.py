@@ -440,8 +440,8 @@ def test_what_was_said_before_counts_and_the_oldest_is_left_out_first():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"caption": TEXTS[:3]}, "3 texts for 4 pictures"),
-        ({"caption": TEXTS * 2}, "8 captions for 4 pictures"),
+        ({"caption": TEXTS[:3]}, "3 texts for 4 images"),
+        ({"caption": TEXTS * 2}, "8 captions for 4 images"),
         ({"caption": None}, "need caption: "),
         ({"dialog": TURNS[:2]}, "`dialog` has 2 lists"),
         ({"dialog": None}, "need dialog"),

@@ -334,7 +334,7 @@ def test_loss_needs_no_process_group_and_one_text_each(model):
     ) / 2
     torch.testing.assert_close(out.loss, wanted)
     assert out["loss"] is out["loss_itc"]
-    with pytest.raises(ValueError, match="3 texts for 2 pictures"):
+    with pytest.raises(ValueError, match="3 texts for 2 images"):
         model({"image": images(2), "text_input": TEXTS})
 
 

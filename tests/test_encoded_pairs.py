@@ -123,9 +123,9 @@ def test_an_encoder_of_another_process_gives_what_the_model_reads(kind: str) -> 
     ("name", "wrong", "message"),
     [
         ("blip_retrieval", {"image_id": None}, "image_id: integers"),
-        ("blip_retrieval", {"text_input": TEXTS[:4] * 2}, "8 texts for 4 pictures; this loss takes one"),
+        ("blip_retrieval", {"text_input": TEXTS[:4] * 2}, "8 texts for 4 images; this loss takes one"),
         ("albef_pretrain", {"statements": TEXTS[:3], "fits": None}, "fits: whether each"),
-        ("albef_pretrain", {"statements": TEXTS[:3], "fits": torch.eye(4)}, "3 texts for 4 pictures"),
+        ("albef_pretrain", {"statements": TEXTS[:3], "fits": torch.eye(4)}, "3 texts for 4 images"),
         ("alpro_retrieval", {}, "samples need 'video'"),
     ],
 )

@@ -146,7 +146,7 @@ def test_the_opinion_of_the_ema_weighs_what_the_step_says():
 
 def test_a_loss_that_fails_leaves_no_step_behind():
     model = random_model("blip_retrieval").train()
-    with pytest.raises(ValueError, match="one per picture"):
+    with pytest.raises(ValueError, match="one per image"):
         model(batch("blip_retrieval", text_input=TEXTS))
     assert model.optimizer_step is None
     model(batch("blip_retrieval"))

@@ -48,7 +48,7 @@ class BlipConfig(VisionTextConfig):
 
 class Blip:
     """What BLIP's heads share: two special tokens, [DEC] that begins a decoded text, and [ENC] that begins a
-    text that looks at a picture. Comes before the network among the bases."""
+    text that looks at an image. Comes before the network among the bases."""
 
     EXTRA_TOKENS: tuple[str, ...] = ("[DEC]", "[ENC]")
     START_TOKENS = ("[DEC]", "[ENC]")

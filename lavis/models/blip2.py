@@ -122,16 +122,36 @@ class Blip2Config:
     vocabulary: str = "bert"
 
 
+class WithTower:
+    """What both stages share: an image encoder whose states are normalised in float32. Comes before the network among
+    the bases."""
+
+    MEDIA = "image"
+    PART_RULES: ClassVar[Mapping[str, tuple[Rules, ...]]] = {"visual_encoder": (EVA_FILE, CLIP_FILE)}
+
+    visual_encoder: VisionTransformer
+    ln_vision: nn.LayerNorm
+
+    def add_tower(self, config: Blip2Config) -> None:
+        with building("visual_encoder"):
+            self.visual_encoder = VisionTransformer(config.vit, config.image_size, config.grad_checkpointing)
+        self.ln_vision = nn.LayerNorm(config.vit.width)
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """States of images (B, 3, h, w), normalised in float32: (B, N, vit.width)."""
+        states = self.visual_encoder(as_input_of(self.visual_encoder, image))
+        with torch.autocast(states.device.type, enabled=False):
+            return self.ln_vision(states.to(self.ln_vision.weight.dtype))
+
+
 @registry.register_model("blip2")
 @registry.register_model("blip2_feature_extractor")
-class Blip2Qformer(BaseModel):
+class Blip2Qformer(WithTower, BaseModel):
     """Image encoder and Q-Former with all heads of the first stage: contrast, matching, writing."""
 
     registered_name = "blip2"
-    MEDIA = "image"
     RULES = OFFICIAL
     PRETRAINED_RULES = OFFICIAL
-    PART_RULES: ClassVar[dict[str, tuple[Rules, ...]]] = {"visual_encoder": (EVA_FILE, CLIP_FILE)}
 
     config: Blip2Config
     tokenizer: Tokenizer
@@ -144,9 +164,7 @@ class Blip2Qformer(BaseModel):
         width = config.text.width
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_token, width))
         self.temp = nn.Parameter(torch.tensor([START_TEMPERATURE]))
-        with building("visual_encoder"):
-            self.visual_encoder = VisionTransformer(config.vit, config.image_size, config.grad_checkpointing)
-        self.ln_vision = nn.LayerNorm(config.vit.width)
+        self.add_tower(config)
         self.Qformer = QFormer(config.text)
         self.vision_proj = ExactLinear(width, config.embed_dim)
         self.text_proj = ExactLinear(width, config.embed_dim)
@@ -167,12 +185,6 @@ class Blip2Qformer(BaseModel):
         self.Qformer.tie_weights()
 
     # ------------------------------------------------------------------------------ the parts
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """States of images (B, 3, h, w), normalised in float32: (B, N, vit.width)."""
-        states = self.visual_encoder(as_input_of(self.visual_encoder, image))
-        with torch.autocast(states.device.type, enabled=False):
-            return self.ln_vision(states.to(self.ln_vision.weight.dtype))
-
     def memorize(self, image_embeds: torch.Tensor) -> Memory:
         """What queries read of images' states (B, N, vit.width)."""
         return self.Qformer.bert.project_memory(image_embeds)

@@ -18,11 +18,11 @@ from torch import nn
 
 from lavis.common.registry import registry
 from lavis.models.base import BaseModel, Output, inference
-from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer
-from lavis.models.checkpoints import Rules, read_json
+from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer, WithTower
+from lavis.models.checkpoints import read_json
 from lavis.models.languages import language_model, language_tokenizer, texts_of_ids
 from lavis.models.outputs import Texts
-from lavis.models.parts import Sources, as_input_of, building
+from lavis.models.parts import Sources, building
 from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import Tokens
 from lavis.nn import generation
@@ -31,7 +31,6 @@ from lavis.nn.finite import check_finite
 from lavis.nn.generation import GenerationOptions
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.qformer import QueryReader
-from lavis.nn.vit import VisionTransformer
 
 CONTEXTS = {  # what samples may hold beside a question, and how it is put before the prompt
     "context": "context: {}. {}",
@@ -66,7 +65,7 @@ class LanguageOutput(Output):
     loss: torch.Tensor | None = None
 
 
-class Blip2Language(BaseModel):
+class Blip2Language(WithTower, BaseModel):
     """The network. Its classes say which language model it has, and what the original's method names mean of it.
 
     LANGUAGE: the module and part that is the language model. PROJECTION: the layer before it.
@@ -77,8 +76,6 @@ class Blip2Language(BaseModel):
     PROJECTION: ClassVar[str]
     INSTRUCT: ClassVar[bool] = False
     ENCODES: ClassVar[bool] = False
-    MEDIA = "image"
-    PART_RULES: ClassVar[dict[str, tuple[Rules, ...]]] = Blip2Qformer.PART_RULES
 
     config: Any
 
@@ -87,9 +84,7 @@ class Blip2Language(BaseModel):
         self.config = config
         self.prompt, self.max_txt_len = config.prompt, config.max_txt_len
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_token, config.text.width))
-        with building("visual_encoder"):
-            self.visual_encoder = VisionTransformer(config.vit, config.image_size, config.grad_checkpointing)
-        self.ln_vision = nn.LayerNorm(config.vit.width)
+        self.add_tower(config)
         self.Qformer = QueryReader(config.text, text=self.INSTRUCT)
         if config.language is None:
             raise ValueError(
@@ -142,39 +137,33 @@ class Blip2Language(BaseModel):
         self.Qformer.reset_parameters()
 
     # ------------------------------------------------------------------------------ reading images
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """States of images (B, 3, h, w), normalised in float32: (B, N, vit.width)."""
-        states = self.visual_encoder(as_input_of(self.visual_encoder, image))
-        with torch.autocast(states.device.type, enabled=False):
-            return self.ln_vision(states.to(self.ln_vision.weight.dtype))
-
     def instruction(self, texts: Sequence[str]) -> Tokens | None:
         """Tokens of what the Q-Former reads, cut on the left; None where it reads no texts."""
         if not self.INSTRUCT or not self.config.qformer_text_input:
             return None
         most, rows = self.config.max_txt_len, [self.tokenizer.encode(text) for text in texts]
         rows = [row if len(row) <= most else [row[0], *row[len(row) - most + 1 :]] for row in rows]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [self.tokenizer.pad_id] * (longest - len(row)) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        return Tokens(ids, torch.arange(longest) < lengths[:, None]).to(self.device)
+        return self._padded(rows)
 
     def prefix(self, media: torch.Tensor, instruction: Tokens | None = None) -> torch.Tensor:
         """What the language model reads of images (B, 3, h, w) or videos (B, 3, F, h, w): (B, Q or F·Q, W).
 
         Args:
-            instruction: (B, T), see `instruction`; every frame is read with it.
+            instruction: (B·G, T), see `instruction`; every frame is read with each of its G, and the result is
+                (B·G, Q or F·Q, W).
         """
         frames = media.shape[2] if media.ndim == 5 else 1
         if media.ndim == 5:
             media = media.transpose(1, 2).flatten(0, 1)  # (B·F, 3, h, w)
         memory = self.Qformer.bert.project_memory(self.encode_image(media))
         ids = mask = None
-        if instruction is not None:
-            ids, mask = (part.repeat_interleave(frames, dim=0) for part in instruction)
+        if instruction is not None:  # a frame's rows are side by side: (B·F·G, T)
+            each = (part.unflatten(0, (len(memory) // frames, 1, -1)) for part in instruction)  # (B, 1, G, T)
+            ids, mask = (part.expand(-1, frames, -1, -1).flatten(0, 2) for part in each)
         states = self.Qformer.bert(ids, queries=self.query_tokens, mask=mask, memory=memory)
         found = self.get_submodule(self.PROJECTION)(states[:, : self.config.num_query_token])
-        return found.unflatten(0, (-1, frames)).flatten(1, 2)
+        found = found.unflatten(0, (len(memory) // frames, frames, -1))  # (B, F, G, Q, W)
+        return found.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     # ------------------------------------------------------------------------------ reading texts
     def _rows(self, texts: Sequence[str], most: int | None = None, cut: str = "right") -> list[list[int]]:
@@ -202,16 +191,17 @@ class Blip2Language(BaseModel):
         return torch.cat([prefix, words], dim=1), mask
 
     def _prompts(self, samples: Mapping[str, Any], images: int) -> list[str]:
-        """A prompt for each image, of the samples or the model's own; "{}" becomes the words that were read in it."""
+        """Prompts of the samples or the model's own, G for each image; "{}" becomes the words that were read in it."""
         prompt = samples.get("prompt", self.prompt)
         prompts = [prompt] * images if isinstance(prompt, str) else list(prompt)
-        if len(prompts) != images:
+        if not prompts or len(prompts) % images:
             raise ValueError(
-                f"there are {len(prompts)} prompts for {images} images; give one, or one for each"
+                f"there are {len(prompts)} prompts for {images} images; give one, or the same number for each"
             )
         if samples.get("ocr_tokens") is not None and "{}" in prompts[0]:
             words = samples["ocr_tokens"]
-            prompts = [p.format(", ".join(words[i][:OCR_TOKENS])) for i, p in enumerate(prompts)]
+            each = len(prompts) // images
+            prompts = [p.format(", ".join(words[i // each][:OCR_TOKENS])) for i, p in enumerate(prompts)]
         return prompts
 
     # ------------------------------------------------------------------------------ training
@@ -292,14 +282,14 @@ class Blip2Language(BaseModel):
         """Write about images.
 
         Args:
-            samples: `image` (B, 3, h, w), or of InstructBLIP videos (B, 3, F, h, w); `prompt`, one or one for each
+            samples: `image` (B, 3, h, w), or of InstructBLIP videos (B, 3, F, h, w); `prompt`, one, or G for each
                 image; `ocr_tokens`, words read in each image, for a prompt with "{}".
             max_length: of new tokens; of a decoder-only model one less, as in the original.
             return_scores: give `Texts` (with log-probabilities) instead of strings.
             more: the others are those of `generation.GenerationOptions`.
 
         Returns:
-            B·num_captions texts, an image's next to one another, best first.
+            B·G·num_captions texts, an image's next to one another, best first.
         """
         options = self._options(
             max_length, min_length, use_nucleus_sampling=use_nucleus_sampling, num_beams=num_beams, top_p=top_p,
@@ -516,10 +506,10 @@ class Instruct:
         media = media_of(samples, model.MEDIA, model.device)
         prompts = _with_context(samples, model._prompts(samples, len(media)))
         shared = isinstance(candidates[0], str)
-        lists = [candidates] * len(media) if shared else candidates
-        if len(lists) != len(media):
+        lists = [candidates] * len(prompts) if shared else candidates
+        if len(lists) != len(prompts):
             raise ValueError(
-                f"there are {len(lists)} lists of candidates for {len(media)} images; give one for each"
+                f"there are {len(lists)} lists of candidates for {len(prompts)} prompts; give one for each"
             )
         prefix = model.prefix(media, model.instruction(prompts))
         found = [

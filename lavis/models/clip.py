@@ -144,7 +144,7 @@ class ClipEncoder:
 @registry.register_model("clip")
 @registry.register_model("clip_feature_extractor")
 class Clip(BaseModel):
-    """CLIP with a transformer or a ResNet for pictures (paper, section 2.4 and figure 1)."""
+    """CLIP with a transformer or a ResNet for images (paper, section 2.4 and figure 1)."""
 
     registered_name = "clip"
     IMAGE_BLOCKS = "visual.blocks"
@@ -345,8 +345,8 @@ class Clip(BaseModel):
             return found.image_embeds if found.text_embeds is None else found.text_embeds  # type: ignore[return-value]
         if len(found.image_embeds) != len(found.text_embeds):
             raise ValueError(
-                f"there are {len(found.text_embeds)} texts for {len(found.image_embeds)} pictures; the loss needs "
-                "one text for each picture"
+                f"there are {len(found.text_embeds)} texts for {len(found.image_embeds)} images; the loss needs "
+                "one text for each image"
             )
         return self._loss(found)
 

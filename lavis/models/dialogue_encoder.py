@@ -102,7 +102,7 @@ class DialogueEncoder:
         images = len(media_of(samples, self.media))
         captions = texts_of(samples, images, "caption")
         if len(captions) != images:
-            raise ValueError(f"there are {len(captions)} captions for {images} pictures; give one for each")
+            raise ValueError(f"there are {len(captions)} captions for {images} images; give one for each")
         return self._begun(captions, self.first, self.config.max_caption_len)
 
     def contexts(self, samples: Mapping[str, Any]) -> list[Context]:

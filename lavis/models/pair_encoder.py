@@ -36,12 +36,12 @@ class PairEncoder(TextEncoder):
     def __call__(self, samples: Mapping[str, Any]) -> dict[str, Any]:
         encoded = dict(samples)
         if self.by_id:
-            require(samples, ("image_id",), "integers that say which texts share a picture")
+            require(samples, ("image_id",), "integers that say which texts share an image")
             encoded["image_id"] = torch.as_tensor(samples["image_id"]).flatten()
         images = len(media_of(samples, self.media))
         texts = texts_of(samples, images)
         if len(texts) != images:
-            raise ValueError(f"{len(texts)} texts for {images} pictures; this loss takes one per picture")
+            raise ValueError(f"{len(texts)} texts for {images} images; this loss takes one per image")
         tokens: dict[str, Any] = {"text": self.tokens(texts)}
         if samples.get("statements") is not None:
             require(samples, ("fits",), "whether each statement is true of each picture")

@@ -61,8 +61,8 @@ def texts_of(samples: Mapping[str, Any], images: int, key: str = "text_input") -
     texts = [texts] * images if isinstance(texts, str) else list(texts)
     if not texts or len(texts) % images:
         raise ValueError(
-            f"there are {len(texts)} texts for {images} pictures; give one per picture, or the same number "
-            "for each, a picture's texts next to one another"
+            f"there are {len(texts)} texts for {images} images; give one per image, or the same number "
+            "for each, an image's texts next to one another"
         )
     return texts
 

@@ -20,7 +20,7 @@ class FrameTransformer(VisionTransformer):
         if video.ndim != 5 or video.shape[1] != 3 or video.shape[2] == 0:
             raise ValueError(
                 f"video has shape {tuple(video.shape)}; it must be (B, 3, frames, {self.image_size}, "
-                f"{self.image_size}); unsqueeze(0) for a single video, unsqueeze(2) for pictures"
+                f"{self.image_size}); unsqueeze(0) for a single video, unsqueeze(2) for images"
             )
         encode = super().forward
         frames = video.transpose(1, 2).flatten(0, 1)  # (B·F, 3, h, w)
