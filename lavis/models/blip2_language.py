@@ -26,7 +26,7 @@ from lavis.models.parts import Sources, building
 from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import Tokens
 from lavis.nn import generation
-from lavis.nn.causal_lm import CausalDecoding, EncoderDecoding, positions
+from lavis.nn.causal_lm import CausalDecoding, Decoding, EncoderDecoding, positions
 from lavis.nn.finite import check_finite
 from lavis.nn.generation import GenerationOptions
 from lavis.nn.losses import IGNORE, language_modelling_loss
@@ -245,15 +245,22 @@ class Blip2Language(WithTower, BaseModel):
     ) -> Texts:
         """Texts after prompts, one for each image."""
         prefix = self.prefix(media_of(samples, self.MEDIA, self.device), self.instruction(prompts))
+        decoding, first = self.begin(prefix, prompts, most)
+        _, end, pad = self.special_ids()
+        decoded = generation.generate(decoding, first, replace(options, lookahead=1), end=end, pad=pad)
+        ids, logprobs, scores = decoded.read(len(first))
+        return Texts(texts_of_ids(self.words, ids), logprobs, scores)
+
+    def begin(
+        self, prefix: torch.Tensor, prompts: Sequence[str], most: int | None = None
+    ) -> tuple[Decoding, torch.Tensor]:
+        """Read a prefix and R prompts, of at most so many tokens; what goes on from there, and its first step's tokens
+        (R, 1)."""
         # a decoder-only model goes on where its prompt ends
         tokens = self._padded(self._rows(prompts, most), "right" if self.ENCODES else "left")
         embeds, mask = self._embedded(prefix, tokens)
         decoding = (EncoderDecoding if self.ENCODES else CausalDecoding)(self.language, embeds, mask)
-        start, end, pad = self.special_ids()
-        first = torch.full((len(embeds), 1), start, device=self.device)
-        decoded = generation.generate(decoding, first, replace(options, lookahead=1), end=end, pad=pad)
-        ids, logprobs, scores = decoded.read(len(embeds))
-        return Texts(texts_of_ids(self.words, ids), logprobs, scores)
+        return decoding, torch.full((len(embeds), 1), self.special_ids()[0], device=self.device)
 
     def _options(self, max_length: int, min_length: int, **options: Any) -> GenerationOptions:
         """Options of the original's arguments: of an encoder-decoder `max_length` counts new tokens, of others the
@@ -435,13 +442,9 @@ class WithT5:
         logits = nn.functional.pad(out.logits, (0, 0, 0, 1))
         return language_modelling_loss(logits, nn.functional.pad(labels, (1, 0), value=IGNORE))
 
-    def log_probabilities(self, prefix: torch.Tensor, prompt: str, candidates: list[str]) -> torch.Tensor:
-        """Of texts and their ends after a prefix (1, P, W) and a prompt: (C,)."""
-        embeds, mask = self._embedded(prefix, self._padded(self._rows([prompt])))
-        ids, real = self._padded(self._rows(candidates))
-        return EncoderDecoding(self.language, embeds, mask).log_probabilities(
-            ids, real, self.special_ids()[0]
-        )
+    def candidate_rows(self, candidates: list[str]) -> list[list[int]]:
+        """Tokens of candidates, with their ends."""
+        return self._rows(candidates)
 
     def special_ids(self) -> tuple[int, int, int]:
         config = self.language.config
@@ -511,11 +514,16 @@ class Instruct:
             raise ValueError(
                 f"there are {len(lists)} lists of candidates for {len(prompts)} prompts; give one for each"
             )
-        prefix = model.prefix(media, model.instruction(prompts))
-        found = [
-            model.log_probabilities(prefix[i : i + 1], prompts[i], list(own)) for i, own in enumerate(lists)
-        ]
-        check_finite(torch.cat(found), kind="candidate")
+        decoding, first = model.begin(model.prefix(media, model.instruction(prompts)), prompts)
+        counts = [len(own) for own in lists]
+        rows = [row for own in lists for row in model.candidate_rows(list(own))]
+        items = torch.arange(len(lists), device=model.device).repeat_interleave(
+            torch.tensor(counts, device=model.device)
+        )
+        tokens = model._padded(rows)
+        logs = decoding.log_probabilities(first, tokens.ids, tokens.mask, items)
+        check_finite(logs, kind="candidate")
+        found = list(logs.split(counts))
         scores: Any = torch.stack(found) if len({len(row) for row in found}) == 1 else found
         if isinstance(scores, list):
             ranks: Any = [row.argsort(descending=True, stable=True) for row in scores]
@@ -575,11 +583,9 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
             row[: len(instruction)] = IGNORE
         return self._causal_loss(self.prefix(media, self.instruction(read)), tokens, labels)
 
-    def log_probabilities(self, prefix: torch.Tensor, prompt: str, candidates: list[str]) -> torch.Tensor:
-        """Of texts, without ends, after a prefix (1, P, W) and a prompt, which are read once: (C,)."""
-        embeds, mask = self._embedded(prefix, self._padded(self._rows([prompt])))
-        ids, real = self._padded([row[1:] for row in self._rows(candidates)])
-        return CausalDecoding(self.language, embeds, mask).log_probabilities(ids, real)
+    def candidate_rows(self, candidates: list[str]) -> list[list[int]]:
+        """Tokens of candidates, without beginnings and ends."""
+        return [row[1:] for row in self._rows(candidates)]
 
     def special_ids(self) -> tuple[int, int, int]:
         config = self.language.config
