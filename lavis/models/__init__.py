@@ -11,7 +11,7 @@ import torch
 
 from lavis.common import moved
 from lavis.common.registry import registry
-from lavis.models import folders, peft_folders
+from lavis.models import blip2_folders, folders, peft_folders
 from lavis.models.base import BaseModel, Output
 from lavis.models.configs import Preset, set_for_training
 from lavis.models.loading import PartSettings, put_adapters
@@ -60,7 +60,7 @@ def load_model(
 
     Args:
         name: a registered name (`model_zoo` lists them), or a folder that `save_pretrained` or a
-            training run wrote.
+            training run wrote, or one of transformers' with BLIP-2 or InstructBLIP.
         model_type: one of the name's types; may be left out for a folder, or where there is one only.
         is_eval: whether to return it in evaluation mode. `generate`, `predict_answers` and the like never use
             dropout, in either mode.
@@ -96,7 +96,7 @@ def load_model(
                 raise ValueError(f"{path} holds a {arch}, not a {name}")
             model = cls.from_folder(path, for_training=for_training, parts=parts)
         else:
-            model_type = _one_type(cls, model_type)
+            model_type = _one_type(cls, model_type or cls.type_of(path))
             preset = cls.preset(model_type)
             config = set_for_training(preset.config, for_training)
             settings = PartSettings(preset.parts, parts, "parts")
@@ -192,7 +192,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _arch(folder: Path) -> str:
-    return str(folders.read_description(folder)["arch"])
+    return blip2_folders.class_of(folder) or str(folders.read_description(folder)["arch"])
 
 
 def _one_type(cls: type[BaseModel], model_type: str | None) -> str:

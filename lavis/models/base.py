@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -256,6 +256,11 @@ class BaseModel(nn.Module):
         return config
 
     @classmethod
+    def type_of(cls, path: Path) -> str | None:
+        """The model type that a folder of others is of, as far as that can be told; None: it can't."""
+        return None
+
+    @classmethod
     def with_activation(cls, config: Any, activation: str) -> Any:
         """The config with one of the two GELUs.
 
@@ -440,6 +445,17 @@ class BaseModel(nn.Module):
             whole: leave nothing out.
         """
         saving.save(self, Path(folder), dict(self.state_dict() if state_dict is None else state_dict), whole)
+
+    def save_beside(self, folder: Path, left_out: Collection[str]) -> dict[str, Any]:
+        """Write what a folder has to hold beside the weights.
+
+        Args:
+            left_out: parts that the folder only refers to.
+
+        Returns:
+            entries of the config that are others in the folder.
+        """
+        return {}
 
     def official_state(self) -> checkpoints.StateDict:
         """The entries with the names and shapes that official files have."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.common.values import suggest
+from lavis.models import blip2_folders
 from lavis.models.base import BaseModel, finite_results, inference, own_step, prepared
 from lavis.models.checkpoints import START_TEMPERATURE, Rules
 from lavis.models.clip import clip_vit
@@ -128,9 +130,21 @@ class WithTower:
 
     MEDIA = "image"
     PART_RULES: ClassVar[Mapping[str, tuple[Rules, ...]]] = {"visual_encoder": (EVA_FILE, CLIP_FILE)}
+    # of transformers' folders: (architecture, model_type of the language model)
+    TRANSFORMERS: ClassVar[tuple[str, str]] = (blip2_folders.RETRIEVES, "")
 
+    registered_name: ClassVar[str]
+    PRESETS: ClassVar[Mapping[str, Any]]
     visual_encoder: VisionTransformer
     ln_vision: nn.LayerNorm
+
+    @classmethod
+    def adapt(cls, config: Any, path: Path) -> Any:
+        return blip2_folders.adapted(config, path, cls.TRANSFORMERS, cls.registered_name)
+
+    @classmethod
+    def type_of(cls, path: Path) -> str | None:
+        return blip2_folders.type_of(path, cls.PRESETS)
 
     def add_tower(self, config: Blip2Config) -> None:
         with building("visual_encoder"):
@@ -152,6 +166,7 @@ class Blip2Qformer(WithTower, BaseModel):
     registered_name = "blip2"
     RULES = OFFICIAL
     PRETRAINED_RULES = OFFICIAL
+    FOREIGN_RULES = (blip2_folders.rules(blip2_folders.RETRIEVES),)
 
     config: Blip2Config
     tokenizer: Tokenizer

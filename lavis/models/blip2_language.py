@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from lavis.common.registry import registry
+from lavis.models import blip2_folders
 from lavis.models.base import BaseModel, Output, inference
 from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer, WithTower
-from lavis.models.checkpoints import read_json
+from lavis.models.checkpoints import StateDict, read_json
 from lavis.models.languages import language_model, language_tokenizer, texts_of_ids
 from lavis.models.outputs import Texts
 from lavis.models.parts import Sources, building
@@ -83,6 +85,7 @@ class Blip2Language(WithTower, BaseModel):
         super().__init__()
         self.config = config
         self.prompt, self.max_txt_len = config.prompt, config.max_txt_len
+        self.language_source = config.language_source
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_token, config.text.width))
         self.add_tower(config)
         self.Qformer = QueryReader(config.text, text=self.INSTRUCT)
@@ -92,7 +95,7 @@ class Blip2Language(WithTower, BaseModel):
                 f"{self.LANGUAGE}="
             )
         with building(self.LANGUAGE):
-            language = language_model(config.language, **self.language_changes())
+            language = language_model(config.language)
         self.add_module(self.LANGUAGE, language)
         width = language.get_input_embeddings().weight.shape[1]
         self.add_module(self.PROJECTION, nn.Linear(config.text.width, width))
@@ -101,7 +104,7 @@ class Blip2Language(WithTower, BaseModel):
 
     @classmethod
     def language_changes(cls) -> dict[str, Any]:
-        """Entries of the language model's config.json that the original changes."""
+        """Entries that the original changes in config.json of the language model's own folder."""
         return {}
 
     @classmethod
@@ -115,11 +118,27 @@ class Blip2Language(WithTower, BaseModel):
 
     @classmethod
     def with_parts(cls, config: Any, sources: Sources) -> Any:
-        """The config with what the language model's folder says of it."""
+        """The config with what the language model's folder says of it, where the weights' own does not."""
+        if config.language is not None and config.language_source:
+            return config
         folder = sources.path(cls.LANGUAGE)
-        return replace(
-            config, language=config.language or read_json(folder / "config.json"), language_source=str(folder)
-        )
+        language = config.language or {**read_json(folder / "config.json"), **cls.language_changes()}
+        return replace(config, language=language, language_source=str(folder))
+
+    @classmethod
+    def adapt(cls, config: Any, path: Path) -> Any:
+        """The config with what a folder says of its language model, and the tokenizer that lies in it."""
+        return blip2_folders.with_tokenizer(super().adapt(config, path), path)
+
+    @classmethod
+    def complete(cls, config: Any, state: StateDict) -> Any:
+        return replace(config, language=config.language and blip2_folders.untied(config.language, state))
+
+    def save_beside(self, folder: Path, left_out: Collection[str]) -> dict[str, Any]:
+        """Copy the language model's tokenizer, unless it lies where the language model is left."""
+        if self.LANGUAGE in left_out:
+            return {"language_source": ""}
+        return {"language_source": blip2_folders.copy_tokenizer(Path(self.language_source), folder)}
 
     @property
     def language(self) -> Any:
@@ -129,7 +148,7 @@ class Blip2Language(WithTower, BaseModel):
     @cached_property
     def words(self) -> Any:
         """The language model's tokenizer."""
-        return language_tokenizer(self.config.language_source)
+        return language_tokenizer(self.language_source)
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.query_tokens, std=self.config.text.init_std)
@@ -388,6 +407,8 @@ class Blip2OPT(Blip2Language):
     LANGUAGE, PROJECTION = "opt_model", "opt_proj"
     RULES = replace(OFFICIAL, external=("visual_encoder.*", "opt_model.*"))
     PRETRAINED_RULES = RULES
+    TRANSFORMERS = (blip2_folders.WRITES, "opt")
+    FOREIGN_RULES = (blip2_folders.rules(blip2_folders.WRITES, LANGUAGE, PROJECTION),)
 
     def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
         tokens = self._padded(self._rows([text + "\n" for text in written], self.config.max_txt_len))
@@ -456,6 +477,8 @@ class Blip2T5(WithT5, Blip2Language):
     """BLIP-2 with Flan-T5."""
 
     registered_name = "blip2_t5"
+    TRANSFORMERS = (blip2_folders.WRITES, "t5")
+    FOREIGN_RULES = (blip2_folders.rules(blip2_folders.WRITES, "t5_model", "t5_proj"),)
 
 
 class Instruct:
@@ -549,6 +572,8 @@ class Blip2T5Instruct(Instruct, WithT5, Blip2Language):
     """InstructBLIP with Flan-T5."""
 
     registered_name = "blip2_t5_instruct"
+    TRANSFORMERS = (blip2_folders.INSTRUCTED, "t5")
+    FOREIGN_RULES = (blip2_folders.rules(blip2_folders.INSTRUCTED, "t5_model", "t5_proj"),)
 
 
 @registry.register_model("blip2_vicuna_instruct")
@@ -559,6 +584,8 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
     LANGUAGE, PROJECTION = "llm_model", "llm_proj"
     RULES = replace(OFFICIAL, external=("visual_encoder.*", "llm_model.*"), drop=("*.rotary_emb.inv_freq",))
     PRETRAINED_RULES = RULES
+    TRANSFORMERS = (blip2_folders.INSTRUCTED, "llama")
+    FOREIGN_RULES = (blip2_folders.rules(blip2_folders.INSTRUCTED, LANGUAGE, PROJECTION),)
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:

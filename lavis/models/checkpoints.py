@@ -511,7 +511,7 @@ def load_into(
         The names of entries that keep their starting values.
     """
     wanted = model.state_dict()
-    state = _separate(apply_rules(state, wanted, rules, where, fill), model)
+    state = _separate(apply_rules(state, wanted, rules, where, fill, tied_names(model)), model)
     fresh = [key for key in wanted if key not in state]
     for key, old in wanted.items():
         if key not in state:

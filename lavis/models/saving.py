@@ -45,6 +45,8 @@ def save(model: BaseModel, folder: Path, state: checkpoints.StateDict, whole: bo
         parts, left_out = _without_parts(model, state, parts)
         base, unchanged = _without_base(model, state, left_out)
         left_out |= unchanged
+    referred = [name for name, part in parts.items() if base is not None or part.sha256 is not None]
+    config.update(model.save_beside(folder, referred))
     if parts:
         description["parts"] = {name: asdict(part) for name, part in parts.items()}
     if model.lora is not None:
