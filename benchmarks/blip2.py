@@ -227,6 +227,7 @@ def part_itm() -> dict[str, Any]:
         )
         return theirs.itm_head(found.last_hidden_state[:, : queries.shape[1]]).mean(dim=1)
 
+    @torch.no_grad()
     def in_this_library() -> Any:
         return ours({"image": image, "text_input": TEXTS}, match_head="itm")
 
