@@ -55,6 +55,7 @@ class QueryLayer(Layer):
         memory: Memory | None,
         cache: Cache | Prefix | None,
         index: int,
+        only_queries: bool = False,
     ) -> torch.Tensor:
         x = self.attention(x, mask, cache, index, only_first=False)
         q, text = x[:, :queries], x[:, queries:]
@@ -62,6 +63,8 @@ class QueryLayer(Layer):
             if memory is not None and memory.keys_values[index]:
                 q = self.crossattention.look(q, memory.keys_values[index], memory.mask)  # type: ignore[operator]
             q = self.output_query(self.intermediate_query(q), q)
+        if only_queries:
+            return q
         if text.shape[1]:
             text = self.output(self.intermediate(text), text)
         return torch.cat([q, text], dim=1)
@@ -82,6 +85,7 @@ class QueryTransformer(TextTransformer):
         causal: bool = False,
         cache: Cache | Prefix | None = None,
         start: int = 0,
+        only_queries: bool = False,
     ) -> torch.Tensor:
         """Embed and run all layers.
 
@@ -93,9 +97,10 @@ class QueryTransformer(TextTransformer):
             causal: whether a token of the text sees only itself and earlier ones, beside what `cache` holds.
             cache: keys and values so far; advanced by what is read.
             start: place of the first of `ids` in its text.
+            only_queries: leave the text's states out of the result.
 
         Returns:
-            (R, Q + T, D).
+            (R, Q + T, D), or (R, Q, D).
         """
         parts = []
         if queries is not None:
@@ -109,7 +114,8 @@ class QueryTransformer(TextTransformer):
         before = 0 if cache is None else cache.length
         seen = _mask(x, count, before, mask, causal)
         for index, layer in enumerate(self.encoder.layer):
-            x = layer.read(x, count, seen, memory, cache, index)  # type: ignore[operator]
+            alone = only_queries and index == self.config.depth - 1
+            x = layer.read(x, count, seen, memory, cache, index, alone)  # type: ignore[operator]
         if cache is not None:
             cache.length = before + x.shape[1]
         return x
