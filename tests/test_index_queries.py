@@ -125,7 +125,8 @@ def test_where_all_are_ordered_exactly_it_is_brute_force(
     assert 1 not in found or 4 not in found or stale or found.index(1) < found.index(4)
 
 
-def test_only_the_first_by_their_means_are_ordered(tmp_path: Path) -> None:
+def test_only_the_first_by_their_means_are_ordered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_LEAST", 256)
     vectors = _unit(np.random.default_rng(1).standard_normal((2_000, QUERIES, WIDTH)))
     text = _unit(np.random.default_rng(2).standard_normal(WIDTH))
     vectors[1_500, 3] = text  # the best of all: one of its vectors is the text
@@ -138,7 +139,7 @@ def test_only_the_first_by_their_means_are_ordered(tmp_path: Path) -> None:
         hits = index.nearest(text, 1, text=(text, 1.0), first=count)
         assert (hits[0].path == paths[1_500]) == best
     largest = (vectors[first[:256]].astype(np.float16).astype(np.float32) @ text).max(axis=1)
-    hits = index.nearest(text, 5, text=(text, 1.0))  # without a number: 256, or ten times k
+    hits = index.nearest(text, 5, text=(text, 1.0))  # without a number: so many, or ten times k
     assert [h.path for h in hits] == [paths[i] for i in first[:256][np.argsort(-largest)[:5]]]
     # by picture: the means alone
     hits = index.nearest(text, 3)
