@@ -5,7 +5,8 @@
 Made-up vectors, 32 of 256 numbers an image: the sum of a direction that all images' vectors of a query share, one that
 an image's vectors share, and noise of each vector; the three have lengths in the ratio that a row of the results names.
 A text is one vector of an image with noise of its own, cosine 0.8. Given are seconds of `Index.nearest` (median of the
-texts; files in the system's cache), those of ordering all images exactly, and which share of the exact best 20 it finds.
+texts; files in the system's cache) where the first 256, 1024, 4096 or all images are ordered exactly, and which share
+of the exact best 20 it finds.
 
 Writes benchmarks/results/index_queries.json.
 """

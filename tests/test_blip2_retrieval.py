@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from lavis.models import gallery, reranking
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.models import build_model, gallery, reranking
+from lavis.models.starting import start_from
+from lavis.nn.language_model import LanguageModel
 from lavis.nn.losses import similarities
 from tests.golden import Gallery
 from tests.helpers import blip2_reference as reference
@@ -14,6 +25,7 @@ from tests.helpers.blip2_reference import INPUTS, images
 from tests.ranks import on_ranks
 from tests.small import images as noise
 from tests.small import random_model
+from tests.test_recipes import ELSEWHERE, data_of, model_of
 
 TEXTS = ["a red star", "two large blue squares above a ring", "a green heart", "one"]
 
@@ -82,3 +94,108 @@ def test_products_of_several_vectors_are_the_largest_whatever_comes_at_once(monk
     for most in (1, 25, 10_000):
         monkeypatch.setattr(gallery, "PRODUCTS_AT_ONCE", most)
         torch.testing.assert_close(gallery.products(vectors, texts), wanted)
+
+
+# ------------------------------------------------------------------------------------------ training
+@pytest.mark.parametrize("trained", [True, False])
+def test_parameter_groups_are_the_originals(tmp_path, trained):
+    """Layer-wise decay of an image encoder that is trained; a frozen one is in no group."""
+    described = reference.manifest("qformer")
+    path = reference.write(described, tmp_path / "model.pth")
+    parts = {"visual_encoder": {"frozen": not trained}}
+    cfg = {"arch": "blip2", "model_type": "pretrain", "weights": str(path), "parts": parts}
+    model = build_model({**cfg, **reference.sizes_of(described)})
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {
+        names[id(p)]: [group.get("lr_scale", 1), group["weight_decay"]]
+        for group in model.get_optimizer_params(0.05, lr_scale=0.9)
+        for p in group["params"]
+    }
+    wanted = json.loads((reference.REFERENCE / "parameter_groups.json").read_text())
+    # EVA's biases of queries and values are one tensor here, with the keys' between them
+    wanted = {re.sub(r"attn\.[qv]_bias$", "attn.qkv.bias", name): row for name, row in wanted.items()}
+    if not trained:
+        wanted = {name: row for name, row in wanted.items() if not name.startswith("visual_encoder.")}
+    assert found.keys() == wanted.keys()
+    for name, row in wanted.items():
+        assert found[name] == pytest.approx(row), name
+
+
+def test_two_ranks_train_as_one():
+    """A pair on each of two ranks: its negatives can only be the other's. The losses' means, and gradients, are those
+    of both pairs on one."""
+    media, texts = noise(2, seed=4), TEXTS[:2]
+
+    def losses(rows: slice) -> dict[str, Any]:
+        model = random_model("blip2")
+        out = model({"image": media[rows], "text_input": texts[rows]})
+        out.loss.backward()
+        gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+        return {**{n: float(out[n].detach()) for n in ("loss_itc", "loss_itm", "loss_lm")}, **gradients}
+
+    alone = losses(slice(0, 2))
+    parts = on_ranks(2, lambda rank: losses(slice(rank, rank + 1)))
+    assert len(alone) > 100
+    for name, wanted in alone.items():
+        mean = sum(torch.as_tensor(part[name]) for part in parts) / 2
+        torch.testing.assert_close(mean, torch.as_tensor(wanted), rtol=1e-3, atol=1e-4, msg=name)
+
+
+# ------------------------------------------------------------------------------------------ recipes
+ORIGINALS: dict[str, Any] = json.loads((reference.REFERENCE / "recipes.json").read_text())
+OURS = {
+    "blip2/eval/ret_coco_eval.yaml": "blip2/retrieval_coco_eval",
+    "blip2/eval/ret_flickr_eval.yaml": "blip2/retrieval_flickr_eval",
+    "blip2/train/retrieval_coco_ft.yaml": "blip2/retrieval_coco",
+    "blip2/train/pretrain_stage1.yaml": "blip2/pretrain",
+}
+
+
+@pytest.mark.parametrize("original", OURS)
+def test_settings_are_those_of_the_original(original):
+    """All keys of `run`, data and processors; of the model what it is, its weights and whether its tower is trained."""
+    content = copy.deepcopy(ORIGINALS[original])
+    model = content["model"]
+    frozen, recomputes = model.pop("freeze_vit", None), model.pop("use_grad_checkpoint", None)
+    theirs, ours = Config.from_dict(content), Config.load(OURS[original])
+    (arch, model_type, (weights, _), config), wanted = model_of(ours), model_of(theirs)
+    # an evaluation's weights are those of the preset
+    assert (arch, model_type, weights, config) == (*wanted[:2], wanted[2][0], wanted[3])
+    parts = registry.get_model_class(arch).preset(model_type).parts
+    assert frozen in (None, parts["visual_encoder"].frozen)
+    assert not recomputes and config.grad_checkpointing == 0
+    assert list(ours.datasets) == list(theirs.datasets)
+    for name in theirs.datasets:
+        assert data_of(ours, name, theirs.run.evaluate) == data_of(theirs, name, theirs.run.evaluate)
+    found, wanted = (
+        {**dataclasses.asdict(c.run), **dataclasses.asdict(c.task_config)} for c in (ours, theirs)
+    )
+    evaluates = theirs.run.evaluate
+    ignored = ELSEWHERE | ({"batch_size_train", "train_splits", "valid_splits"} if evaluates else set())
+    for settings in (found, wanted):
+        for key in ignored:
+            settings.pop(key, None)
+    assert found == wanted
+    assert ours.run.mixed_precision == theirs.run.mixed_precision or evaluates
+
+
+def test_a_q_former_starts_as_bert(tmp_path):
+    """The queries' feed-forward parts as those of text, cross-attention fresh, one token more."""
+    model = random_model("blip2")
+    config = model.config.text
+    bert = LanguageModel(
+        dataclasses.replace(config, vocab_size=config.vocab_size - 1, cross_from=config.depth)
+    )
+    bert.reset_parameters()
+    bert.tie_weights()
+    save_file({k: t.clone() for k, t in bert.state_dict().items()}, tmp_path / "bert.safetensors")
+    before = model.Qformer.bert.encoder.layer[0].crossattention.self.key.weight.clone()
+    start_from(model, {"Qformer": str(tmp_path / "bert.safetensors")})
+    layer, theirs = model.Qformer.bert.encoder.layer[1], bert.bert.encoder.layer[1]
+    for part in (layer.intermediate, layer.intermediate_query):
+        assert torch.equal(part.dense.weight, theirs.intermediate.dense.weight)
+    assert torch.equal(layer.output_query.LayerNorm.weight, theirs.output.LayerNorm.weight)
+    assert torch.equal(model.Qformer.bert.encoder.layer[0].crossattention.self.key.weight, before)
+    words = model.Qformer.bert.embeddings.word_embeddings.weight
+    assert torch.equal(words[:-1], bert.bert.embeddings.word_embeddings.weight)
+    assert model.Qformer.cls.predictions.decoder.weight is words

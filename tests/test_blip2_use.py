@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lavis.inference import Encoder, load
 from lavis.inference.zero_shot import classify
-from lavis.models import reranking
+from lavis.models import heat_maps, reranking
+from lavis.models.outputs import Texts
 from lavis.nn.losses import similarities
 from tests.small import images, random_model
 
@@ -88,3 +90,90 @@ def test_classes_are_compared_by_the_largest_of_the_queries(encoder):
     torch.testing.assert_close(found, (encoder.scale * cosines).softmax(dim=1), rtol=1e-3, atol=1e-4)
     by_head = classify(encoder, media, labels, head="itm")
     torch.testing.assert_close(by_head.sum(dim=1), torch.ones(2))
+
+
+# ------------------------------------------------------------------------------------------ heat maps
+def _states(model, patch: int) -> torch.Tensor:
+    """Of an image in which all tokens but one patch are zero, and say nothing: (1, N, D)."""
+    width, tokens = model.config.vit.width, model.visual_encoder.pos_embed.shape[1]
+    states = torch.zeros(1, tokens, width)
+    states[0, 1 + patch] = torch.randn(width, generator=torch.Generator().manual_seed(patch))
+    for layer in model.Qformer.bert.encoder.layer:
+        if layer.crosses:
+            layer.crossattention.self.value.bias.data.zero_()
+    return states
+
+
+@pytest.mark.parametrize("patch", [0, 7, 29, 63])
+def test_maps_show_the_only_patch_that_says_something(monkeypatch, patch):
+    """Of 8 x 8, row by row, with every other patch at exactly zero."""
+    model = random_model("blip2", seed=1)
+    states = _states(model, patch)
+    monkeypatch.setattr(model, "encode_image", lambda image: states)
+    found = model.explain_text({"image": images(1)}, "a very small red star")
+    assert found.words == ["a", "very", "small", "red", "star"] and found.maps.shape == (5, 8, 8)
+    for heat in (*found.maps, found.whole):
+        assert heat.flat[patch] > 0 and heat.sum() == heat.flat[patch]
+
+
+def test_maps_of_all_layers_are_the_sum_of_each_layers():
+    model, samples = random_model("blip2", seed=2), {"image": images(1)}
+    whole = model.explain_text(samples, "a red star")
+    first, second = (model.explain_text(samples, "a red star", layer) for layer in (0, 2))
+    np.testing.assert_allclose(whole.maps, first.maps + second.maps, rtol=1e-4, atol=1e-8)
+    assert first.maps.sum() > 0 and second.maps.sum() > 0 and not np.allclose(first.maps, second.maps)
+    assert not np.allclose(
+        whole.maps[1] / whole.maps[1].sum(), whole.maps[2] / whole.maps[2].sum(), rtol=1e-2
+    )
+    with torch.no_grad():
+        logit = model.match_logits(
+            model.tokens(["a red star"]), model.memorize(model.encode_image(images(1)))
+        )
+    assert whole.score == pytest.approx(float(logit[0, 1]), rel=1e-4)
+    # a layer whose cross-attention adds nothing has no share
+    value = model.Qformer.bert.encoder.layer[2].crossattention.self.value
+    value.weight.data.zero_()
+    value.bias.data.zero_()
+    assert model.explain_text(samples, "a red star", 2).maps.sum() == 0
+    for wrong in (1, 3, 4):
+        with pytest.raises(ValueError, match=rf"layer {wrong} does not read the image; choose one of 0, 2"):
+            model.explain_text(samples, "a red star", wrong)
+
+
+def test_relevance_is_followed_by_the_published_rules():
+    """Equations 5 to 10 of Chefer et al. 2021, number by number."""
+    rng = torch.Generator().manual_seed(0)
+    queries, tokens, places = 3, 5, 4
+    selves = [torch.rand(1, tokens, tokens, generator=rng) for _ in range(3)]
+    looks = {i: torch.rand(1, queries, places, generator=rng) for i in (0, 2)}
+    own = [[float(i == j) for j in range(tokens)] for i in range(tokens)]
+    seen = [[0.0] * places for _ in range(tokens)]
+    for index, each in enumerate(selves):
+        a, before, view = each[0].tolist(), [row[:] for row in own], [row[:] for row in seen]
+        for i in range(tokens):
+            own[i] = [
+                before[i][j] + sum(a[i][t] * before[t][j] for t in range(tokens)) for j in range(tokens)
+            ]
+            seen[i] = [view[i][n] + sum(a[i][t] * view[t][n] for t in range(tokens)) for n in range(places)]
+        if index in looks:
+            c = looks[index][0].tolist()
+            for t in range(tokens):
+                for n in range(places):
+                    for q in range(queries):
+                        whole = sum(own[q]) - 1
+                        share = (own[q][t] - (q == t)) / whole + (q == t)
+                        seen[t][n] += share * c[q][n]
+    torch.testing.assert_close(heat_maps._followed(selves, looks), torch.tensor(seen), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_text_the_own_caption_is_explained(monkeypatch):
+    model, samples = random_model("blip2"), {"image": images(1)}
+    caption = model.generate(samples)[0]
+    for nothing in (None, " "):
+        found = model.explain_text(samples, nothing)
+        assert found.text == caption and found.words == caption.split()[: len(found.words)]
+    given = model.explain_text(samples, caption)
+    np.testing.assert_allclose(found.maps, given.maps, rtol=1e-4, atol=1e-8)
+    with pytest.raises(ValueError, match="no word to explain"):
+        monkeypatch.setattr(model, "generate", lambda *a, **k: Texts([""], [0.0], [0.0]))
+        model.explain_text(samples, None)

@@ -40,7 +40,7 @@ from tests.small import random_model
 ROOT = Path(__file__).parent.parent
 FEATURES = {EmbedsBoth, EmbedsPairs}
 MATCHING = FEATURES | {Matches}
-QUERIES = MATCHING | {EmbedsQueries, Writes}
+QUERIES = MATCHING | {EmbedsQueries, Explains, Writes}
 EXPECTED: dict[str, set[type]] = {
     "albef_classification": {Classifies, Explains},
     "albef_feature_extractor": FEATURES,

@@ -48,7 +48,10 @@ VECTORS = "vectors.f16"
 FORMAT, FORMAT_OF_SEVERAL = 1, 2  # the second: a picture has several vectors
 BLOCK = 65_536  # rows that are searched or copied at once
 BLOCK_OF_SEVERAL = 1024  # the same, of pictures' Q vectors
-FIRST_TIMES, FIRST_LEAST = 10, 4096  # pictures that are ordered exactly: so many times k, and at least so many
+FIRST_TIMES, FIRST_LEAST = (
+    10,
+    4096,
+)  # pictures that are ordered exactly: so many times k, and at least so many
 STALE_SHARE, STALE_ROWS = 0.3, 1024  # more than both: the index is written anew
 PRUNED_SHARE = 0.5  # an update that removes more of the entries must be told to
 Progress = Callable[[int, int], None]

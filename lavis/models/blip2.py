@@ -19,12 +19,13 @@ from torch.nn import functional as F
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.common.values import suggest
+from lavis.models import heat_maps
 from lavis.models.base import BaseModel, finite_results, inference, own_step, prepared
 from lavis.models.checkpoints import START_TEMPERATURE, Rules
 from lavis.models.clip import clip_vit
 from lavis.models.clip_checkpoints import reshaped, resize_positions, tower_names
 from lavis.models.fusion import TextStates
-from lavis.models.outputs import Features, LossOutput, Matched, Similarity, Texts
+from lavis.models.outputs import Explanation, Features, LossOutput, Matched, Similarity, Texts
 from lavis.models.parts import as_input_of, building
 from lavis.models.reranking import TEXT_LENGTH, match_every, rerank
 from lavis.models.samples import TextEncoder, media_of, require, texts_of
@@ -315,6 +316,16 @@ class Blip2Qformer(WithTower, BaseModel):
         labels = ids.masked_fill(~tokens.mask, IGNORE)
         return language_modelling_loss(self.Qformer.cls(states), labels, smoothing=SMOOTHING)
 
+    def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
+        """As of other models, but that the temperature decays: the original exempts tensors of one dimension, and there
+        it has none."""
+        groups = super().get_optimizer_params(weight_decay, lr_scale)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p is not self.temp]
+        if self.temp.requires_grad:
+            groups.append({"params": [self.temp], "weight_decay": weight_decay, "lr_scale": 1.0})
+        return [group for group in groups if group["params"]]
+
     def check_step(self) -> None:
         """Whether each batch had negatives to match with."""
         step = self.optimizer_step
@@ -454,6 +465,25 @@ class Blip2Qformer(WithTower, BaseModel):
         """States of B images' queries that have read their texts, the mean of the Q: (B, D)."""
         tokens = self.tokens(texts, self.config.max_txt_len)
         return self.fuse(tokens, self.memorize(self.encode_image(media))).mean(dim=1)
+
+    @prepared
+    def explain_text(
+        self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
+    ) -> Explanation:
+        """The logit that a text (or else the own caption) fits, by its words."""
+        given = text if (text or "").strip() else None
+        written = given
+        if written is None:
+            captions: Any = self.generate({"image": samples["image"]}, return_scores=True)
+            written = captions.texts[0]
+        tokens = self.tokens([written], self.config.max_txt_len)
+        with torch.no_grad():
+            image_embeds = self.encode_image(samples[self.MEDIA])
+
+        def fits() -> torch.Tensor:
+            return self.match_logits(tokens, self.memorize(image_embeds))[:, 1]
+
+        return heat_maps.explained_by_queries(self, self.Qformer.bert, written, layer, fits)
 
     # ------------------------------------------------------------------------------ retrieval
     @property
