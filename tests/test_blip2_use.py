@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.numpy import load_file
 from torch.nn import functional as F
 
+from lavis.app.demo.models import choices
+from lavis.app.demo.page import EXAMPLES, Settings
+from lavis.cli.main import main
+from lavis.common.registry import registry
 from lavis.inference import Encoder, load
+from lavis.inference.features import Item, extract
 from lavis.inference.zero_shot import classify
 from lavis.models import heat_maps, reranking
 from lavis.models.outputs import Texts
@@ -177,3 +189,121 @@ def test_without_a_text_the_own_caption_is_explained(monkeypatch):
     with pytest.raises(ValueError, match="no word to explain"):
         monkeypatch.setattr(model, "generate", lambda *a, **k: Texts([""], [0.0], [0.0]))
         model.explain_text(samples, None)
+
+
+# ------------------------------------------------------------------------------------------ as a user
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A folder of a model, so that every command has the same weights."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    random_model("blip2").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., list[dict[str, Any]]]:
+    """The command in this process: its rows."""
+
+    def call(*arguments: Any) -> list[dict[str, Any]]:
+        code = main([*map(str, arguments), "--device", "cpu"])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return [json.loads(line) for line in out.splitlines()]
+
+    return call
+
+
+DRAWINGS = [EXAMPLES / f"drawing_{i:02d}.png" for i in range(4)]
+
+
+def test_commands_agree(run, saved, tmp_path):
+    encoder = Encoder(load(str(saved), device="cpu"))
+    media = [Image.open(p).convert("RGB") for p in DRAWINGS]
+    vectors, text = encoder.all_vectors(media), encoder.texts(["a red star"])
+    largest = similarities(vectors, text)[:, 0].tolist()
+
+    rows = run("match", *DRAWINGS, "--text", "a red star", "--model", saved)
+    assert [r["cosine"] for r in rows] == pytest.approx(largest, abs=1e-4)
+    chances, _ = encoder.match_all(media, ["a red star"])
+    assert [r["match"] for r in rows] == pytest.approx(chances[:, 0].tolist(), abs=1e-4)
+
+    (made,) = run("index", *DRAWINGS, "--to", tmp_path / "index", "--model", saved)
+    assert made["added"] == 4
+    found = run("search", tmp_path / "index", "a red star", "-k", 4)
+    by_path = dict(zip(map(str, DRAWINGS), largest, strict=True))
+    assert [r["score"] for r in found] == pytest.approx([by_path[r["image"]] for r in found], abs=1e-3)
+    assert [r["score"] for r in found] == sorted((r["score"] for r in found), reverse=True)
+    ranked = run("search", tmp_path / "index", "a red star", "-k", 4, "--rerank", 2)
+    assert ["match" in r for r in ranked] == [True, True, False, False]
+
+    for mode, wanted in (("queries", vectors), ("image", encoder.images(media))):
+        (done,) = run("features", *DRAWINGS, "--mode", mode, "--out", tmp_path / mode, "--model", saved)
+        assert (done["rows"], done["width"]) == (4, 64)
+        stored = np.load(tmp_path / mode / "shard-00000.npy")
+        np.testing.assert_allclose(stored, wanted.numpy(), rtol=0, atol=1e-4)
+
+    labels = ["red star", "blue ring"]
+    rows = run("classify", *DRAWINGS, "--labels", ",".join(labels), "--model", saved)
+    wanted = classify(encoder, media, labels)
+    for row, chances in zip(rows, wanted.tolist(), strict=True):
+        assert dict(zip(row["labels"], row["probabilities"], strict=True)) == pytest.approx(
+            dict(zip(labels, chances, strict=True)), abs=1e-4
+        )
+
+    (row,) = run(
+        "explain", DRAWINGS[0], "a red star", "--json", "--out", tmp_path / "e.png", "--model", saved
+    )
+    assert row["words"] == ["a", "red", "star"] and np.asarray(row["maps"]).shape == (3, 8, 8)
+    with Image.open(tmp_path / "e.png") as sheet:
+        assert sheet.width > sheet.height / 4
+    (row,) = run("caption", DRAWINGS[0], "--model", saved)
+    assert row["caption"] == encoder.loaded.model.generate({"image": encoder._batch(media[:1])})[0]
+
+
+def test_queries_go_into_every_format(run, saved, tmp_path):
+    import pyarrow.parquet as pq
+
+    for format in ("npy", "safetensors", "parquet"):
+        out = tmp_path / format
+        run(
+            "features",
+            *DRAWINGS,
+            "--mode",
+            "queries",
+            "--format",
+            format,
+            "--out",
+            out,
+            "--model",
+            saved,
+            "--half",
+        )
+    wanted = np.load(tmp_path / "npy" / "shard-00000.npy")
+    assert wanted.shape == (4, 8, 64) and wanted.dtype == np.float16
+    assert np.array_equal(load_file(tmp_path / "safetensors" / "shard-00000.safetensors")["features"], wanted)
+    table = pq.read_table(tmp_path / "parquet" / "shard-00000.parquet")
+    assert np.array_equal(np.asarray(table["features"].to_pylist(), dtype=np.float16), wanted)
+
+
+def test_plain_models_have_no_queries(tmp_path):
+    plain = Encoder(load("blip_retrieval/tiny", device="cpu"))
+    with pytest.raises(
+        ValueError, match="blip_retrieval/tiny can't give several vectors of an image; it can"
+    ):
+        extract(plain, [Item(DRAWINGS[0])], tmp_path / "out", "queries")
+
+
+def test_pages_of_the_demo_run_these_models(saved, tmp_path):
+    loaded = load(str(saved), device="cpu")
+    image = Image.open(DRAWINGS[0]).convert("RGB")
+    for name in ("matching", "search", "localization"):
+        page = registry.get_page_class(name)
+        assert page.can_use(type(loaded.model))
+        assert "blip2/coco" in [choice.spec for choice in choices(page)]
+        assert str(saved) in [choice.spec for choice in choices(page, [str(saved)])]
+    rows = registry.get_page_class("matching")(Settings(tmp_path)).run(loaded, image, ("a star", "a ring"))
+    assert {row.text for row in rows} == {"a star", "a ring"} and all("cosine" in row.note for row in rows)
+    found = registry.get_page_class("search")(Settings(tmp_path)).run(loaded, "a star", count=3, reranked=5)
+    assert len(found) == 3 and all("match" in shown.note for shown in found)
+    maps = registry.get_page_class("localization")(Settings(tmp_path)).run(loaded, image, "a red star")
+    assert [word for word, _ in maps] == ["all words", "a", "red", "star"]

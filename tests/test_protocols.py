@@ -75,7 +75,7 @@ EXPECTED: dict[str, set[type]] = {
     "clip_feature_extractor": {EmbedsBoth},
     "gpt_dialogue": set(),
 }
-ALL = {*ABILITIES, AnswersFromList, EmbedsQueries}
+ALL = {*ABILITIES, AnswersFromList}
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
