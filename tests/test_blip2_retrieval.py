@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 
 from lavis.common.config import Config
 from lavis.common.registry import registry
-from lavis.models import build_model, gallery, reranking
+from lavis.models import build_model, gallery, load_model, reranking
+from lavis.models.blip2 import Blip2Qformer
 from lavis.models.starting import start_from
 from lavis.nn.language_model import LanguageModel
 from lavis.nn.losses import similarities
+from lavis.runners import train
 from tests.golden import Gallery
 from tests.helpers import blip2_reference as reference
 from tests.helpers.blip2_reference import INPUTS, images
@@ -139,6 +141,53 @@ def test_two_ranks_train_as_one():
     for name, wanted in alone.items():
         mean = sum(torch.as_tensor(part[name]) for part in parts) / 2
         torch.testing.assert_close(mean, torch.as_tensor(wanted), rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_retrieval_is_fine_tuned_with_image_ids_and_accumulated_gradients(tmp_path):
+    """By the public runner: all captions of an image belong to it, and each half of a step has negatives."""
+    plain = {p: {"name": "blip_image_eval", "image_size": 64} for p in ("train", "eval")}
+    seen = []
+    forward = Blip2Qformer.forward
+
+    def watched(self, samples):
+        seen.append(torch.as_tensor(samples["image_id"]).tolist())
+        return forward(self, samples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Blip2Qformer, "forward", watched)
+        result = train(
+            {
+                "model": {"arch": "blip2", "model_type": "tiny", "weights": "none"},
+                "datasets": {
+                    "shapes_retrieval": {"n_train": 16, "n_val": 6, "n_test": 6, "vis_processor": plain}
+                },
+                "run": {
+                    "task": "retrieval", "max_iters": 4, "batch_size_train": 4, "batch_size_eval": 3,
+                    "accum_grad_iters": 2, "init_lr": 1e-4, "k_test": 2, "lr_layer_decay": 0.9,
+                    "train_splits": ["train"], "valid_splits": ["val"], "test_splits": ["test"],
+                    "output_dir": str(tmp_path), "job_id": "job", "device": "cpu",
+                },
+            }
+        )  # fmt: skip
+    assert result.stopped == "finished" and all(len(ids) == 4 for ids in seen) and len(seen) >= 4
+    assert {"txt_r1", "img_r1", "r_mean"} <= result.metrics["test"].keys()
+    saved = load_model(str(tmp_path / "job" / "checkpoint_last"), is_eval=True)
+    assert isinstance(saved, Blip2Qformer)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["autocast", "weights"])
+def test_scores_in_bfloat16_are_near(whole):
+    model, loader = random_model("blip2"), Gallery(noise(3), TEXTS)
+    single = model.compute_sim_matrix(loader, {"k_test": 3})
+    if whole:
+        model.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not whole):
+        half = model.compute_sim_matrix(loader, {"k_test": 3})
+    for a, b in zip(single, half, strict=True):
+        both = (a > -100) & (b > -100)
+        assert b.dtype == np.float32 and not np.array_equal(a, b)
+        assert both.sum() >= 0.7 * (a > -100).sum()
+        assert np.abs(a - b)[both].max() < 0.05 * np.abs(a[both]).max()
 
 
 # ------------------------------------------------------------------------------------------ recipes
