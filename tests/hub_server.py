@@ -29,6 +29,7 @@ def hub_of(folders: Mapping[str, Path], cache: Path) -> Iterator[Served]:
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", here + "/{repo_id}/resolve/{revision}/{filename}"
         )
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
         yield server
 
 

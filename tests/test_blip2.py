@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lavis.models import build_model
-from lavis.models.blip2 import largest_similarities
+from lavis.nn.losses import similarities
 from tests import small
 from tests.golden import close
 from tests.helpers import blip2_reference as reference
@@ -103,7 +103,7 @@ def test_four_images_are_learnt_by_heart():
     assert model.generate(samples, min_length=2) == texts
     features = model.extract_features(samples, "image").image_embeds_proj
     vectors = model.extract_features(samples, "text").text_embeds_proj[:, 0]
-    assert largest_similarities(features, vectors).argmax(dim=1).tolist() == [0, 1, 2, 3]
+    assert similarities(features, vectors).argmax(dim=1).tolist() == [0, 1, 2, 3]
 
 
 def test_a_batch_is_its_images_and_their_texts():

@@ -90,7 +90,7 @@ def test_similarities_of_a_gallery_are_finite():
     class Gallery(list):
         dataset = type("D", (), {"text": TEXTS, "__len__": lambda self: 4})()
 
-    for name in ("blip_retrieval", "albef_retrieval", "clip"):
+    for name in ("blip_retrieval", "albef_retrieval", "clip", "blip2"):
         with pytest.raises(NonFiniteError, match="for image 3 of the 4"):
             random_model(name).compute_sim_matrix(Gallery([{"image": one_bad(4, 2)}]), {"k_test": 2})
 

@@ -25,6 +25,8 @@ HEADS = [
     ("albef_pretrain", "shapes_retrieval", {}, "image_text_pretrain", None),
     ("blip_retrieval", "shapes_retrieval", {}, "retrieval", "r_mean"),
     ("albef_retrieval", "shapes_retrieval", {}, "retrieval", "r_mean"),
+    ("blip2", "shapes_retrieval", {}, "image_text_pretrain", None),
+    ("blip2", "shapes_retrieval", {}, "retrieval", "r_mean"),
     ("clip", "shapes_retrieval", {}, "retrieval", "r_mean"),
     ("alpro_retrieval", "shapes_video_retrieval", {}, "retrieval", "r_mean"),
     ("blip_nlvr", "shapes_nlvr", {}, "multimodal_classification", "accuracy_percent"),
@@ -45,7 +47,7 @@ def test_the_list_is_complete():
         "blip_image_text_matching",  # no training
         "blip_video_caption", "blip_video_qa", "blip_video_retrieval", "blip_video_dialogue",  # tests of their own
         "gpt_dialogue",  # likewise
-        "blip2", "blip2_feature_extractor", "blip2_image_text_matching", "blip2_opt", "blip2_t5",  # likewise
+        "blip2_feature_extractor", "blip2_image_text_matching", "blip2_opt", "blip2_t5",  # likewise
         "blip2_t5_instruct", "blip2_vicuna_instruct",
     }  # fmt: skip
     assert {name for name, *_ in HEADS} | elsewhere == set(registry.list_models())

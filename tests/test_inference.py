@@ -104,7 +104,7 @@ def test_more_pairs_than_fit_at_once(
     monkeypatch: pytest.MonkeyPatch, blip: Encoder, drawings: list[Image.Image], captions: list[str]
 ) -> None:
     whole, cosines = blip.match_logits(drawings[:3], captions)
-    monkeypatch.setattr("lavis.models.alignment.PAIRS_AT_ONCE", 10)
+    monkeypatch.setattr("lavis.models.reranking.PAIRS_AT_ONCE", 10)
     parts, again = blip.match_logits(drawings[:3], captions)
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(again, cosines, rtol=1e-4, atol=1e-5)

@@ -28,6 +28,7 @@ from lavis.inference.protocols import (
     Classifies,
     EmbedsBoth,
     EmbedsPairs,
+    EmbedsQueries,
     Explains,
     Matches,
     Writes,
@@ -39,6 +40,7 @@ from tests.small import random_model
 ROOT = Path(__file__).parent.parent
 FEATURES = {EmbedsBoth, EmbedsPairs}
 MATCHING = FEATURES | {Matches}
+QUERIES = MATCHING | {EmbedsQueries, Explains, Writes}
 EXPECTED: dict[str, set[type]] = {
     "albef_classification": {Classifies, Explains},
     "albef_feature_extractor": FEATURES,
@@ -57,9 +59,9 @@ EXPECTED: dict[str, set[type]] = {
     "blip_pretrain": MATCHING | {Explains},
     "blip_retrieval": MATCHING | {Explains},
     "blip_video_caption": {Writes, Explains},
-    "blip2": {Writes},
-    "blip2_feature_extractor": {Writes},
-    "blip2_image_text_matching": {Writes},
+    "blip2": QUERIES,
+    "blip2_feature_extractor": QUERIES,
+    "blip2_image_text_matching": QUERIES,
     "blip2_opt": {Writes, Answers},
     "blip2_t5": {Writes, Answers},
     "blip2_t5_instruct": {Writes, Answers},

@@ -15,7 +15,7 @@ from lavis.common.files import is_file, is_folder, to_line
 if TYPE_CHECKING:
     from lavis.inference.features import Item
 
-_MODES, _FORMATS = ("image", "text", "multimodal"), ("npy", "safetensors", "parquet")
+_MODES, _FORMATS = ("image", "text", "multimodal", "queries"), ("npy", "safetensors", "parquet")
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,8 @@ def features(
     mode: Annotated[
         str,
         typer.Option(
-            help="image (of clips, too), text (lines of --texts), or multimodal (texts that have read their pictures).",
+            help="image (of clips, too), text (lines of --texts), multimodal (texts that have read their pictures), or "
+            "queries (all vectors of each picture, of a model with several).",
             autocompletion=common.one_of(*_MODES),
         ),
     ] = "image",
@@ -62,17 +63,19 @@ def features(
 ) -> None:
     """Write vectors of pictures, clips or texts to files, in shards.
 
-    Vectors of images and texts have length 1 and lie in one space, so their products are cosines. Beside each
-    shard-00000.npy is shard-00000.jsonl, which names its rows; features.json describes the whole. Run again after an
-    interruption, or with a longer list, what is complete is checked and kept; a folder of another model or list is
-    refused without --overwrite. Under torchrun the processes share the shards; the result is the
-    same. Prints a summary as JSON.
+    Vectors of images and texts have length 1 and lie in one space, so their products are cosines. A model with several
+    vectors of an image (a Q-Former) compares a text with the one that fits best: --mode queries stores all of them,
+    --mode image their mean. Beside each shard-00000.npy is shard-00000.jsonl, which names its rows; features.json
+    describes the whole. Run again after an interruption, or with a longer list, what is complete is checked and kept; a
+    folder of another model or list is refused without --overwrite. Under torchrun the processes share the shards; the
+    result is the same. Prints a summary as JSON.
 
     \b
     Examples:
       lavis features photos/ --out vectors --model NAME/TYPE
       lavis features --mode text --texts captions.txt --out text_vectors
       lavis features photos/ --mode multimodal --texts pairs.csv --out fused
+      lavis features photos/ --mode queries --out queries --model NAME/TYPE
       lavis features clips/ --out clip_vectors --model NAME/TYPE
       find photos -name "*.jpg" | lavis features - --out vectors --format parquet
       torchrun --nproc_per_node=4 -m lavis features photos/ --out vectors --device cuda
@@ -116,9 +119,9 @@ def _inputs(
 ) -> tuple[list[Item], Pictures]:
     from lavis.inference.features import Item
 
-    if mode != "image" and texts is None:
+    if mode in ("text", "multimodal") and texts is None:
         raise ValueError(f"--mode {mode} needs --texts FILE")
-    if mode == "image":
+    if mode in ("image", "queries"):
         if texts is not None:
             raise ValueError("--texts is for --mode text or --mode multimodal")
         if not paths:

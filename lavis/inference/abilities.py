@@ -16,6 +16,7 @@ from lavis.inference.protocols import (
     Classifies,
     EmbedsBoth,
     EmbedsPairs,
+    EmbedsQueries,
     Explains,
     Matches,
     Writes,
@@ -33,6 +34,7 @@ ABILITIES: dict[type, str] = {
     EmbedsBoth: "put images and texts into one space",
     Matches: "match images with texts by a matching head",
     EmbedsPairs: "read image and text together",
+    EmbedsQueries: "give several vectors of an image",
     Explains: "explain the words of a text",
     Classifies: "tell classes apart that it was trained for",
 }

@@ -1,6 +1,6 @@
 """Images and texts in one space, and how well they match.
 
-B images (or videos), n texts, E width of the space, D width of states.
+B images (or videos), n texts, E width of the space, Q vectors of an image, D width of states.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lavis.inference.abilities import require
 from lavis.inference.loading import Loaded
-from lavis.inference.protocols import EmbedsBoth, EmbedsPairs, Matches
+from lavis.inference.protocols import EmbedsBoth, EmbedsPairs, EmbedsQueries, Matches
 from lavis.nn.finite import check_finite, explained
 from lavis.nn.losses import similarities
 
@@ -29,6 +29,7 @@ class Encoder:
     Attributes:
         loaded: the model.
         width: E.
+        queries: Q; None where an image has one vector.
         matches: whether there is a matching head (ITM), which reads image and text together.
         scale: what cosines are multiplied with before a softmax.
 
@@ -41,6 +42,8 @@ class Encoder:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded, self.model = loaded, require(loaded, EmbedsBoth)  # type: ignore[type-abstract]
         self.width, self.scale = int(self.model.embed_dim), float(self.model.cosine_scale)
+        self._several: Any = loaded.model if isinstance(loaded.model, EmbedsQueries) else None
+        self.queries = None if self._several is None else int(self._several.num_queries)
         self.matches = isinstance(loaded.model, Matches)
 
     # ------------------------------------------------------------------------------ images
@@ -49,7 +52,7 @@ class Encoder:
 
     @torch.no_grad()
     def images(self, images: Sequence[Any]) -> torch.Tensor:
-        """Vectors of images, all in one batch.
+        """Vectors of images, one of each, all in one batch.
 
         Returns:
             (B, E) float32 on the CPU, rows of length 1.
@@ -59,6 +62,21 @@ class Encoder:
         batch = self._batch(images)
         with self.loaded.autocast(), explained(self.loaded.model, batch):
             return self._checked(self.model.embed_images(batch), self.loaded.sees)
+
+    @torch.no_grad()
+    def all_vectors(self, images: Sequence[Any]) -> torch.Tensor:
+        """What texts are compared with: `images`, of a model with several vectors of an image all of them.
+
+        Returns:
+            (B, E) or (B, Q, E) float32 on the CPU, vectors of length 1.
+        """
+        if self.queries is None:
+            return self.images(images)
+        if not len(images):
+            return torch.zeros(0, self.queries, self.width)
+        batch = self._batch(images)
+        with self.loaded.autocast(), explained(self.loaded.model, batch):
+            return self._checked(self._several.embed_queries(batch), self.loaded.sees)
 
     # ------------------------------------------------------------------------------ texts
     @torch.no_grad()
@@ -90,7 +108,7 @@ class Encoder:
 
         Returns:
             (n,) probability that each text fits the image by the matching head, None where there is no such head;
-            and (n,) cosine of their vectors.
+            and (n,) cosine of their vectors, of an image with several vectors the largest.
         """
         chances, cosines = self.match_all([image], texts)
         return None if chances is None else chances[0], cosines[0]
@@ -100,7 +118,7 @@ class Encoder:
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Compare every image with every text: `match` for a batch, (B, n) each."""
         if not self.matches:
-            return None, similarities(self.images(images), self.texts(texts))
+            return None, similarities(self.all_vectors(images), self.texts(texts))
         logits, cosines = self.match_logits(images, texts)
         return logits.softmax(dim=-1)[..., 1], cosines
 
@@ -146,7 +164,7 @@ class Encoder:
 
     @staticmethod
     def _checked(vectors: torch.Tensor, kind: str) -> torch.Tensor:
-        """Rows of length 1, on the CPU in float32, all of them finite."""
+        """Vectors of length 1, on the CPU in float32, all of them finite."""
         unit = F.normalize(vectors.float(), dim=-1).cpu()
         check_finite(unit, kind=kind)
         return unit

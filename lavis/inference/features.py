@@ -1,7 +1,8 @@
 """Vectors of many pictures, clips or texts, written to files in shards; goes on where it was interrupted.
 
     features.json           what is in the folder: model, kind of vectors, shards, how many rows
-    shard-00000.npy         vectors (rows, E); or .safetensors, or .parquet with the names as a column
+    shard-00000.npy         vectors (rows, E), or (rows, Q, E) of mode "queries"; or .safetensors, or .parquet with the
+                            names as a column
     shard-00000.jsonl       one line per row: {"image"} or {"video"}, and {"text"}, as given
     shard-00000.json        written last: the shard is complete, and these are its checksums
 
@@ -28,11 +29,13 @@ import torch
 from lavis.common import dist
 from lavis.common.files import locked, read_jsonl, to_line, write_bytes, write_json
 from lavis.datasets.tables import read_json
+from lavis.inference.abilities import require
 from lavis.inference.encoder import Encoder
+from lavis.inference.protocols import EmbedsQueries
 from lavis.inference.reading import read_batches
 from lavis.nn.finite import usable
 
-MODES = ("image", "text", "multimodal")
+MODES = ("image", "text", "multimodal", "queries")
 FORMATS = ("npy", "safetensors", "parquet")
 SUMMARY, LOCK = "features.json", ".lock"
 Progress = Callable[[int, int], None]
@@ -93,7 +96,8 @@ def extract(
     Args:
         items: with pictures (or clips, for a model of clips), texts or both, as the mode needs.
         mode: "image" (of clips, too) or "text": vectors of length 1 in the common space. "multimodal": states of texts
-            that have read their pictures, the first token's.
+            that have read their pictures, the first token's (of queries that have read both, their mean). "queries": of
+            a model with Q vectors of an image all of them, of which "image" gives the mean.
         format: "npy", "safetensors" (one tensor "features") or "parquet" (columns image or video, text, features).
         shard_size: items of a shard; what an interruption can lose.
         half: store float16 instead of float32.
@@ -112,6 +116,8 @@ def extract(
         _pyarrow()
     if shard_size < 1:
         raise ValueError(f"shard_size is {shard_size}; it must be 1 or more")
+    if mode == "queries":
+        require(encoder.loaded, EmbedsQueries)  # type: ignore[type-abstract]
     job = _Job(encoder, Path(folder).expanduser(), mode, format, batch_size, "float16" if half else "float32")
     return job.run(items, shard_size, progress, overwrite)
 
@@ -309,7 +315,9 @@ class _Job:
                 good += [item for item, _ in used]
             if progress is not None:
                 progress(len(good) + len(failed))
-        table = np.concatenate(rows) if rows else np.zeros((0, self.encoder.width), dtype=np.float32)
+        several = (self.encoder.queries or 1,) if self.mode == "queries" else ()
+        empty = np.zeros((0, *several, self.encoder.width), dtype=np.float32)
+        table = np.concatenate(rows) if rows else empty
         with np.errstate(over="ignore"):  # said below
             stored = table.astype(self.dtype)
         if not np.isfinite(stored).all():
@@ -322,7 +330,7 @@ class _Job:
         write_bytes(vectors, content)
         write_bytes(names, lines)
         shard = {
-            "file": vectors.name, "list": names.name, "rows": len(good), "width": int(table.shape[1]),
+            "file": vectors.name, "list": names.name, "rows": len(good), "width": int(table.shape[-1]),
             "inputs": inputs, "sha256": hashlib.sha256(content).hexdigest(),
             "list_sha256": hashlib.sha256(lines).hexdigest(), "failed": failed,
         }  # fmt: skip
@@ -345,6 +353,8 @@ class _Job:
         items, pictures = [item for item, _ in ready], [picture for _, picture in ready]
         if self.mode == "image":
             return self.encoder.images(pictures)
+        if self.mode == "queries":
+            return self.encoder.all_vectors(pictures)
         texts = [item.text or "" for item in items]
         return self.encoder.texts(texts) if self.mode == "text" else self.encoder.multimodal(pictures, texts)
 
@@ -383,7 +393,9 @@ def _packed(format: str, table: np.ndarray, items: Sequence[Item]) -> bytes:
         if items and key in items[0].named()
     }
     flat = pa.array(table.reshape(-1), kind)
-    columns["features"] = pa.FixedSizeListArray.from_arrays(flat, table.shape[1])
+    for size in reversed(table.shape[1:]):  # of several vectors lists of lists
+        flat = pa.FixedSizeListArray.from_arrays(flat, size)
+    columns["features"] = flat
     pq.write_table(pa.table(columns), out)
     return out.getvalue()
 

@@ -11,8 +11,8 @@ as the model's evaluation processor makes them, on the model's device. They come
 "image" or "video". Texts are cleaned by the model's text processor; the model tokenizes them, and cuts them to the
 length that it reads. What a model can't do with its input it says by a ValueError: what is wrong, and what would do.
 
-B images or videos, G texts of each, R = B·G, n texts, E width of the common space, D width of states, C classes,
-W words, g x g places of a heat map.
+B images or videos, G texts of each, R = B·G, n texts, E width of the common space, Q vectors of an image, D width of
+states, C classes, W words, g x g places of a heat map.
 """
 
 from __future__ import annotations
@@ -66,6 +66,19 @@ class EmbedsBoth(Protocol, metaclass=_Ability):
 
 
 @runtime_checkable
+class EmbedsQueries(Protocol, metaclass=_Ability):
+    """Beside `EmbedsBoth`: an image has Q vectors, and its cosine with a text is the largest of them. `match`,
+    `classify` and `search` compare by it; `embed_images` gives one vector for the first search of a large index."""
+
+    @property
+    def num_queries(self) -> int:
+        """Q."""
+
+    def embed_queries(self, media: torch.Tensor) -> torch.Tensor:
+        """All vectors of images or videos, (B, Q, E), of any length."""
+
+
+@runtime_checkable
 class EmbedsPairs(Protocol, metaclass=_Ability):
     """Reads an image and a text together and gives one vector of both: `features --mode multimodal`."""
 
@@ -84,8 +97,8 @@ class Matches(Protocol, metaclass=_Ability):
         """Every image with every text; any number of texts, so memory is to be bounded here.
 
         Returns:
-            logits (B, n, 2), log-odds of "does not fit" and "fits"; and what `embed_images` and `embed_texts` give
-            for the same (B, E), (n, E), which is usually computed on the way.
+            logits (B, n, 2), log-odds of "does not fit" and "fits"; and what `embed_images` (of an `EmbedsQueries`
+            `embed_queries`) and `embed_texts` give for the same, which is usually computed on the way.
         """
 
 

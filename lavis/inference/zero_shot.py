@@ -28,7 +28,8 @@ class ZeroShot:
         encoder: the model.
         labels: L different names.
         templates: texts with "{}" where the name goes (or functions of it). A label is the mean of them.
-        head: "itc" compares vectors (Radford et al. 2021, section 3.1.4); "itm" asks the matching head about every
+        head: "itc" compares vectors (Radford et al. 2021, section 3.1.4), of an image with several vectors the one that
+            fits a label best; "itm" asks the matching head about every
             image with every text: slower, and often better where labels differ in a detail.
 
     Raises:
@@ -65,7 +66,7 @@ class ZeroShot:
     def __call__(self, pictures: Sequence[Any]) -> torch.Tensor:
         """Probability of each label among all of them, (B, L), for pictures in one batch."""
         if self.head == "itc":
-            cosines = similarities(self.encoder.images(pictures), self._vectors)
+            cosines = similarities(self.encoder.all_vectors(pictures), self._vectors)
             return (self.encoder.scale * cosines).softmax(dim=-1)
         logits, _ = self.encoder.match_logits(pictures, self._texts)
         odds = (logits[..., 1] - logits[..., 0]).unflatten(1, self._shape)  # (B, L, P)

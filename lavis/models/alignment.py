@@ -25,7 +25,7 @@ from lavis.models.fusion import TextStates
 from lavis.models.outputs import Explanation, Features, LossOutput, Matched
 from lavis.models.pair_encoder import PairEncoder
 from lavis.models.pair_training import Objective, training_loss
-from lavis.models.reranking import TEXT_LENGTH, rerank
+from lavis.models.reranking import TEXT_LENGTH, match_every, rerank
 from lavis.models.samples import media_of, texts_of
 from lavis.models.tokenizer import Tokens
 from lavis.models.vision_text import VisionText
@@ -36,7 +36,6 @@ from lavis.nn.losses import check_negatives
 from lavis.nn.text import TextTransformer
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # of a learned one
-PAIRS_AT_ONCE = 256  # of images and texts that `match_texts` matches
 ENCODERS = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")  # what has EMA copies in training
 
 
@@ -185,6 +184,10 @@ class Alignment(VisionText, BaseModel):
         """
         return self.itm_head(self.fuse(text, memory, only_first=only_first)[:, 0])
 
+    def head_logits(self, text: TextStates, memory: Any) -> torch.Tensor:
+        """`match_logits` without what the head does not read."""
+        return self.match_logits(text, memory, only_first=True)
+
     # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
     @property
     def embed_dim(self) -> int:
@@ -218,19 +221,7 @@ class Alignment(VisionText, BaseModel):
     def match_texts(self, media: torch.Tensor, texts: Sequence[str]) -> Matched:
         """Every image with every text; each image is encoded once. All is on the CPU."""
         image = self.encode_image(media)  # (B, N, D)
-        memory, batch = self.memorize(image), len(image)
-        logits = torch.zeros(batch, len(texts), 2)
-        vectors = torch.zeros(len(texts), self.embed_dim)
-        each = max(1, PAIRS_AT_ONCE // batch)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(order), each):
-            columns = order[start : start + each]
-            tokens, states = self._read([texts[i] for i in columns])  # (G, T), (G, T, D)
-            vectors[columns] = self.text_feature(states).float().cpu()
-            text = TextStates(tokens, self.begin(tokens, states))
-            rows = text.select(torch.arange(len(columns), device=self.device).repeat(batch))  # (B·G, T)
-            found = self.match_logits(rows, memory, only_first=True).float().cpu()
-            logits[:, columns] = found.unflatten(0, (batch, len(columns)))
+        logits, vectors = match_every(self, self.memorize(image), len(image), texts)
         return Matched(logits, self.image_feature(image).float().cpu(), vectors)
 
     @prepared
@@ -295,6 +286,11 @@ class Alignment(VisionText, BaseModel):
         super().after_step()
 
     # ------------------------------------------------------------------------------ retrieval
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of an image's feature."""
+        return (self.embed_dim,)
+
     @property
     def reranking_text_length(self) -> int:
         """Tokens of a text that `compute_sim_matrix` reads."""

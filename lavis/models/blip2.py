@@ -8,10 +8,12 @@ W = B x ranks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -19,13 +21,15 @@ from torch.nn import functional as F
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.common.values import suggest
-from lavis.models import blip2_folders
+from lavis.models import blip2_folders, heat_maps
 from lavis.models.base import BaseModel, finite_results, inference, own_step, prepared
 from lavis.models.checkpoints import START_TEMPERATURE, Rules
 from lavis.models.clip import clip_vit
 from lavis.models.clip_checkpoints import reshaped, resize_positions, tower_names
-from lavis.models.outputs import Features, LossOutput, Similarity, Texts
+from lavis.models.fusion import TextStates
+from lavis.models.outputs import Explanation, Features, LossOutput, Matched, Similarity, Texts
 from lavis.models.parts import as_input_of, building
+from lavis.models.reranking import TEXT_LENGTH, match_every, rerank
 from lavis.models.samples import TextEncoder, media_of, require, texts_of
 from lavis.models.tokenizer import Tokenizer, Tokens
 from lavis.models.vision_text import VOCABULARIES
@@ -39,6 +43,7 @@ from lavis.nn.losses import (
     hard_negatives,
     language_modelling_loss,
     negatives_lacking,
+    similarities,
     soft_cross_entropy,
 )
 from lavis.nn.qformer import Prefix, QFormer
@@ -151,6 +156,11 @@ class WithTower:
             self.visual_encoder = VisionTransformer(config.vit, config.image_size, config.grad_checkpointing)
         self.ln_vision = nn.LayerNorm(config.vit.width)
 
+    def maybe_autocast(self, dtype: torch.dtype = torch.float16) -> AbstractContextManager[Any]:
+        """Mixed precision but on a CPU, as the original's method of that name."""
+        device: torch.device = self.device  # type: ignore[attr-defined]
+        return nullcontext() if device.type == "cpu" else torch.autocast(device.type, dtype=dtype)
+
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """States of images (B, 3, h, w), normalised in float32: (B, N, vit.width)."""
         states = self.visual_encoder(as_input_of(self.visual_encoder, image))
@@ -167,6 +177,10 @@ class Blip2Qformer(WithTower, BaseModel):
     RULES = OFFICIAL
     PRETRAINED_RULES = OFFICIAL
     FOREIGN_RULES = (blip2_folders.rules(blip2_folders.RETRIEVES),)
+    # of `lavis.models.reranking`
+    FUSES_STATES = False
+    begin = None  # queries and text read one another from the first layer on
+    reranking_text_length = TEXT_LENGTH
 
     config: Blip2Config
     tokenizer: Tokenizer
@@ -175,6 +189,7 @@ class Blip2Qformer(WithTower, BaseModel):
         super().__init__()
         self.config = config
         self.tokenizer = self.init_tokenizer(config.vocabulary)
+        self.max_txt_len = config.max_txt_len
         self.bos_id = self.tokenizer.id("[DEC]")
         width = config.text.width
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_token, width))
@@ -210,16 +225,25 @@ class Blip2Qformer(WithTower, BaseModel):
 
     def fuse(self, tokens: Tokens, memory: Memory) -> torch.Tensor:
         """States of queries that have read the images and the texts: (R, Q, D), R a multiple of the images."""
-        states = self.Qformer.bert(tokens.ids, queries=self.query_tokens, mask=tokens.mask, memory=memory)
-        return states[:, : self.config.num_query_token]
+        return self.Qformer.bert(
+            tokens.ids, queries=self.query_tokens, mask=tokens.mask, memory=memory, only_queries=True
+        )
 
-    def image_features(self, states: torch.Tensor) -> torch.Tensor:
+    def query_features(self, states: torch.Tensor) -> torch.Tensor:
         """Of queries' states (B, Q, D), each projected, length 1: (B, Q, E)."""
         return F.normalize(self.vision_proj(states), dim=-1)
 
-    def text_features(self, tokens: Tokens) -> torch.Tensor:
-        """Of a text alone, its first token's state projected, length 1: (R, E)."""
-        return F.normalize(self.text_proj(self.Qformer.bert(tokens.ids, mask=tokens.mask)[:, 0]), dim=-1)
+    def image_feature(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Of images' states (B, N, vit.width): (B, Q, E)."""
+        return self.query_features(self.query(self.memorize(image_embeds)))
+
+    def encode_text(self, tokens: Tokens) -> torch.Tensor:
+        """States of texts alone: (R, T, D)."""
+        return self.Qformer.bert(tokens.ids, mask=tokens.mask)
+
+    def text_feature(self, states: torch.Tensor) -> torch.Tensor:
+        """Of texts' states (R, T, D) the first token's, projected, length 1: (R, E)."""
+        return F.normalize(self.text_proj(states[:, 0]), dim=-1)
 
     def match_logits(self, tokens: Tokens, memory: Memory) -> torch.Tensor:
         """(R, 2): log-odds of "does not fit" and "fits", the mean over the queries'."""
@@ -230,7 +254,7 @@ class Blip2Qformer(WithTower, BaseModel):
 
     # ------------------------------------------------------------------------------ training
     def batch_encoder(self) -> TextEncoder:
-        return TextEncoder(self.tokenizer, self.MEDIA, self.config.max_txt_len, pad=True)
+        return TextEncoder(self.tokenizer, self.MEDIA, self.max_txt_len, pad=True)
 
     @own_step
     def forward(self, samples: Mapping[str, Any]) -> LossOutput:
@@ -253,7 +277,7 @@ class Blip2Qformer(WithTower, BaseModel):
         if samples.get("image_id") is not None:
             ids = torch.as_tensor(samples["image_id"], device=self.device).flatten()
         sims, loss_itc, same = self._contrast(
-            self.image_features(states), self.text_features(tokens), ids, image_embeds.shape[0]
+            self.query_features(states), self.text_feature(self.encode_text(tokens)), ids, len(states)
         )
         loss_itm = self._matching(tokens, image_embeds, sims, same)
         loss_lm = self._writing(tokens, cache)
@@ -271,8 +295,8 @@ class Blip2Qformer(WithTower, BaseModel):
         """
         all_images, all_texts = dist.all_gather_with_grad(images), dist.all_gather_with_grad(texts)
         # the query that fits best decides
-        sim_i2t = largest_similarities(images, all_texts) / self.temp  # (B, W)
-        sim_t2i = largest_similarities(all_images, texts).T / self.temp
+        sim_i2t = similarities(images, all_texts) / self.temp  # (B, W)
+        sim_t2i = similarities(all_images, texts).T / self.temp
         own = torch.arange(batch, device=texts.device) + dist.rank() * batch
         known = torch.arange(len(all_texts), device=texts.device)
         same = (
@@ -313,6 +337,16 @@ class Blip2Qformer(WithTower, BaseModel):
         labels = ids.masked_fill(~tokens.mask, IGNORE)
         return language_modelling_loss(self.Qformer.cls(states), labels, smoothing=SMOOTHING)
 
+    def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
+        """As of other models, but that the temperature decays: the original exempts tensors of one dimension, and there
+        it has none."""
+        groups = super().get_optimizer_params(weight_decay, lr_scale)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p is not self.temp]
+        if self.temp.requires_grad:
+            groups.append({"params": [self.temp], "weight_decay": weight_decay, "lr_scale": 1.0})
+        return [group for group in groups if group["params"]]
+
     def check_step(self) -> None:
         """Whether each batch had negatives to match with."""
         step = self.optimizer_step
@@ -342,12 +376,12 @@ class Blip2Qformer(WithTower, BaseModel):
         if mode == "text":
             require(samples, ("text_input",), "a text or a list of texts")
             tokens = self.tokens(texts_of(samples, 1))
-            states = self.Qformer.bert(tokens.ids, mask=tokens.mask)
+            states = self.encode_text(tokens)
             return Features(text_embeds=states, text_embeds_proj=F.normalize(self.text_proj(states), dim=-1))
         memory = self.memorize(self.encode_image(media_of(samples, self.MEDIA, self.device)))
         if mode == "image":
             states = self.query(memory)
-            return Features(image_embeds=states, image_embeds_proj=self.image_features(states))
+            return Features(image_embeds=states, image_embeds_proj=self.query_features(states))
         tokens = self.tokens(texts_of(samples, len(memory)))
         return Features(multimodal_embeds=self.fuse(tokens, memory))
 
@@ -401,6 +435,97 @@ class Blip2Qformer(WithTower, BaseModel):
         """
         return self.match_logits(Tokens(text_ids, text_atts.bool()), self.memorize(image_inputs))[:, 1]
 
+    # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
+    @property
+    def embed_dim(self) -> int:
+        """Width of the common space."""
+        return self.config.embed_dim
+
+    @property
+    def num_queries(self) -> int:
+        """Vectors of an image."""
+        return self.config.num_query_token
+
+    @property
+    def cosine_scale(self) -> float:
+        """One over the temperature."""
+        return 1 / float(self.temp.detach())
+
+    @prepared
+    @torch.no_grad()
+    def embed_queries(self, media: torch.Tensor) -> torch.Tensor:
+        """Features of images' queries, (B, Q, E), of length 1. A text is compared with the one that fits it best."""
+        return self.image_feature(self.encode_image(media))
+
+    @prepared
+    @torch.no_grad()
+    def embed_images(self, media: torch.Tensor) -> torch.Tensor:
+        """The mean of images' query features, (B, E), of length 1: one vector to search by, or to compare images by.
+
+        It orders images for a text much as the largest similarity does, not exactly so.
+        """
+        return F.normalize(self.image_feature(self.encode_image(media)).mean(dim=1), dim=-1)
+
+    @prepared
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Features of texts, (n, E)."""
+        return self.text_feature(self.encode_text(self.tokens(texts, self.max_txt_len)))
+
+    @prepared
+    @torch.no_grad()
+    def match_texts(self, media: torch.Tensor, texts: Sequence[str]) -> Matched:
+        """Every image with every text; each image is encoded once. All is on the CPU."""
+        memory = self.memorize(self.encode_image(media))
+        logits, vectors = match_every(self, memory, len(media), texts)
+        return Matched(logits, self.query_features(self.query(memory)).float().cpu(), vectors)
+
+    @prepared
+    @torch.no_grad()
+    def embed_pairs(self, media: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """States of B images' queries that have read their texts, the mean of the Q: (B, D)."""
+        tokens = self.tokens(texts, self.max_txt_len)
+        return self.fuse(tokens, self.memorize(self.encode_image(media))).mean(dim=1)
+
+    @prepared
+    def explain_text(
+        self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
+    ) -> Explanation:
+        """The logit that a text (or else the own caption) fits, by its words."""
+        given = text if (text or "").strip() else None
+        written = given
+        if written is None:
+            captions: Any = self.generate({"image": samples["image"]}, return_scores=True)
+            written = captions.texts[0]
+        tokens = self.tokens([written], self.max_txt_len)
+        with torch.no_grad():
+            image_embeds = self.encode_image(samples[self.MEDIA])
+
+        def fits() -> torch.Tensor:
+            return self.match_logits(tokens, self.memorize(image_embeds))[:, 1]
+
+        return heat_maps.explained_by_queries(self, self.Qformer.bert, written, layer, fits)
+
+    # ------------------------------------------------------------------------------ retrieval
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Of an image's feature."""
+        return self.num_queries, self.embed_dim
+
+    def head_logits(self, text: TextStates, memory: Memory) -> torch.Tensor:
+        return self.match_logits(text.tokens, memory)
+
+    @inference
+    def compute_sim_matrix(
+        self, data_loader: Any, task_cfg: Any = None, **unused: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of all images with all texts: contrast first, the best `k_test` re-ranked by matching.
+
+        Arguments and result are those of `Alignment.compute_sim_matrix`; an image's contrast with a text is the largest
+        of its queries'. Of images only the queries' features are kept.
+        """
+        return rerank(self, data_loader, task_cfg)
+
 
 @registry.register_model("blip2_image_text_matching")
 class Blip2ITM(Blip2Qformer):
@@ -427,17 +552,12 @@ class Blip2ITM(Blip2Qformer):
             raise ValueError(f"match_head is {match_head!r}; it must be 'itm' or 'itc'")
         with finite_results(self, samples) as check:
             memory = self.memorize(self.encode_image(media_of(samples, self.MEDIA, self.device)))
-            tokens = self.tokens(texts_of(samples, len(memory)), self.config.max_txt_len)
+            tokens = self.tokens(texts_of(samples, len(memory)), self.max_txt_len)
             if match_head == "itm":
                 return check(self.match_logits(tokens, memory))
-            images, texts = self.image_features(self.query(memory)), self.text_features(tokens)
+            images = self.query_features(self.query(memory))
+            texts = self.text_feature(self.encode_text(tokens))
             if all_pairs:
-                return check(largest_similarities(images, texts))
+                return check(similarities(images, texts))
             groups = texts.unflatten(0, (len(images), -1))  # (B, G, E)
             return check((groups @ images.transpose(1, 2)).amax(dim=2).reshape(-1, 1))
-
-
-def largest_similarities(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """Of vectors (B, Q, E) of images and (W, E) of texts the largest product over the queries, in float32: (B, W)."""
-    with torch.autocast(images.device.type, enabled=False):
-        return torch.einsum("bqe,we->bwq", images.float(), texts.float()).amax(dim=2)

@@ -85,6 +85,10 @@ class Blip2Language(WithTower, BaseModel):
         super().__init__()
         self.config = config
         self.prompt, self.max_txt_len = config.prompt, config.max_txt_len
+        self.max_output_txt_len, self.qformer_text_input = (
+            config.max_output_txt_len,
+            config.qformer_text_input,
+        )
         self.language_source = config.language_source
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_query_token, config.text.width))
         self.add_tower(config)
@@ -158,9 +162,9 @@ class Blip2Language(WithTower, BaseModel):
     # ------------------------------------------------------------------------------ reading images
     def instruction(self, texts: Sequence[str]) -> Tokens | None:
         """Tokens of what the Q-Former reads, cut on the left; None where it reads no texts."""
-        if not self.INSTRUCT or not self.config.qformer_text_input:
+        if not self.INSTRUCT or not self.qformer_text_input:
             return None
-        most, rows = self.config.max_txt_len, [self.tokenizer.encode(text) for text in texts]
+        most, rows = self.max_txt_len, [self.tokenizer.encode(text) for text in texts]
         rows = [row if len(row) <= most else [row[0], *row[len(row) - most + 1 :]] for row in rows]
         return self._padded(rows)
 
@@ -377,7 +381,7 @@ class Blip2Language(WithTower, BaseModel):
         options = GenerationOptions(
             num_beams=num_beams, max_new_tokens=max_len, min_length=min_len, length_penalty=length_penalty
         )
-        return self._write(samples, questions, options, None if self.ENCODES else self.config.max_txt_len)
+        return self._write(samples, questions, options, None if self.ENCODES else self.max_txt_len)
 
     @staticmethod
     def _questions(samples: Mapping[str, Any], questions: list[str], prompt: str) -> list[str]:
@@ -410,8 +414,13 @@ class Blip2OPT(Blip2Language):
     TRANSFORMERS = (blip2_folders.WRITES, "opt")
     FOREIGN_RULES = (blip2_folders.rules(blip2_folders.WRITES, LANGUAGE, PROJECTION),)
 
+    @property
+    def opt_tokenizer(self) -> Any:
+        """The language model's tokenizer, under the original's name."""
+        return self.words
+
     def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
-        tokens = self._padded(self._rows([text + "\n" for text in written], self.config.max_txt_len))
+        tokens = self._padded(self._rows([text + "\n" for text in written], self.max_txt_len))
         labels = tokens.ids.masked_fill(~tokens.mask, IGNORE)
         if self.prompt:
             labels[:, : len(self._rows([self.prompt])[0])] = IGNORE
@@ -423,7 +432,7 @@ class Blip2OPT(Blip2Language):
 
     @property
     def prompt_cut(self) -> int | None:
-        return self.config.max_txt_len
+        return self.max_txt_len
 
 
 class WithT5:
@@ -432,6 +441,9 @@ class WithT5:
 
     config: Any
     language: Any
+    words: Any
+    max_txt_len: int
+    max_output_txt_len: int
     _padded: Any
     _rows: Any
     _embedded: Any
@@ -444,6 +456,11 @@ class WithT5:
     RULES = replace(OFFICIAL, external=("visual_encoder.*", "t5_model.*"))
     PRETRAINED_RULES = RULES
 
+    @property
+    def t5_tokenizer(self) -> Any:
+        """The language model's tokenizer, under the original's name."""
+        return self.words
+
     @classmethod
     def language_changes(cls) -> dict[str, Any]:
         return {"dense_act_fn": "gelu"}
@@ -451,11 +468,11 @@ class WithT5:
     @property
     def written_cut(self) -> int:
         """Tokens that the loss reads of a text to be written."""
-        return self.config.max_output_txt_len if self.INSTRUCT else self.config.max_txt_len
+        return self.max_output_txt_len if self.INSTRUCT else self.max_txt_len
 
     def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
         prefix = self.prefix(media, self.instruction(read))
-        embeds, mask = self._embedded(prefix, self._padded(self._rows(read, self.config.max_txt_len)))
+        embeds, mask = self._embedded(prefix, self._padded(self._rows(read, self.max_txt_len)))
         ids, real = self._padded(self._rows(written, self.written_cut))
         labels = ids.masked_fill(~real, IGNORE)
         out = self.language(inputs_embeds=embeds, attention_mask=mask.long(), labels=labels, use_cache=False)
@@ -587,6 +604,11 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
     TRANSFORMERS = (blip2_folders.INSTRUCTED, "llama")
     FOREIGN_RULES = (blip2_folders.rules(blip2_folders.INSTRUCTED, LANGUAGE, PROJECTION),)
 
+    @property
+    def llm_tokenizer(self) -> Any:
+        """The language model's tokenizer, under the original's name."""
+        return self.words
+
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
         """As of the others; where nothing names Vicuna's folder, the environment's LAVIS_VICUNA does."""
@@ -601,9 +623,9 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
         return [[end, *row[1:]] for row in super()._rows(texts, most, cut)]
 
     def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
-        end, config = self.language.config.eos_token_id, self.config
-        instructions = self._rows(read, config.max_txt_len, "left")
-        answers = [[*row[1:], end][: config.max_output_txt_len - 1] for row in self._rows(written)]
+        end = self.language.config.eos_token_id
+        instructions = self._rows(read, self.max_txt_len, "left")
+        answers = [[*row[1:], end][: self.max_output_txt_len - 1] for row in self._rows(written)]
         tokens = self._padded([a + b for a, b in zip(instructions, answers)])
         labels = tokens.ids.masked_fill(~tokens.mask, IGNORE)
         for row, instruction in zip(labels, instructions):

@@ -17,6 +17,7 @@ from lavis.nn.finite import check_finite
 from lavis.nn.losses import similarities
 
 TEXTS_AT_ONCE = 256
+PRODUCTS_AT_ONCE = 2**25  # of images that have several vectors, before the largest is taken
 
 
 def share_of(data_loader: Any, key: str) -> Iterator[tuple[list[int], torch.Tensor]]:
@@ -49,7 +50,7 @@ def sum_over_ranks(value: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def products(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     """Products (images, texts) of features (…, E), on the CPU and in float32, in whatever precision the towers
-    computed.
+    computed; of images with several vectors (images, Q, E) the largest.
 
     Raises:
         NonFiniteError: an image's or a text's features are not finite.
@@ -57,7 +58,10 @@ def products(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     found = [features.float().cpu() for features in (images, texts)]
     check_finite(found[0])
     check_finite(found[1], kind="text")
-    return similarities(*found)
+    if images.ndim == 2:
+        return similarities(*found)
+    each = max(1, PRODUCTS_AT_ONCE // max(1, images.shape[1] * len(texts)))  # images
+    return torch.cat([similarities(some, found[1]) for some in found[0].split(each)])
 
 
 @torch.no_grad()

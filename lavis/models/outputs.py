@@ -120,7 +120,7 @@ class Matched:
 
     Attributes:
         logits: (B, n, 2), log-odds of "does not fit" and "fits".
-        images, texts: their vectors in the common space, (B, E) and (n, E).
+        images, texts: their vectors in the common space, (B, E) and (n, E); (B, Q, E) of images that have several.
     """
 
     logits: torch.Tensor

@@ -21,6 +21,7 @@ from lavis.models.tokenizer import Tokens
 
 TEXT_LENGTH = 35  # tokens of a text that are read, whatever max_txt_len is
 ROWS = 64  # texts that are matched with images at once, on a CPU
+PAIRS_AT_ONCE = 256  # of images and texts in `match_every`
 BEGUN_BYTES = 2**29  # of texts' states that are kept where they could be computed anew for every image
 NOT_SCORED = -100.0  # of pairs that were not matched, as in the original
 
@@ -55,10 +56,16 @@ def rows_at_once(device: torch.device) -> int:
 
 
 def rerank(network: Any, data_loader: Any, task_cfg: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What `Alignment.compute_sim_matrix` gives, of such a network."""
+    """What `Alignment.compute_sim_matrix` gives, of such a network.
+
+    Args:
+        network: encodes images (`encode_image`) and texts (`encode_text`), gives their features (`image_feature` in the
+            `feature_shape` (E,) or (Q, E), `text_feature`), and matches them (`memorize`, `head_logits`). What of a
+            text does not depend on the image is `begin`'s; None where everything does.
+    """
     k_test, device = _k_test(task_cfg), network.device
     texts, text_feats = encode_texts(network, list(data_loader.dataset.text))
-    image_feats = torch.zeros(len(data_loader.dataset), text_feats.shape[1])
+    image_feats = torch.zeros(len(data_loader.dataset), *network.feature_shape)
     for indices, media in share_of(data_loader, network.MEDIA):
         states = network.encode_image(media.to(device))
         image_feats[indices] = network.image_feature(states).float().cpu()
@@ -94,7 +101,9 @@ def encode_texts(network: Any, texts: list[str], batch: int = 256) -> tuple[Ragg
     """
     longest = network.reranking_text_length
     lengths = torch.tensor([len(network.tokenizer.encode(t, longest)) for t in texts])
-    begins = network.FUSES_STATES or 4 * int(lengths.sum()) * network.config.text.width <= BEGUN_BYTES
+    begins = network.FUSES_STATES or (
+        network.begin is not None and 4 * int(lengths.sum()) * network.config.text.width <= BEGUN_BYTES
+    )
     ids, begun, feats = [], [], []
     order = lengths.argsort(stable=True)
     for rows in order.split(batch):
@@ -131,10 +140,35 @@ def match_all(
         end = min(start + each, max(len(order[b]) for b in left))
         columns = torch.arange(start, end)
         rows = torch.stack([order[b][columns.clamp(max=len(order[b]) - 1)] for b in left])  # (b, columns)
-        logits = network.match_logits(texts.take(rows.flatten(), device), memory, only_first=True)
+        logits = network.head_logits(texts.take(rows.flatten(), device), memory)
         scores[torch.tensor(left)[:, None], rows] = logits[:, 1].float().cpu().view(rows.shape)
         start = end
     return [row[mine] for row, mine in zip(scores, which, strict=True)]
+
+
+def match_every(
+    network: Any, memory: Any, batch: int, texts: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every image of a memory of B = `batch` images with every text, in chunks of bounded memory.
+
+    Returns:
+        logits (B, n, 2) and the texts' features (n, E), on the CPU.
+    """
+    device = network.device
+    logits = torch.zeros(batch, len(texts), 2)
+    vectors = torch.zeros(len(texts), network.embed_dim)
+    each = max(1, PAIRS_AT_ONCE // batch)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(order), each):
+        columns = order[start : start + each]
+        tokens = network.tokens([texts[i] for i in columns], max_length=network.config.max_txt_len)
+        states = network.encode_text(tokens)  # (G, T, D)
+        vectors[columns] = network.text_feature(states).float().cpu()
+        text = TextStates(tokens, None if network.begin is None else network.begin(tokens, states))
+        rows = text.select(torch.arange(len(columns), device=device).repeat(batch))  # (B·G, T)
+        found = network.head_logits(rows, memory).float().cpu()
+        logits[:, columns] = found.unflatten(0, (batch, len(columns)))
+    return logits, vectors
 
 
 def _k_test(task_cfg: Any) -> int:

@@ -1,4 +1,4 @@
-"""Starting weights from other models: an image encoder from DeiT, a text transformer from BERT."""
+"""Starting weights from other models: an image encoder from DeiT, a text transformer or a Q-Former from BERT."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lavis.models import checkpoints
 from lavis.models.base import locate
 from lavis.models.tokenizer import ASSETS
 from lavis.nn.language_model import LanguageModel
+from lavis.nn.qformer import QFormer
 from lavis.nn.text import TextTransformer
 from lavis.nn.timesformer import TimeSformer
 from lavis.nn.vit import VisionTransformer, interpolate_positions
@@ -31,7 +32,8 @@ def start_from(model: Any, init: Mapping[str, str]) -> None:
     effect until it is trained, as in the code published with TimeSformer (Bertasius et al. 2021).
 
     Args:
-        init: {"visual_encoder": source, "text_encoder": source, "text_decoder": source}; a source is "deit",
+        init: {"visual_encoder": source, "text_encoder": source, "text_decoder": source}, of a Q-Former {"Qformer":
+            source}; a source is "deit",
             "bert", "tiny_shapes" or "tiny_shapes_vqa" (`STARTING_WEIGHTS`), or a path, URL or Hugging Face id of
             such a file, or of a model of this library, of which the same module is taken.
 
@@ -57,6 +59,10 @@ def start_from(model: Any, init: Mapping[str, str]) -> None:
 
 def _rules(module: Any) -> checkpoints.Rules:
     """How a file is read into a module."""
+    if isinstance(module, QFormer):
+        # queries' feed-forward parts begin as those of text, as in the original
+        copy = (*checkpoints.BERT_LANGUAGE_MODEL.copy, (r"^(.*)_query\.", r"\1."))
+        return replace(checkpoints.BERT_LANGUAGE_MODEL, copy=copy)
     if isinstance(module, LanguageModel):
         return checkpoints.BERT_LANGUAGE_MODEL
     if isinstance(module, TextTransformer):

@@ -14,10 +14,11 @@ import torch
 
 from lavis.nn import generation
 from lavis.nn.losses import language_modelling_loss
-from lavis.nn.outputs import DecoderOutput, EncoderOutput
+from lavis.nn.outputs import DecoderOutput, EncoderOutput, QueryOutput
 
 if TYPE_CHECKING:
     from lavis.nn.language_model import TextDecoder
+    from lavis.nn.qformer import QFormer, QueryTransformer
     from lavis.nn.text import Memory, TextTransformer
 
 SMOOTHING = 0.1  # of labels, in every loss of the original's decoder
@@ -135,6 +136,103 @@ def write(
         ids = generation.generate(decoding, prompt, chosen, end=sep_token_id, pad=pad_token_id).ids
     used = (ids != pad_token_id).any(dim=0).nonzero()
     return ids[:, : int(used.max()) + 1]
+
+
+def read_queries(
+    transformer: QueryTransformer,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    query_embeds: torch.Tensor | None = None,
+    encoder_hidden_states: torch.Tensor | None = None,
+    encoder_attention_mask: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    use_cache: bool = False,
+    is_decoder: bool = False,
+    output_attentions: bool = False,
+    **unused: Any,
+) -> QueryOutput:
+    """States of queries and texts, the call of a Q-Former's `bert`.
+
+    Args:
+        input_ids: (R, T). attention_mask: (R, Q + T) of queries and text, or (R, T) of a text alone.
+        query_embeds: (R or 1, Q, D).
+        encoder_hidden_states: (B, N, D), R a multiple of B.
+        past_key_values: those of queries, which a text comes after. use_cache: whether to give them.
+        is_decoder: whether a token of the text sees only itself and earlier ones.
+
+    Raises:
+        ValueError: nothing to read, or a mask of another length. TypeError: an argument that has no meaning here.
+    """
+    from lavis.nn.qformer import Prefix
+
+    _refuse(unused)
+    if input_ids is None and query_embeds is None:
+        raise ValueError("a Q-Former needs input_ids, query_embeds, or both")
+    before = 0 if past_key_values is None else past_key_values.length
+    queries = before + (0 if query_embeds is None else query_embeds.shape[1])
+    mask = None
+    if attention_mask is not None:
+        length = queries + (0 if input_ids is None else input_ids.shape[1])
+        if attention_mask.ndim != 2 or attention_mask.shape[1] != length:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; (R, {length}) was expected, for {queries} "
+                "queries and the text"
+            )
+        if not bool(attention_mask[:, :queries].all()):
+            raise ValueError("attention_mask hides queries; every query is read here")
+        mask = None if input_ids is None else attention_mask[:, queries:].bool()
+    memory = None
+    if encoder_hidden_states is not None:
+        memory = _memory(transformer, encoder_hidden_states, encoder_attention_mask)
+    cache = Prefix() if use_cache and past_key_values is None else past_key_values
+    layers: list[Any] = list(transformer.encoder.layer)
+    reading = [layer.attention for layer in layers]
+    looking = [getattr(layer, "crossattention", None) for layer in layers]
+    readers = [reader for reader in (*reading, *looking) if reader is not None] if output_attentions else []
+    for reader in readers:
+        reader.kept = []
+    try:
+        states = transformer(
+            input_ids, queries=query_embeds, mask=mask, memory=memory, causal=is_decoder, cache=cache
+        )
+        # a layer that looked at nothing has kept nothing
+        kept = {id(reader): reader.kept[-1] for reader in readers if reader.kept}
+    finally:
+        for reader in readers:
+            reader.kept = None
+    if past_key_values is not None:
+        past_key_values.length = before  # other texts may come after the same queries
+    return QueryOutput(
+        last_hidden_state=states,
+        past_key_values=cache if use_cache else None,
+        attentions=tuple(kept[id(reader)] for reader in reading) if output_attentions else None,
+        cross_attentions=tuple(kept.get(id(reader)) for reader in looking) if output_attentions else None,
+    )
+
+
+def write_after_queries(
+    former: QFormer,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    labels: torch.Tensor | None = None,
+    reduction: str = "mean",
+    return_logits: bool = False,
+    is_decoder: bool = True,
+    **given: Any,
+) -> DecoderOutput | torch.Tensor:
+    """Logits (R, T, V) of the next tokens of texts, and with `labels` (R, T) the loss of a language model; the call
+    of a Q-Former with its head. The rest as in `decode` and `read_queries`."""
+    found = read_queries(former.bert, input_ids, attention_mask, is_decoder=is_decoder, **given)
+    assert found.last_hidden_state is not None
+    logits = former.cls(found.last_hidden_state[:, -input_ids.shape[1] :])
+    if return_logits:
+        return logits[:, :-1]
+    loss = None
+    if labels is not None:
+        loss = language_modelling_loss(logits, labels, smoothing=SMOOTHING, per_text=reduction == "none")
+    return DecoderOutput(loss=loss, logits=logits)
 
 
 def _memory(transformer: TextTransformer, states: Any, mask: Any) -> Memory:

@@ -130,10 +130,14 @@ def similarities(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Products (R, C) of vectors (R, E) and (C, E), at least in float32, whatever autocast says.
 
     bfloat16 tells no cosines apart that differ by less than 0.004, and a temperature multiplies that by up to 100.
+
+    Args:
+        rows: also (R, Q, E): a row has Q vectors, and the largest of their products counts (BLIP-2 paper, section 3.1).
     """
     dtype = torch.promote_types(rows.dtype, torch.float32)  # float64 stays
     with torch.autocast(rows.device.type, enabled=False):
-        return rows.to(dtype) @ columns.to(dtype).T
+        products = rows.to(dtype) @ columns.to(dtype).T
+        return products.amax(dim=1) if rows.ndim == 3 else products
 
 
 def contrastive_loss(

@@ -75,3 +75,18 @@ class DecoderOutput(Output):
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QueryOutput(Output):
+    """What a Q-Former of Q queries and T tokens of text gives.
+
+    last_hidden_state (R, Q + T, D); past_key_values: of the queries, for texts after them; attentions: of each layer
+    the weights (R, H, Q + T, N) of self-attention; cross_attentions: (R, H, Q, image tokens) of the layers that have
+    them, None of others.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Any = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor | None, ...] | None = None

@@ -9,12 +9,16 @@ B images, Q queries, R rows of text, T tokens, D width. Parameter names are thos
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from lavis.nn import bert_calls
 from lavis.nn.attention import Mask, triangle
 from lavis.nn.cache import Cache
 from lavis.nn.language_model import LanguageModel
+from lavis.nn.outputs import DecoderOutput
 from lavis.nn.text import Intermediate, KeysValues, Layer, Memory, Residual, TextConfig, TextTransformer
 
 
@@ -55,6 +59,7 @@ class QueryLayer(Layer):
         memory: Memory | None,
         cache: Cache | Prefix | None,
         index: int,
+        only_queries: bool = False,
     ) -> torch.Tensor:
         x = self.attention(x, mask, cache, index, only_first=False)
         q, text = x[:, :queries], x[:, queries:]
@@ -62,6 +67,8 @@ class QueryLayer(Layer):
             if memory is not None and memory.keys_values[index]:
                 q = self.crossattention.look(q, memory.keys_values[index], memory.mask)  # type: ignore[operator]
             q = self.output_query(self.intermediate_query(q), q)
+        if only_queries:
+            return q
         if text.shape[1]:
             text = self.output(self.intermediate(text), text)
         return torch.cat([q, text], dim=1)
@@ -82,6 +89,8 @@ class QueryTransformer(TextTransformer):
         causal: bool = False,
         cache: Cache | Prefix | None = None,
         start: int = 0,
+        only_queries: bool = False,
+        **as_bert: Any,
     ) -> torch.Tensor:
         """Embed and run all layers.
 
@@ -93,10 +102,14 @@ class QueryTransformer(TextTransformer):
             causal: whether a token of the text sees only itself and earlier ones, beside what `cache` holds.
             cache: keys and values so far; advanced by what is read.
             start: place of the first of `ids` in its text.
+            only_queries: leave the text's states out of the result.
+            as_bert: arguments of the original's Q-Former; then the call is `bert_calls.read_queries`.
 
         Returns:
-            (R, Q + T, D).
+            (R, Q + T, D), or (R, Q, D).
         """
+        if as_bert:
+            return bert_calls.read_queries(self, as_bert.pop("input_ids", ids), **as_bert)  # type: ignore[return-value]
         parts = []
         if queries is not None:
             rows = len(ids) if ids is not None else len(memory) if memory is not None else len(queries)
@@ -109,7 +122,8 @@ class QueryTransformer(TextTransformer):
         before = 0 if cache is None else cache.length
         seen = _mask(x, count, before, mask, causal)
         for index, layer in enumerate(self.encoder.layer):
-            x = layer.read(x, count, seen, memory, cache, index)  # type: ignore[operator]
+            alone = only_queries and index == self.config.depth - 1
+            x = layer.read(x, count, seen, memory, cache, index, alone)  # type: ignore[operator]
         if cache is not None:
             cache.length = before + x.shape[1]
         return x
@@ -131,7 +145,12 @@ def _mask(x: torch.Tensor, queries: int, before: int, mask: torch.Tensor | None,
 class QFormer(LanguageModel):
     """The transformer of queries and texts, with a head that writes."""
 
+    bert: QueryTransformer
     transformer = QueryTransformer
+
+    def forward(self, input_ids: torch.Tensor, **as_bert: Any) -> DecoderOutput | torch.Tensor:
+        """What follows tokens of texts (R, T) that come after queries; see `bert_calls.write_after_queries`."""
+        return bert_calls.write_after_queries(self, input_ids, **as_bert)
 
     def begin(self, queries: torch.Tensor, memory: Memory, rows: int, room: int) -> Decoding:
         """Start decoding `rows` texts of at most `room` tokens about the images of a memory."""
