@@ -19,6 +19,7 @@ NAMES = {
     "gradcam",
     "zero_shot_classification",
     "fine_tuning",
+    "blip2",
 }
 
 

@@ -9,13 +9,13 @@ from typing import Any
 FOLDER = Path(__file__).parent.parent.parent / "examples" / "notebooks"
 # from the first that a reader needs to the last
 ORDER = ("captioning", "visual_question_answering", "features", "search", "gradcam", "zero_shot_classification",
-         "fine_tuning")  # fmt: skip
+         "fine_tuning", "blip2")  # fmt: skip
 
 INTRODUCTION = """
 # Notebooks
 
-Seven short notebooks, in `examples/notebooks` of the repository. They run offline in well under a minute each
-on a CPU (fine-tuning about two), on the small packaged models and on drawings that the library makes itself.
+Eight short notebooks, in `examples/notebooks` of the repository. They run offline in well under a minute each
+on a CPU (fine-tuning about two, BLIP-2 about three), on the small packaged models and on drawings that the library makes itself.
 Each has one line to change for your own pictures and another model. A test of this library runs them all.
 
 ```bash
