@@ -21,7 +21,7 @@ from lavis.common.registry import registry
 from lavis.inference import Encoder, load
 from lavis.inference.features import Item, extract
 from lavis.inference.zero_shot import classify
-from lavis.models import heat_maps, reranking
+from lavis.models import build_model, heat_maps, reranking
 from lavis.models.outputs import Texts
 from lavis.nn.losses import similarities
 from tests.small import images, random_model
@@ -189,6 +189,53 @@ def test_without_a_text_the_own_caption_is_explained(monkeypatch):
     with pytest.raises(ValueError, match="no word to explain"):
         monkeypatch.setattr(model, "generate", lambda *a, **k: Texts([""], [0.0], [0.0]))
         model.explain_text(samples, None)
+
+
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+def _coloured(count: int, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """States of images of 8 x 8 patches, two of which have a colour: (count, 65, 128), the two colours and places."""
+    fixed = torch.Generator().manual_seed(5)
+    rgb = torch.tensor([[1.0, -1, -1, 1], [-1, 1, -1, 1], [-1, -1, 1, 1], [1, 1, -1, 1]])
+    codes, places = rgb @ torch.randn(4, 128, generator=fixed), 0.3 * torch.randn(65, 128, generator=fixed)
+    which = torch.rand(count, 4, generator=rng).argsort(dim=1)[:, :2]
+    where = torch.rand(count, 64, generator=rng).argsort(dim=1)[:, :2]
+    states = places + 0.1 * torch.randn(count, 65, 128, generator=rng)
+    states[torch.arange(count)[:, None], 1 + where] += codes[which]
+    return F.layer_norm(states, (128,)), which, where
+
+
+def test_after_a_short_training_maps_point_at_the_patch_that_is_named(monkeypatch):
+    """The Q-Former learns which colours there are. Then the colour's map peaks at its patch (by chance in 1.6 % of
+    the images; over five seeds in 69 %), and more seldom at the other coloured one (13 %)."""
+    torch.manual_seed(3)
+    text = {"dropout": 0.0, "attention_dropout": 0.0, "init_std": 0.09}
+    model = build_model({"arch": "blip2", "model_type": "tiny", "weights": "none", "text": text}).train()
+    torch.nn.init.normal_(model.query_tokens)
+    trained = [p for name, p in model.named_parameters() if not name.startswith("visual")]
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98))
+    rng = torch.Generator().manual_seed(1)
+    tokens = model.tokens([f"a {colour} square" for colour in COLOURS] * 16)
+    for step in range(150):
+        states, which, _ = _coloured(16, rng)
+        there = torch.zeros(16, 4, dtype=torch.long).scatter_(1, which, 1).flatten()
+        loss = F.cross_entropy(model.match_logits(tokens, model.memorize(states)), there)
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 30) * (1 - step / 150)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    model.eval()
+    assert float(loss.detach()) < 0.1
+    states, which, where = _coloured(60, rng)
+    own = other = 0
+    for i in range(60):
+        monkeypatch.setattr(model, "encode_image", lambda image, i=i: states[i : i + 1])
+        found = model.explain_text({"image": images(1)}, f"a {COLOURS[which[i, 0]]} square")
+        peak = int(found.maps[1].argmax())
+        own, other = own + (peak == where[i, 0]), other + (peak == where[i, 1])
+    assert own > 20 and other < own / 2, (own, other)
 
 
 # ------------------------------------------------------------------------------------------ as a user

@@ -68,6 +68,7 @@ ROOMS: dict[str, tuple[str, tuple[str, ...]]] = {
             "lavis.inference.protocols.EmbedsBoth",
             "lavis.inference.protocols.Matches",
             "lavis.inference.protocols.EmbedsPairs",
+            "lavis.inference.protocols.EmbedsQueries",
             "lavis.inference.protocols.Explains",
             "lavis.inference.protocols.Classifies",
             "lavis.inference.abilities.abilities",
