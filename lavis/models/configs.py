@@ -13,6 +13,13 @@ from lavis.models import checkpoints
 from lavis.models.parts import Part
 
 _LARGEST = 1 << 24  # number of anything in a config
+_DEPTHS = (
+    "depth",
+    "layers",
+    "num_hidden_layers",
+    "num_layers",
+    "num_decoder_layers",
+)  # the latter of transformers
 T = TypeVar("T")
 
 
@@ -113,7 +120,7 @@ def check_sizes(config: Mapping[str, Any], entries: int, path: Path, elsewhere: 
         if isinstance(value, Mapping):
             check_sizes(value, entries, path, elsewhere)
             continue
-        most = entries + elsewhere if key in ("depth", "layers") else _LARGEST
+        most = entries + elsewhere if key in _DEPTHS else _LARGEST
         for number in value if isinstance(value, (tuple, list)) else [value]:
             if isinstance(number, int) and number > most:
                 raise ValueError(f"{path}: {key} is {number}, but the file has {entries} entries")
