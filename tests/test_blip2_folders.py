@@ -12,7 +12,9 @@ from PIL import Image
 
 from lavis.cli.main import main
 from lavis.inference.convert import convert
-from lavis.models import load_model
+from lavis.models import Part, Preset, load_model, zoo
+from lavis.models.blip2_language import Blip2LanguageConfig
+from tests import served
 from tests.helpers import blip2_reference as reference
 from tests.helpers.blip2_reference import images
 
@@ -152,6 +154,34 @@ def test_a_tokenizer_of_another_vocabulary_is_read(published, tmp_path):
     (inner / "vocab.txt").write_text("\n".join(pieces))
     (inner / "tokenizer.json").unlink()
     assert load_model(str(folder)).tokenizer.encode("dog") == ids
+
+
+@pytest.mark.parametrize("status", [404, 410, 403])
+def test_weights_that_are_gone_are_taken_from_elsewhere(published, monkeypatch, tmp_path, caplog, status):
+    import huggingface_hub
+
+    monkeypatch.setenv("LAVIS_CACHE", str(tmp_path))
+    for name in ("LAVIS_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda repo, **_: str(published(repo.partition("/")[2]))
+    )
+    with served.Served() as server:
+        server.files["/gone.pth"] = lambda handler, _: handler.answer(status, b"")
+        row = Preset(
+            Blip2LanguageConfig(qformer_text_input=False), pretrained=server.url("/gone.pth"),
+            elsewhere="someone/blip2_opt", parts={"opt_model": Part("facebook/opt-2.7b", frozen=True)},
+        )  # fmt: skip
+        monkeypatch.setitem(zoo._BY_NAME["blip2_opt"], "gone", row)
+        if status == 403:  # it may be back tomorrow
+            with pytest.raises(OSError, match="403"):
+                load_model("blip2_opt", "gone")
+            return
+        model = load_model("blip2_opt", "gone", is_eval=True)
+        with pytest.raises(FileNotFoundError):
+            load_model("blip2_opt", "gone", checkpoint=server.url("/gone.pth"))
+    assert "taking the same weights from someone/blip2_opt" in caplog.text
+    same(model, load_model(str(published("blip2_opt"))))
 
 
 # ------------------------------------------------------------------------------------------ writing

@@ -45,6 +45,8 @@ class Preset:
             messages recommend.
         generation: options of `generate` that suit these weights better than its defaults; `lavis caption` uses them.
         download_gb: gigabytes of the file of `weights`; None: not known.
+        elsewhere: a Hugging Face id of the same weights (those of `weights`, else of `pretrained`) in a format that the
+            class reads, taken when the first source says that they are gone.
         parts: modules whose weights come from files of their own where those of `weights` or `pretrained` do not hold
             them, by their names; see `lavis.models.parts`.
     """
@@ -63,6 +65,7 @@ class Preset:
     default_for: tuple[str, ...] = ()
     generation: Mapping[str, Any] = field(default_factory=dict)
     download_gb: float | None = None
+    elsewhere: str | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
 
 
