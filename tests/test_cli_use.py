@@ -179,9 +179,9 @@ def test_help_lists_commands_under_headings(capsys: pytest.CaptureFixture[str]) 
         ),
         (["match", "DRAWINGS", "a", "--model", "alpro_retrieval/tiny"], "no clips in this folder"),
         (["search", "EMPTY", "--picture", "nope.mp4"], "--picture: there is no file nope.mp4"),
-        (["convert", "x.pth"], "Name a folder: --to my_model"),
-        (["convert", "x.pth", "--to", "x"], "which model are the weights x.pth of"),
-        (["convert", "x.pth", "--to", "x", "--model", "clip/tiny"], "no file or folder 'x.pth'"),
+        (["convert", "x.pth"], "Name a folder: --out my_model"),
+        (["convert", "x.pth", "--out", "x"], "which model are the weights x.pth of"),
+        (["convert", "x.pth", "--out", "x", "--model", "clip/tiny"], "no file or folder 'x.pth'"),
         (["completion", "tcsh"], "no completion for 'tcsh'; there is for bash, zsh, fish"),
     ],
 )
@@ -731,15 +731,15 @@ def test_convert(run: Callable[..., Ran], tmp_path: Path) -> None:
     from lavis.models.tokenizer import ASSETS
 
     code, rows, said = run(
-        "convert", ASSETS / "blip_shapes" / "model.safetensors", "--model", "blip_retrieval/tiny", "--to",
+        "convert", ASSETS / "blip_shapes" / "model.safetensors", "--model", "blip_retrieval/tiny", "--out",
         tmp_path / "new",
     )  # fmt: skip
     assert code == 2 and "does not fit this model" in said and not (tmp_path / "new").exists()
-    code, rows, said = run("convert", ASSETS / "blip_shapes", "--to", tmp_path / "new", "--half")
+    code, rows, said = run("convert", ASSETS / "blip_shapes", "--out", tmp_path / "new", "--half")
     assert code == 0 and rows[0]["model"] == "blip_pretrain/tiny_shapes" and rows[0]["half"] is True
     assert "licence of this preset's weights: BSD-3-Clause" in said
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"config.json", "model.safetensors", "vocab.txt"}
-    code, _, said = run("convert", ASSETS / "blip_shapes", "--to", tmp_path / "new")
+    code, _, said = run("convert", ASSETS / "blip_shapes", "--out", tmp_path / "new")
     assert code == 2 and "is there already" in said
 
 

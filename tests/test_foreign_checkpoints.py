@@ -212,7 +212,7 @@ def test_a_pre_trained_file_captions(tmp_path, capsys):
     ]
     assert main(["caption", str(tmp_path / "a.png"), *arguments]) == 0
     assert "caption" in json.loads(capsys.readouterr().out)
-    assert main(["convert", str(path), "--model", "blip_caption/tiny", "--to", str(tmp_path / "ours")]) == 0
+    assert main(["convert", str(path), "--model", "blip_caption/tiny", "--out", str(tmp_path / "ours")]) == 0
     same_state = load_model(str(tmp_path / "ours"), is_eval=True).state_dict()
     assert all(torch.equal(v, same_state[k]) for k, v in captioner.state_dict().items())
 
@@ -278,7 +278,15 @@ def test_an_activation_that_nothing_tells_is_assumed_aloud_or_given(tmp_path, ca
     loaded = load_model("clip", "tiny", is_eval=True, checkpoint=path, activation="gelu")
     assert loaded.config.quick_gelu is False and not caplog.text
     torch.testing.assert_close(loaded.encode_image(images(1)), model.encode_image(images(1)))
-    arguments = ["convert", str(path), "--model", "clip/tiny", "--to", str(tmp_path / "ours"), "--activation"]
+    arguments = [
+        "convert",
+        str(path),
+        "--model",
+        "clip/tiny",
+        "--out",
+        str(tmp_path / "ours"),
+        "--activation",
+    ]
     assert main([*arguments, "relu"]) == 2
     assert "it must be gelu or quick_gelu" in capsys.readouterr().err
     assert main([*arguments, "gelu"]) == 0

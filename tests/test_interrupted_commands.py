@@ -402,7 +402,7 @@ def test_long_texts_are_no_paths(arguments: list[str], run: Callable[..., Ran], 
         (["search", "{image}", "x"], "is no index"),
         (["explain", LONG, "--json"], "there is no image"),
         (["dialogue", LONG], "there is no file"),
-        (["convert", LONG, "--to", "{out}"], "which model"),
+        (["convert", LONG, "--out", "{out}"], "which model"),
         (["download", LONG + ".csv", "--to", "{out}"], "there is no table"),
     ],
 )  # fmt: skip

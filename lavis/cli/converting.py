@@ -1,4 +1,4 @@
-"""`lavis convert`: any checkpoint that can be read, as a folder of this library."""
+"""`lavis convert`: any checkpoint that can be read, in the form of this library, of transformers or of the original."""
 
 from __future__ import annotations
 
@@ -24,9 +24,18 @@ def convert(
             "library, a URL, or a Hugging Face id.",
         ),
     ],
-    to: Annotated[
-        Path | None, typer.Option("--to", help="The folder to write; it must not exist yet.")
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder to write; it must not exist yet.")
     ] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="The form: lavis; transformers, a folder that its classes of BLIP-2 and InstructBLIP load; or "
+            "official, a .pth for the original library.",
+            autocompletion=common.one_of("lavis", "transformers", "official"),
+        ),
+    ] = "lavis",
     model: Annotated[
         str | None,
         typer.Option(
@@ -58,21 +67,30 @@ def convert(
         bool, typer.Option("--merge", help="Add adapters (LoRA) to the weights and write these as a whole.")
     ] = False,
 ) -> None:
-    """Convert a checkpoint to config.json and model.safetensors.
+    """Convert a checkpoint to config.json and model.safetensors, to a folder of transformers, or to an official file.
 
     What was written is read again and compared with the source, tensor by tensor. Prints a summary as JSON.
 
     \b
     Examples:
-      lavis convert official.pth --model NAME/TYPE --to my_model
-      lavis convert official.pt --model NAME/TYPE --to my_model --half
-      lavis convert organisation/repository --model NAME/TYPE --to my_model
-      lavis convert open_clip_pytorch_model.bin --model NAME/TYPE --activation gelu --to my_model
+      lavis convert official.pth --model NAME/TYPE --out my_model
+      lavis convert official.pt --model NAME/TYPE --out my_model --half
+      lavis convert organisation/repository --model NAME/TYPE --out my_model
+      lavis convert official.pth --model NAME/TYPE --to transformers --out my_model
+      lavis convert open_clip_pytorch_model.bin --model NAME/TYPE --activation gelu --out my_model
     """
-    if to is None:
-        raise ValueError("where should the model go? Name a folder: --to my_model")
     from lavis.inference import split_model
+    from lavis.inference.convert import FORMS
     from lavis.inference.convert import convert as run
+
+    form = next((form for form in FORMS if form == to), None)
+    if form is None:
+        raise ValueError(
+            f"--to {common.shortened(to)!r} is no form; it must be {', '.join(FORMS[:-1])} or {FORMS[-1]}. The folder "
+            "to write is named by --out"
+        )
+    if out is None:
+        raise ValueError("where should the model go? Name a folder: --out my_model")
 
     name, model_type = (None, None) if model is None else split_model(model)
     if name is None and not is_file(Path(source) / "config.json"):
@@ -80,11 +98,15 @@ def convert(
             f"which model are the weights {common.shortened(source)} of? Name it: --model NAME/TYPE (see "
             "`lavis models`)"
         )
-    done = run(source, to, name, model_type, half, for_training, activation, whole, merge)
+    done = run(source, out, name, model_type, half, for_training, activation, whole, merge, form)
     summary = {
-        "out": str(to), "model": done.arch + (f"/{done.model_type}" if done.model_type else ""),
+        "out": str(out), "model": done.arch + (f"/{done.model_type}" if done.model_type else ""),
         "tensors": done.tensors, "bytes": done.bytes, "half": done.half,
         "largest_difference": done.largest_difference, "licence": done.licence,
     }  # fmt: skip
     print(to_line(summary))
+    if done.left_out:
+        common.note(
+            f"{len(done.left_out)} entries are left out, {to} has no place for them, such as {done.left_out[0]}"
+        )
     common.note(f"licence of this preset's weights: {done.licence}")

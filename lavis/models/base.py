@@ -457,6 +457,15 @@ class BaseModel(nn.Module):
         """
         return {}
 
+    def save_transformers(self, folder: Path) -> list[str]:
+        """Write a folder that the class of transformers for this model loads; gives the entries that it has no place
+        for.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        raise ValueError(f"{self.registered_name} can't be written as a folder of transformers")
+
     def official_state(self) -> checkpoints.StateDict:
         """The entries with the names and shapes that official files have."""
         return {

@@ -23,7 +23,7 @@ from lavis.common.registry import registry
 from lavis.common.values import suggest
 from lavis.models import blip2_folders, heat_maps
 from lavis.models.base import BaseModel, finite_results, inference, own_step, prepared
-from lavis.models.checkpoints import START_TEMPERATURE, Rules
+from lavis.models.checkpoints import START_TEMPERATURE, Rules, StateDict
 from lavis.models.clip import clip_vit
 from lavis.models.clip_checkpoints import reshaped, resize_positions, tower_names
 from lavis.models.fusion import TextStates
@@ -150,6 +150,14 @@ class WithTower:
     @classmethod
     def type_of(cls, path: Path) -> str | None:
         return blip2_folders.type_of(path, cls.PRESETS)
+
+    def official_state(self) -> StateDict:
+        return blip2_folders.official(super().official_state())  # type: ignore[misc]
+
+    def save_transformers(self, folder: Path) -> list[str]:
+        from lavis.models import blip2_export
+
+        return blip2_export.write(self, folder)
 
     def add_tower(self, config: Blip2Config) -> None:
         with building("visual_encoder"):

@@ -4,6 +4,7 @@ InstructBlipForConditionalGeneration): what their config.json says, and the name
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,11 +16,15 @@ import torch
 
 from lavis.common import hub
 from lavis.common.files import write_text
+from lavis.models import clip_checkpoints
 from lavis.models.checkpoints import START_TEMPERATURE, WEIGHTS_NAMES, Rules, StateDict, read_json
 from lavis.models.clip_checkpoints import resize_positions
 from lavis.models.folders import CONFIG_NAME, is_of_transformers, read_description
 from lavis.models.languages import KNOWN, width_of
 from lavis.models.tokenizer import BERT_VOCABULARY
+from lavis.nn.vit import VIT_EVA_G
+
+log = logging.getLogger("lavis")
 
 RETRIEVES, WRITES, INSTRUCTED = (
     "Blip2ForImageTextRetrieval",
@@ -56,6 +61,7 @@ _STARTS = (
     ("vision_model.encoder.layers.", "visual_encoder.blocks."),
     ("vision_model.post_layernorm.", "ln_vision."),
     ("qformer.encoder.", "Qformer.bert.encoder."),
+    ("query_tokens", "query_tokens"),
 )
 _NORM = "Qformer.bert.embeddings.LayerNorm."
 _TEXT = {  # of the Q-Former's parts that only some have: the longer names first
@@ -64,6 +70,7 @@ _TEXT = {  # of the Q-Former's parts that only some have: the longer names first
         ("embeddings.", "Qformer.bert.embeddings."),
         ("vision_projection.", "vision_proj."),
         ("text_projection.", "text_proj."),
+        ("itm_head.", "itm_head."),
     ),
     WRITES: (("qformer.layernorm.", _NORM),),
     INSTRUCTED: (
@@ -72,7 +79,7 @@ _TEXT = {  # of the Q-Former's parts that only some have: the longer names first
     ),
 }
 # inside of a block of the image encoder, and of a layer of the Q-Former
-_INSIDE = (
+INSIDE = (
     ("visual_encoder.blocks.", ".self_attn.qkv.", ".attn.qkv."),
     ("visual_encoder.blocks.", ".self_attn.projection.", ".attn.proj."),
     ("visual_encoder.blocks.", ".layer_norm1.", ".norm1."),
@@ -80,13 +87,13 @@ _INSIDE = (
     ("Qformer.bert.encoder.", "attention.attention.", "attention.self."),  # crossattention, too
 )
 # where a language model of one of the kinds has a row for each token of its vocabulary
-_ROWS = (
+ROWS = (
     "lm_head.weight", "shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
     "model.embed_tokens.weight", "model.decoder.embed_tokens.weight",
 )  # fmt: skip
 
 
-def _starts(architecture: str, language: str, projection: str) -> tuple[tuple[str, str], ...]:
+def starts(architecture: str, language: str, projection: str) -> tuple[tuple[str, str], ...]:
     """(their beginning of a name, ours), for a class whose language model and projection have such names."""
     rest = (("language_model.", f"{language}."), ("language_projection.", f"{projection}."))
     return (*_STARTS, *_TEXT[architecture], *(rest if language else ()))
@@ -99,11 +106,11 @@ def rules(architecture: str, language: str = "", projection: str = "") -> Rules:
         language, projection: modules of ours, of a class with a language model.
     """
     renames = [
-        *((f"^{re.escape(old)}", new) for old, new in _starts(architecture, language, projection)),
-        *((rf"^({re.escape(where)}.*){re.escape(old)}", rf"\1{new}") for where, old, new in _INSIDE),
+        *((f"^{re.escape(old)}", new) for old, new in starts(architecture, language, projection)),
+        *((rf"^({re.escape(where)}.*){re.escape(old)}", rf"\1{new}") for where, old, new in INSIDE),
     ]
     resize: dict[str, Any] = {"visual_encoder.pos_embed": resize_positions}
-    resize |= {f"{language}.{name}": _first_rows for name in _ROWS if language}
+    resize |= {f"{language}.{name}": _first_rows for name in ROWS if language}
     return Rules(
         marker="vision_model.embeddings.class_embedding",
         rename=tuple(renames),
@@ -120,6 +127,27 @@ def rules(architecture: str, language: str = "", projection: str = "") -> Rules:
 
 def _first_rows(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return tensor[: shape[0]] if tensor.ndim == 2 and tensor.shape[1:] == shape[1:] else tensor
+
+
+def official(state: StateDict) -> StateDict:
+    """A model's entries under the names of the original's files, in their shapes."""
+    tower = "visual_encoder."
+    if f"{tower}norm_pre.weight" in state:  # CLIP's
+        inside = {f"visual.{k.removeprefix(tower)}": t for k, t in state.items() if k.startswith(tower)}
+        named = {tower + k.removeprefix("visual."): t for k, t in clip_checkpoints.official(inside).items()}
+        return {**{k: t for k, t in state.items() if not k.startswith(tower)}, **named}
+    out: StateDict = {}
+    for key, tensor in state.items():
+        if not (key.startswith(tower) and key.endswith(".attn.qkv.bias")):
+            out[key] = tensor
+            continue
+        queries, keys, values = tensor.chunk(3)
+        if keys.any():  # only after training; they change nothing, but our own reader expects them
+            log.warning("%s has biases of keys, which the original has not", key)
+            out[key] = tensor
+            continue
+        out[key.replace("qkv.bias", "q_bias")], out[key.replace("qkv.bias", "v_bias")] = queries, values
+    return out
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -201,7 +229,7 @@ def adapted(config: Any, path: Path, kind: tuple[str, str], name: str) -> Any:
         raise ValueError(f"{place}: vision_config.qkv_bias is false; this library's encoder has biases")
     width = vision["hidden_size"]
     vit = replace(
-        config.vit,
+        VIT_EVA_G,
         width=width,
         depth=vision["num_hidden_layers"],
         heads=vision["num_attention_heads"],
@@ -209,7 +237,7 @@ def adapted(config: Any, path: Path, kind: tuple[str, str], name: str) -> Any:
         mlp_ratio=(vision["intermediate_size"] + 0.5) / width,
         activation=vision["hidden_act"],
         layer_norm_eps=float(vision["layer_norm_eps"]),
-        pre_norm=False,
+        drop_path=config.vit.drop_path,
     )
     text = replace(
         config.text,
@@ -223,12 +251,19 @@ def adapted(config: Any, path: Path, kind: tuple[str, str], name: str) -> Any:
         cross_every=qformer["cross_attention_frequency"],
         memory_width=width,
     )
+    if vision["image_size"] != config.image_size:
+        log.info("%s is for images of %d px, not %d", folder, vision["image_size"], config.image_size)
     queries = _number(theirs, "num_query_tokens", 32, place)
     config = replace(config, image_size=vision["image_size"], vit=vit, text=text, num_query_token=queries)
     if kind[0] != WRITES:  # its Q-Former reads texts
         inner = folder / "qformer_tokenizer" if kind[0] == INSTRUCTED else folder
         config = replace(config, vocabulary=_vocabulary(inner))
     if kind[0] == RETRIEVES:
+        log.warning(
+            "%s has no head that writes texts, which transformers leaves out: it starts from random weights. Matching "
+            "and features need none",
+            folder,
+        )
         return replace(config, embed_dim=_number(theirs, "image_text_hidden_size", 256, place))
     return replace(config, language=_language(theirs, place), language_source=str(folder))
 
@@ -277,10 +312,11 @@ def untied(language: dict[str, Any], state: StateDict) -> dict[str, Any]:
     """
     head = state.get("language_model.lm_head.weight")
     words = state.get("language_model.shared.weight")
-    if head is None or words is None or torch.equal(head, words):
+    if head is None or words is None or language.get("tie_word_embeddings") is False:
         return language
-    scaled = language.get("scale_decoder_outputs", language.get("tie_word_embeddings") is not False)
-    return {**language, "tie_word_embeddings": False, "scale_decoder_outputs": scaled}
+    if torch.equal(head, words):
+        return language
+    return {"scale_decoder_outputs": True, **language, "tie_word_embeddings": False}
 
 
 def _vocabulary(folder: Path) -> str:

@@ -13,6 +13,13 @@ from lavis.models import checkpoints
 from lavis.models.parts import Part
 
 _LARGEST = 1 << 24  # number of anything in a config
+_DEPTHS = (
+    "depth",
+    "layers",
+    "num_hidden_layers",
+    "num_layers",
+    "num_decoder_layers",
+)  # the latter of transformers
 T = TypeVar("T")
 
 
@@ -38,6 +45,8 @@ class Preset:
             messages recommend.
         generation: options of `generate` that suit these weights better than its defaults; `lavis caption` uses them.
         download_gb: gigabytes of the file of `weights`; None: not known.
+        elsewhere: a Hugging Face id of the same weights (those of `weights`, else of `pretrained`) in a format that the
+            class reads, taken when the first source says that they are gone.
         parts: modules whose weights come from files of their own where those of `weights` or `pretrained` do not hold
             them, by their names; see `lavis.models.parts`.
     """
@@ -56,6 +65,7 @@ class Preset:
     default_for: tuple[str, ...] = ()
     generation: Mapping[str, Any] = field(default_factory=dict)
     download_gb: float | None = None
+    elsewhere: str | None = None
     parts: Mapping[str, Part] = field(default_factory=dict)
 
 
@@ -113,7 +123,7 @@ def check_sizes(config: Mapping[str, Any], entries: int, path: Path, elsewhere: 
         if isinstance(value, Mapping):
             check_sizes(value, entries, path, elsewhere)
             continue
-        most = entries + elsewhere if key in ("depth", "layers") else _LARGEST
+        most = entries + elsewhere if key in _DEPTHS else _LARGEST
         for number in value if isinstance(value, (tuple, list)) else [value]:
             if isinstance(number, int) and number > most:
                 raise ValueError(f"{path}: {key} is {number}, but the file has {entries} entries")

@@ -97,7 +97,8 @@ def texts_of_ids(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
     """
     if tokenizer.convert_tokens_to_ids("<0x00>") in (None, tokenizer.unk_token_id):
         return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
-    special = set(tokenizer.all_special_ids)
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
     out = []
     for row in rows:
         pieces = tokenizer.convert_ids_to_tokens([i for i in row if i not in special])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch
 
 from lavis.common.values import suggest, typed
 from lavis.models import checkpoints, peft_folders, vocabulary
-from lavis.models.configs import check_sizes, override, set_for_training
+from lavis.models.configs import Preset, check_sizes, override, set_for_training
 from lavis.models.folders import (
     ADAPTER_NAME,
     CONFIG_NAME,
@@ -53,6 +54,8 @@ from lavis.nn.lora import LoraConfig, add_lora, is_adapter, merge_lora
 
 if TYPE_CHECKING:
     from lavis.models.base import BaseModel
+
+log = logging.getLogger("lavis")
 
 _ENTRIES = 1024  # at most so many layers of a part that the file at hand does not hold
 _deep: ContextVar[tuple[Path, ...]] = ContextVar("folders that are being read", default=())
@@ -224,7 +227,11 @@ def from_config(cls: type[BaseModel], cfg: Mapping[str, Any]) -> BaseModel:
         raise ValueError(f"model.init is for starting weights; with model.weights {weights!r} it has no use")
     else:
         sha256 = preset.sha256 if kind == "finetuned" else None
-        path = locate(source, sha256=sha256)
+        try:
+            path = locate(source, sha256=sha256)
+        except FileNotFoundError as e:
+            source, kind = _elsewhere(preset, source, kind, e)
+            path = locate(source)
         model = cls.from_file(config, path, _rules_of(cls, model_type, kind), name=source, parts=settings)
         model.weights_from = Base(portable(source), kind)  # type: ignore[arg-type]
     model.model_type, model.origin = model_type, origin_of(source)
@@ -233,6 +240,18 @@ def from_config(cls: type[BaseModel], cfg: Mapping[str, Any]) -> BaseModel:
     if temperature is not None:
         model.set_temperature(temperature)
     return model
+
+
+def _elsewhere(preset: Preset, source: str, kind: str, gone: FileNotFoundError) -> tuple[str, str]:
+    """Where else a preset's weights are, and by which rules they are read, once their first source has them no more.
+
+    Raises:
+        FileNotFoundError: nowhere, or the source is not the preset's.
+    """
+    if preset.elsewhere is None or source != (preset.weights or preset.pretrained) or "://" not in source:
+        raise gone
+    log.warning("%s: taking the same weights from %s of the Hugging Face hub", gone, preset.elsewhere)
+    return preset.elsewhere, "file"
 
 
 def _adapters(values: Any) -> LoraConfig | None:

@@ -165,6 +165,7 @@ BLIP2 = official(
     "ViT-g/14 of EVA at 224 px, 32 queries",
     pretrained=LAVIS_BLIP2 + "blip2_pretrained.pth",
     parts={"visual_encoder": EVA_VIT},
+    elsewhere="Salesforce/blip2-itm-vit-g",
 )
 BLIP2_CLIP = official(
     Blip2Config(vit=tower("clip_L"), text=replace(BLIP2.config.text, memory_width=1024)),
@@ -178,6 +179,7 @@ BLIP2_COCO = official(
     weights=LAVIS_BLIP2 + "blip2_finetune_coco.pth",
     pretrained=LAVIS_BLIP2 + "blip2_pretrained.pth",
     parts={"visual_encoder": replace(EVA_VIT, frozen=False)},
+    elsewhere="Salesforce/blip2-itm-vit-g-coco",
 )
 TINY_BLIP2 = tiny(
     Blip2Config(
@@ -215,13 +217,20 @@ def with_language(
     return official(config, note, pretrained=place + file, parts=parts, **{"generation": lengths, **row})
 
 
-def captioner(part: str, source: str, pretrained: str, file: str) -> Preset:
+def captioner(part: str, source: str, pretrained: str, file: str, elsewhere: str) -> Preset:
     """The same, fine-tuned on COCO captions with its image encoder."""
     config = replace(STAGE2, image_size=364, prompt="a photo of")
     tower = replace(EVA_VIT, frozen=False)
     lengths = {"min_length": 8}  # as in its recipe
     return with_language(
-        part, source, pretrained, config, tower, weights=LAVIS_BLIP2 + file, generation=lengths
+        part,
+        source,
+        pretrained,
+        config,
+        tower,
+        weights=LAVIS_BLIP2 + file,
+        generation=lengths,
+        elsewhere=elsewhere,
     )
 
 
@@ -399,27 +408,38 @@ ROWS: Rows = {
     "blip2/tiny": TINY_BLIP2,
     "blip2_image_text_matching/tiny": TINY_BLIP2,
     # BLIP-2 and InstructBLIP with language models
-    "blip2_opt/pretrain_opt2.7b": with_language("opt_model", "facebook/opt-2.7b", "blip2_pretrained_opt2.7b.pth"),
-    "blip2_opt/pretrain_opt6.7b": with_language("opt_model", "facebook/opt-6.7b", "blip2_pretrained_opt6.7b.pth"),
+    "blip2_opt/pretrain_opt2.7b": with_language("opt_model", "facebook/opt-2.7b", "blip2_pretrained_opt2.7b.pth",
+        elsewhere="Salesforce/blip2-opt-2.7b"),
+    "blip2_opt/pretrain_opt6.7b": with_language("opt_model", "facebook/opt-6.7b", "blip2_pretrained_opt6.7b.pth",
+        elsewhere="Salesforce/blip2-opt-6.7b"),
     "blip2_opt/caption_coco_opt2.7b": captioner(
-        "opt_model", "facebook/opt-2.7b", "blip2_pretrained_opt2.7b.pth", "blip2_caption_opt2.7b.pth"),
+        "opt_model", "facebook/opt-2.7b", "blip2_pretrained_opt2.7b.pth", "blip2_caption_opt2.7b.pth",
+        "Salesforce/blip2-opt-2.7b-coco"),
     "blip2_opt/caption_coco_opt6.7b": captioner(
-        "opt_model", "facebook/opt-6.7b", "blip2_pretrained_opt6.7b.pth", "blip2_caption_opt6.7b.pth"),
-    "blip2_t5/pretrain_flant5xl": with_language("t5_model", "google/flan-t5-xl", "blip2_pretrained_flant5xl.pth"),
+        "opt_model", "facebook/opt-6.7b", "blip2_pretrained_opt6.7b.pth", "blip2_caption_opt6.7b.pth",
+        "Salesforce/blip2-opt-6.7b-coco"),
+    "blip2_t5/pretrain_flant5xl": with_language("t5_model", "google/flan-t5-xl", "blip2_pretrained_flant5xl.pth",
+        elsewhere="Salesforce/blip2-flan-t5-xl"),
     "blip2_t5/pretrain_flant5xl_vitL": with_language(
         "t5_model", "google/flan-t5-xl", "blip2_pretrained_flant5xl_vitL.pth",
         replace(STAGE2, vit=tower("clip_L"), text=replace(STAGE2.text, memory_width=1024)), CLIP_VIT),
-    "blip2_t5/pretrain_flant5xxl": with_language("t5_model", "google/flan-t5-xxl", "blip2_pretrained_flant5xxl.pth"),
+    "blip2_t5/pretrain_flant5xxl": with_language("t5_model", "google/flan-t5-xxl", "blip2_pretrained_flant5xxl.pth",
+        elsewhere="Salesforce/blip2-flan-t5-xxl"),
     "blip2_t5/caption_coco_flant5xl": captioner(
-        "t5_model", "google/flan-t5-xl", "blip2_pretrained_flant5xl.pth", "blip2_caption_flant5xl.pth"),
+        "t5_model", "google/flan-t5-xl", "blip2_pretrained_flant5xl.pth", "blip2_caption_flant5xl.pth",
+        "Salesforce/blip2-flan-t5-xl-coco"),
     "blip2_t5_instruct/flant5xl": with_language(
-        "t5_model", "google/flan-t5-xl", "instruct_blip_flanxl_trimmed.pth", INSTRUCT),
+        "t5_model", "google/flan-t5-xl", "instruct_blip_flanxl_trimmed.pth", INSTRUCT,
+        elsewhere="Salesforce/instructblip-flan-t5-xl"),
     "blip2_t5_instruct/flant5xxl": with_language(
-        "t5_model", "google/flan-t5-xxl", "instruct_blip_flanxxl_trimmed.pth", INSTRUCT),
+        "t5_model", "google/flan-t5-xxl", "instruct_blip_flanxxl_trimmed.pth", INSTRUCT,
+        elsewhere="Salesforce/instructblip-flan-t5-xxl"),
     "blip2_vicuna_instruct/vicuna7b": with_language(
-        "llm_model", None, "instruct_blip_vicuna7b_trimmed.pth", INSTRUCT),
+        "llm_model", None, "instruct_blip_vicuna7b_trimmed.pth", INSTRUCT,
+        elsewhere="Salesforce/instructblip-vicuna-7b"),
     "blip2_vicuna_instruct/vicuna13b": with_language(
-        "llm_model", None, "instruct_blip_vicuna13b_trimmed.pth", INSTRUCT),
+        "llm_model", None, "instruct_blip_vicuna13b_trimmed.pth", INSTRUCT,
+        elsewhere="Salesforce/instructblip-vicuna-13b"),
     # GPT-2
     "gpt_dialogue/base": Preset(
         GPTDialogueConfig(), vis_processor={"train": {"name": "gpt_video_ft"}, "eval": {"name": "gpt_video_ft"}},
