@@ -30,6 +30,8 @@ from lavis.inference.protocols import (
     EmbedsPairs,
     Explains,
     Matches,
+    Prompted,
+    Ranks,
     Writes,
     lacking,
 )
@@ -39,6 +41,7 @@ from tests.small import random_model
 ROOT = Path(__file__).parent.parent
 FEATURES = {EmbedsBoth, EmbedsPairs}
 MATCHING = FEATURES | {Matches}
+WITH_LANGUAGE = {Writes, Answers, Chats, Prompted}
 EXPECTED: dict[str, set[type]] = {
     "albef_classification": {Classifies, Explains},
     "albef_feature_extractor": FEATURES,
@@ -60,10 +63,10 @@ EXPECTED: dict[str, set[type]] = {
     "blip2": {Writes},
     "blip2_feature_extractor": {Writes},
     "blip2_image_text_matching": {Writes},
-    "blip2_opt": {Writes, Answers},
-    "blip2_t5": {Writes, Answers},
-    "blip2_t5_instruct": {Writes, Answers},
-    "blip2_vicuna_instruct": {Writes, Answers},
+    "blip2_opt": WITH_LANGUAGE,
+    "blip2_t5": WITH_LANGUAGE,
+    "blip2_t5_instruct": WITH_LANGUAGE | {Ranks},
+    "blip2_vicuna_instruct": WITH_LANGUAGE | {Ranks},
     "blip_video_dialogue": {Chats},
     "blip_video_qa": {Answers, Explains},
     "blip_video_retrieval": MATCHING | {Explains},

@@ -18,6 +18,8 @@ from lavis.inference.protocols import (
     EmbedsPairs,
     Explains,
     Matches,
+    Prompted,
+    Ranks,
     Writes,
     lacking,
 )
@@ -30,6 +32,8 @@ ABILITIES: dict[type, str] = {
     Writes: "write captions",
     Answers: "answer questions",
     Chats: "hold a dialogue",
+    Ranks: "rank any given texts",
+    Prompted: "read a prompt",
     EmbedsBoth: "put images and texts into one space",
     Matches: "match images with texts by a matching head",
     EmbedsPairs: "read image and text together",
