@@ -22,6 +22,7 @@ from lavis.models.base import BaseModel, Output, inference
 from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer, WithTower
 from lavis.models.checkpoints import read_json
 from lavis.models.languages import language_model, language_tokenizer, texts_of_ids
+from lavis.models.lemmas import lemmatized, lemmatizer
 from lavis.models.loading import PartSettings
 from lavis.models.outputs import Texts
 from lavis.models.parts import Sources, building
@@ -51,6 +52,7 @@ class Blip2LanguageConfig(Blip2Config):
         prompt: what the language model reads before it writes, where samples have no prompt of their own.
         max_output_txt_len: tokens that the loss of InstructBLIP reads of a text to be written.
         qformer_text_input: whether InstructBLIP's Q-Former reads the instruction.
+        apply_lemmatizer: whether nouns and verbs of answers are put into their basic forms, as OK-VQA's answers are.
         language: config.json of the language model, read with its part.
         language_source: the folder that its tokenizer lies in.
     """
@@ -58,6 +60,7 @@ class Blip2LanguageConfig(Blip2Config):
     prompt: str = ""
     max_output_txt_len: int = 256
     qformer_text_input: bool = True
+    apply_lemmatizer: bool = False
     language: Any = field(default=None, repr=False)
     language_source: str = ""
 
@@ -342,7 +345,8 @@ class Blip2Language(WithTower, BaseModel):
 
         Args:
             samples: `image` (B, 3, h, w); `text_input`, B·G questions, an image's next to one another; for a prompt
-                with two places `choices` or `ocr_tokens`, a list for each question.
+                with two places `choices` or `ocr_tokens`, a list for each question; `apply_lemmatizer`, true as the
+                config's.
             inference_method: "generate"; there is no other.
             max_len, min_len: tokens of an answer.
             prompt: has a place "{}" for the question, or two: for the question and its choices, (a) … (b) …, or for the
@@ -362,7 +366,11 @@ class Blip2Language(WithTower, BaseModel):
         samples = self._seen(samples)
         media = media_of(samples, self.MEDIA)
         questions = self._questions(samples, texts_of(samples, len(media)), prompt)
+        lemmas = self.config.apply_lemmatizer or bool(samples.get("apply_lemmatizer"))
+        if lemmas:
+            lemmatizer()  # that it lacks is said before anything is written
         found = self._answer(samples, questions, num_beams, max_len, min_len, length_penalty)
+        found = replace(found, texts=lemmatized(found.texts)) if lemmas else found
         return found if return_scores else found.texts
 
     def _answer(

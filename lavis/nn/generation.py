@@ -115,11 +115,12 @@ class GenerationOptions:
 
     @classmethod
     def of_run(cls, settings: object) -> GenerationOptions:
-        """The options among a task's settings, the keys of `run`; lengths are `max_len` and `min_len` there."""
+        """The options among a task's settings, the keys of `run`; lengths are `max_len` and `min_len` there. None is the
+        model's own default."""
         keys = {field.name: _RECIPE_NAMES.get(field.name, field.name) for field in fields(cls)}
         try:
-            given = {name: getattr(settings, key) for name, key in keys.items() if hasattr(settings, key)}
-            return cls(**given)
+            given = {name: getattr(settings, key, None) for name, key in keys.items()}
+            return cls(**{name: value for name, value in given.items() if value is not None})
         except ValueError as e:
             text = functools.reduce(lambda text, names: text.replace(*names), _RECIPE_NAMES.items(), str(e))
             raise ValueError(f"run.{text}") from e
@@ -135,7 +136,9 @@ class GenerationOptions:
             return f"run.{key}={getattr(given, name)!r}: {method} takes no {name}; remove the key"
 
         same = [f.name for f in fields(cls) if getattr(given, f.name) == getattr(plain, f.name)]
-        return given.arguments(generate, refuse, optional=same)
+        optional = {f.name for f in fields(type(settings)) if f.default is None}
+        asked = [f.name for f in fields(cls) if f.name in optional and getattr(settings, f.name) is not None]
+        return given.arguments(generate, refuse, [n for n in same if n not in asked], asked)
 
     def arguments(
         self,
