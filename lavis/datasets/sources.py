@@ -97,8 +97,7 @@ Download = Archive | Links | ByHand
 
 
 def is_of_another_machine(where: str, path: str, instead: str) -> bool:
-    """Whether a path, as many of the original's configurations hold, is one of its authors' machines and not here; which
-    is said.
+    """Whether a path of the original's configurations is one of its authors' machines and not here; which is said.
 
     Args:
         where: the key that holds it. instead: what is used in its place.

@@ -13,9 +13,8 @@ import torch
 from lavis.inference.abilities import require
 from lavis.inference.loading import Loaded
 from lavis.inference.protocols import Prompted, Ranks
-from lavis.models.zero_shot import Template, fill
+from lavis.models.zero_shot import LABEL_PROMPT, Template, fill
 
-PROMPT = "Question: what is in this image? Short answer:"
 TEMPLATES: tuple[Template, ...] = ("{}",)  # the label alone
 
 
@@ -26,7 +25,7 @@ class RankedLabels:
         loaded: the model.
         labels: L different names.
         templates: texts with "{}" where the name goes; of several, a label's log-probability is their mean.
-        prompt: what the model reads before a label; None: `PROMPT`.
+        prompt: what the model reads before a label; None: `LABEL_PROMPT`.
 
     Attributes:
         labels: L names, in the order of the probabilities.
@@ -51,7 +50,7 @@ class RankedLabels:
         if prompt is not None:
             require(loaded, Prompted).check_prompt(prompt, 0)  # type: ignore[type-abstract]
         self.loaded, self.labels = loaded, list(labels)
-        self.prompt = PROMPT if prompt is None else prompt
+        self.prompt = LABEL_PROMPT if prompt is None else prompt
         self._texts = [fill(t, name) for name in self.labels for t in templates]
         self._shape = (len(self.labels), len(templates))
 

@@ -115,8 +115,10 @@ class GenerationOptions:
 
     @classmethod
     def of_run(cls, settings: object) -> GenerationOptions:
-        """The options among a task's settings, the keys of `run`; lengths are `max_len` and `min_len` there. None is the
-        model's own default."""
+        """The options among a task's settings, the keys of `run`; lengths are `max_len` and `min_len` there.
+
+        None stands for the model's own default.
+        """
         keys = {field.name: _RECIPE_NAMES.get(field.name, field.name) for field in fields(cls)}
         try:
             given = {name: getattr(settings, key, None) for name, key in keys.items()}

@@ -81,8 +81,8 @@ class CaptionTask(Task):
         """Read `annotation_file`, and look for the images that are wanted.
 
         Raises:
-            FileNotFoundError: there is no such file. ValueError: it has another layout; none of the images is there; the model
-                reads no prompt.
+            FileNotFoundError: there is no such file.
+            ValueError: it has another layout; none of the images is there; the model reads no prompt.
         """
         super().before_evaluation(model, dataset)
         if self.settings.prompt and not hasattr(model, "check_prompt"):

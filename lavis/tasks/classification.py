@@ -16,6 +16,7 @@ from lavis.common.registry import registry
 from lavis.datasets.tables import as_number
 from lavis.metrics.bootstrap import Contributions, mean_of
 from lavis.metrics.finite import refuse_not_finite
+from lavis.models.zero_shot import LABEL_PROMPT
 from lavis.tasks.base import Case, Record, Task, as_list, say_left_out, units_of
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class ClassificationSettings:
 
     Args:
         prompt: what a model that ranks the names of classes reads before them, where a sample has no prompt of its own;
-            "{}" is the place of its text. Empty: the model's own.
+            "{}" is the place of its text. Empty: the model's own, else the text, else a question for what is there.
         segments: in how many parts such a model reads the names; it changes no result.
     """
 
@@ -164,14 +165,15 @@ class ClassificationTask(Task):
             )
         if not self._names:
             raise ValueError("the data set does not name its classes, so there is nothing to rank")
-        prompt = samples.get("prompt") or self.settings.prompt
-        asked = dict(samples) | ({"prompt": prompt} if prompt else {})
-        prompts = asked.get("prompt", model.prompt)
-        first = prompts if isinstance(prompts, str) else prompts[0]
-        if "{}" not in first:  # there is no place for the samples' texts: they come after it
-            asked["prompt"] = (
-                f"{first} {{}}".strip() if isinstance(prompts, str) else [f"{p} {{}}" for p in prompts]
-            )
+        prompts = samples.get("prompt") or self.settings.prompt or model.prompt
+        texts = samples.get("text_input")
+        if not prompts:
+            prompts = "{}" if texts is not None and any(texts) else LABEL_PROMPT
+        if isinstance(prompts, str):
+            prompts = [prompts] * len(samples["instance_id"])
+        # where a prompt has no place for the sample's text, it comes after it
+        prompts = [p if "{}" in p or texts is None else f"{p} {{}}" for p in prompts]
+        asked = {**samples, "prompt": prompts}
         _, scores = model.predict_class(asked, self._names, self.settings.segments, return_scores=True)
         labels = samples.get("label")
         places = {name: number for number, name in enumerate(self._names)}
