@@ -31,6 +31,8 @@ from lavis.inference.protocols import (
     EmbedsQueries,
     Explains,
     Matches,
+    Prompted,
+    Ranks,
     Writes,
     lacking,
 )
@@ -41,6 +43,7 @@ ROOT = Path(__file__).parent.parent
 FEATURES = {EmbedsBoth, EmbedsPairs}
 MATCHING = FEATURES | {Matches}
 QUERIES = MATCHING | {EmbedsQueries, Explains, Writes}
+WITH_LANGUAGE = {Writes, Answers, Chats, Prompted}
 EXPECTED: dict[str, set[type]] = {
     "albef_classification": {Classifies, Explains},
     "albef_feature_extractor": FEATURES,
@@ -62,10 +65,10 @@ EXPECTED: dict[str, set[type]] = {
     "blip2": QUERIES,
     "blip2_feature_extractor": QUERIES,
     "blip2_image_text_matching": QUERIES,
-    "blip2_opt": {Writes, Answers},
-    "blip2_t5": {Writes, Answers},
-    "blip2_t5_instruct": {Writes, Answers},
-    "blip2_vicuna_instruct": {Writes, Answers},
+    "blip2_opt": WITH_LANGUAGE,
+    "blip2_t5": WITH_LANGUAGE,
+    "blip2_t5_instruct": WITH_LANGUAGE | {Ranks},
+    "blip2_vicuna_instruct": WITH_LANGUAGE | {Ranks},
     "blip_video_dialogue": {Chats},
     "blip_video_qa": {Answers, Explains},
     "blip_video_retrieval": MATCHING | {Explains},

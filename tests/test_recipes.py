@@ -15,6 +15,7 @@ from lavis.common.config import Config, recipe_names
 from lavis.common.registry import registry
 from lavis.datasets.builders import make_plan
 from lavis.models.configs import override
+from lavis.models.parts import overridden
 from lavis.runners import preset_processors
 
 ORIGINALS: dict[str, Any] = json.loads((Path(__file__).parent / "reference" / "recipes.json").read_text())
@@ -98,9 +99,12 @@ def model_of(config: Config) -> Any:
     """Class, preset, weights and the resolved sizes."""
     section = dict(config.model)
     arch, model_type = section.pop("arch"), section.pop("model_type")
+    section.pop("pretrained", None)
+    parts = section.pop("parts", {})
     weights = section.pop("weights", "finetuned"), section.pop("init", None)
     preset = registry.get_model_class(arch).preset(model_type)
-    return arch, model_type, weights, override(preset.config, section, "model")
+    kept = overridden(preset.parts, parts, "model.parts")
+    return arch, model_type, weights, override(preset.config, section, "model"), kept
 
 
 def data_of(config: Config, name: str, evaluates: bool) -> Any:

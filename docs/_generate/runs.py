@@ -100,7 +100,7 @@ def _packaged() -> str:
 
 def packaged() -> list[tuple[str, dict[str, Any], str]]:
     """Every packaged recipe: its name, content and the comment at its top."""
-    from lavis.common.config import find_recipe, read_yaml, recipe_names
+    from lavis.common.config import find_recipe, read_layers, recipe_names
 
     out = []
     for name in recipe_names():
@@ -110,5 +110,9 @@ def packaged() -> list[tuple[str, dict[str, Any], str]]:
             if not line.startswith("#"):
                 break
             comment.append(line.lstrip("# ").rstrip())
-        out.append((name, read_yaml(path), " ".join(comment)))
+        content: dict[str, Any] = {}
+        for _, layer in read_layers(name):
+            for section, values in layer.items():
+                content[section] = {**content.get(section, {}), **(values or {})}
+        out.append((name, content, " ".join(comment)))
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -52,16 +53,53 @@ def known_to_all(find: Callable[[], T]) -> T:
     return dist.from_main(find)
 
 
-def load(spec: str, checkpoint: str | None, device: str, precision: str) -> Loaded:
+def load(
+    spec: str, checkpoint: str | None, device: str, precision: str, parts: Sequence[str] | None = None
+) -> Loaded:
     """The model of the options, ready for use; says so if its weights are random."""
     from lavis.inference import load
 
-    loaded = load(spec, checkpoint, device, precision)
+    try:
+        loaded = load(spec, checkpoint, device, precision, read_parts(parts))
+    except ValueError as e:
+        if parts and str(e).startswith(("model.parts", "parts")):  # as a recipe and Python call them
+            raise ValueError(re.sub(r"^(model\.)?parts[.:]?", "--part ", str(e)).replace("  ", " ")) from e
+        raise
     if loaded.is_random:
         note(
             f"{spec} has random starting weights, so its results mean nothing; give --checkpoint or another --model"
         )
     return loaded
+
+
+_FORMAT = re.compile(r"(?:^|,)dtype=(\w+)$")
+
+
+def read_parts(given: Sequence[str] | None) -> dict[str, dict[str, str]] | None:
+    """The values of --part: {part: {"source": …, "dtype": …}} with one of these keys or both; None without any.
+
+    Raises:
+        ValueError: a value that is not NAME=SOURCE, NAME=SOURCE,dtype=FORMAT or NAME=dtype=FORMAT; a part twice.
+    """
+    out: dict[str, dict[str, str]] = {}
+    for text in given or ():
+        name, equals, rest = text.partition("=")
+        found = _FORMAT.search(rest)
+        source = rest if found is None else rest[: found.start()]
+        values = {"source": source} if source else {}
+        if found is not None:
+            values["dtype"] = found[1]
+        if not name or not equals or not values:
+            raise ValueError(
+                f"--part {shortened(text)!r}: NAME=SOURCE was expected, such as opt_model=models/opt-2.7b, or "
+                "opt_model=models/opt-2.7b,dtype=bfloat16, or opt_model=dtype=bfloat16"
+            )
+        if name in out:
+            raise ValueError(
+                f"--part {name} is given twice; put its source and its dtype into one: {name}=SOURCE,dtype=…"
+            )
+        out[name] = values
+    return out or None
 
 
 def sees(spec: str | None) -> str:

@@ -30,6 +30,7 @@ def match(
     text: Annotated[list[str] | None, typer.Option("--text", "-t", help="A text. May be repeated.")] = None,
     model: options.Model = None,
     checkpoint: options.Checkpoint = None,
+    part: options.Parts = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -56,7 +57,7 @@ def match(
     spec = common.chosen(model, checkpoint, "match")
     from lavis.inference import Encoder
 
-    encoder = Encoder(common.load(spec, checkpoint, device, precision))
+    encoder = Encoder(common.load(spec, checkpoint, device, precision, part))
 
     def predict(images: list[Any], paths: list[Path]) -> Iterator[Row]:
         chances, cosines = encoder.match_all(images, texts)
@@ -96,6 +97,7 @@ def classify(
         ),
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many labels to give.")] = 5,
+    prompt: options.Prompt = None,
     head: Annotated[
         str,
         typer.Option(
@@ -105,6 +107,7 @@ def classify(
     ] = "itc",
     model: options.Model = None,
     checkpoint: options.Checkpoint = None,
+    part: options.Parts = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -118,13 +121,15 @@ def classify(
 
     Prints one JSON object per picture: {"image", "label", "probability", "labels", "probabilities"}, the latter two
     of the best --top-k, with "video" in place of "image" for a clip (with a model of clips). Probabilities are among
-    the given labels, so one is always likely.
+    the given labels, so one is always likely. A model with a language model ranks labels by the probability that it
+    writes them after --prompt, so a short label has an advantage.
 
     \b
     Examples:
       lavis classify photos/ --labels cat,dog,horse --model NAME/TYPE
       lavis classify photo.jpg --labels names.txt --template "a photo of a {}" --top-k 3
       lavis classify photos/ --labels imagenet --templates imagenet --model NAME/TYPE
+      lavis classify photos/ --labels cat,dog --model NAME/TYPE --prompt "which animal is this?"
       lavis classify drawing.png --labels "red circle,blue star" --pretty
       lavis classify photos/ --model output/20260101_120000/checkpoint_best
     """
@@ -132,14 +137,18 @@ def classify(
     fillable = _templates(templates or [])
     pictures = Pictures.of(paths, null, common.sees(model))
     spec = common.chosen(model, checkpoint, "classify")
-    from lavis.inference import Encoder, TrainedClasses, ZeroShot, has_classes
+    from lavis.inference import Encoder, RankedLabels, TrainedClasses, ZeroShot, has_classes
+    from lavis.inference.protocols import EmbedsBoth, Ranks
 
     if given is None and model is None:
         raise ValueError(
             "Missing option '--labels'; name them: --labels cat,dog,horse, or a file with one per line"
         )
-    loaded = common.load(spec, checkpoint, device, precision)
-    chooser: TrainedClasses | ZeroShot
+    loaded = common.load(spec, checkpoint, device, precision, part)
+    chooser: TrainedClasses | ZeroShot | RankedLabels
+    ranks = isinstance(loaded.model, Ranks) and not isinstance(loaded.model, EmbedsBoth)
+    if prompt is not None and not ranks:
+        raise ValueError(f"{spec} reads no --prompt before labels; write it into --template")
     if has_classes(loaded):
         if templates:
             raise ValueError(f"{spec} has classes of its own, which it reads no --template for; leave it out")
@@ -148,6 +157,10 @@ def classify(
         raise ValueError(
             f"Missing option '--labels': {spec} has no classes of its own; name them: --labels cat,dog,horse"
         )
+    elif ranks:
+        if head != "itc":
+            raise ValueError(f"--head {head}: {spec} has no matching head; leave it out")
+        chooser = RankedLabels(loaded, given, fillable if templates else ("{}",), prompt)
     else:
         chooser = ZeroShot(Encoder(loaded), given, fillable, head)
     names = chooser.labels
@@ -162,7 +175,7 @@ def classify(
 
     settings = {
         "command": "classify", **loaded.settings(), "precision": precision, "labels": names,
-        "templates": [str(each) for each in fillable], "head": head, "top_k": top_k,
+        "templates": [str(each) for each in fillable], "head": head, "top_k": top_k, "prompt": prompt,
     }  # fmt: skip
     plain = _plain_labels if pretty else None
     pictures.run(predict, loaded.read, batch_size, out, plain, settings, overwrite)

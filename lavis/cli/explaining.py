@@ -50,6 +50,7 @@ def explain(
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
+    part: options.Parts = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -86,7 +87,7 @@ def explain(
     from lavis.inference.explain import explanation_sheet
     from lavis.inference.protocols import Answers
 
-    loaded = common.load(spec, checkpoint, device, precision)
+    loaded = common.load(spec, checkpoint, device, precision, part)
     if clip:
         shown = loaded.pictures(files[0])
     pair = loaded.pairs

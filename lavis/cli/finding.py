@@ -54,6 +54,7 @@ def index(
         ),
     ] = None,
     checkpoint: options.Checkpoint = None,
+    part: options.Parts = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -90,7 +91,7 @@ def index(
     if checkpoint is None and there is not None and model is None:
         checkpoint = there.checkpoint
     spec = common.chosen(named, checkpoint, "match")
-    encoder = Encoder(common.load(spec, checkpoint, device, precision))
+    encoder = Encoder(common.load(spec, checkpoint, device, precision, part))
     if there is None:
         there = Index.create(to, spec, checkpoint)
     for problem in problems:
@@ -179,6 +180,7 @@ def search(
         str | None, typer.Option("--model", help="Where the index's model lies, if it has been moved.")
     ] = None,
     checkpoint: options.Checkpoint = None,
+    part: options.Parts = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     out: options.Out = None,
@@ -215,7 +217,7 @@ def search(
 
     there = Index.open(place)
     spec = model or there.spec
-    loaded = common.load(spec, checkpoint or (None if model else there.checkpoint), device, precision)
+    loaded = common.load(spec, checkpoint or (None if model else there.checkpoint), device, precision, part)
     like = None if picture is None else loaded.read(picture.expanduser())
     hits = there.search(Encoder(loaded), text, like, k, rerank, (text_weight, picture_weight))
     if not hits:

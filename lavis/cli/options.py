@@ -28,6 +28,25 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(help="Weights to use instead of the model's own: a file, folder, URL or Hugging Face id."),
 ]
+Parts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--part",
+        metavar="NAME=SOURCE",
+        help="Where a part of the model comes from: a folder, file, URL or Hugging Face id, such as "
+        "opt_model=models/opt-2.7b. With ,dtype=bfloat16 (or float16, float32) behind it, or NAME=dtype=bfloat16 "
+        "alone, its number format. May be repeated.",
+    ),
+]
+_PROMPT = "Of a model with a language model: what it reads before it writes{}."
+Prompt = Annotated[str | None, typer.Option(help=_PROMPT.format(', such as "a photo of"'))]
+QuestionPrompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        help=_PROMPT.format(', with {} for the question, such as "Question: {} Short answer:"'),
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")]
 Device = Annotated[str, common.DEVICE]
 Precision = Annotated[str, common.PRECISION]

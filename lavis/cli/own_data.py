@@ -59,12 +59,22 @@ def recipe(
         notes.append(f"starting from the small packaged model {model} (64 px, made for drawings){other}")
     own = {"task": found, **section}
     chosen = model_section(model)
+    if found == "vqa" and _only_writes(chosen["arch"]):
+        run["inference_method"] = "generate"
     if found == "classification":
         if "weights" not in chosen:
             chosen |= _number_of_classes(chosen, own)
         elif split == "train":
             chosen |= _new_head(chosen, own, notes)
     return {"model": chosen, "datasets": {"own": own}, "run": run}
+
+
+def _only_writes(arch: str) -> bool:
+    """Whether answers are better written: of a language model, which a table gives no answers to choose from."""
+    from lavis.common.registry import registry
+    from lavis.inference.protocols import Prompted, lacking
+
+    return not lacking(registry.get_model_class(arch), Prompted)
 
 
 def _number_of_classes(model: dict[str, Any], own: dict[str, Any]) -> dict[str, int]:

@@ -22,6 +22,7 @@ def caption(
     paths: options.Paths,
     model: options.Model = None,
     checkpoint: options.Checkpoint = None,
+    part: options.Parts = None,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 3,
     nucleus: Annotated[bool, typer.Option("--nucleus", help="Sample instead of searching.")] = False,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Of --nucleus.")] = 0.9,
@@ -38,7 +39,14 @@ def caption(
         typer.Option(min=1, help="The same with start token and prompt (default 30)."),
     ] = None,
     min_length: Annotated[int | None, typer.Option(min=0, help="Likewise, at least (default: 10).")] = None,
-    repetition_penalty: Annotated[float, typer.Option(min=0, help="Above 1: fewer repetitions.")] = 1.0,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0, help="Above 1: fewer repetitions (default: the model's, mostly 1).")
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(help="Of the search: exponent of the length; negative: shorter texts (default: 1)."),
+    ] = None,
+    prompt: options.Prompt = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -60,6 +68,7 @@ def caption(
       lavis caption "photos/**/*.png" --nucleus --num-captions 5 --seed 1
       lavis caption photos/ --model output/20260101_120000/checkpoint_best --pretty
       lavis caption clips/ --model NAME/TYPE
+      lavis caption photo.jpg --model NAME/TYPE --prompt "a photo of" --part llm_model=models/vicuna-7b
       find photos -name "*.jpg" -newer last_run -print0 | lavis caption - -0
     """
     pictures = Pictures.of(paths, null, common.sees(model))
@@ -69,18 +78,19 @@ def caption(
     from lavis.inference.writing import Writer
     from lavis.nn.generation import GenerationOptions, seed_of
 
-    loaded = common.load(spec, checkpoint, device, precision)
+    loaded = common.load(spec, checkpoint, device, precision, part)
     lengths = {"max_length": max_length, "min_length": min_length}
     if min_length is None and max_length is not None:
         # a short caption is asked for: no error about the least length
         least = loaded.generation.get("min_length", GenerationOptions.min_length)
         lengths["min_length"] = min(least, max_length)
+    penalties = {"repetition_penalty": repetition_penalty, "length_penalty": length_penalty}
+    asked = {k: v for k, v in {**lengths, **penalties}.items() if v is not None}
     writing = GenerationOptions(
         use_nucleus_sampling=nucleus, num_beams=num_beams, num_captions=num_captions, top_p=top_p,
-        temperature=temperature, repetition_penalty=repetition_penalty, max_new_tokens=max_new_tokens, seed=seed,
-        **{**loaded.generation, **{k: v for k, v in lengths.items() if v is not None}},
+        temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, **{**loaded.generation, **asked},
     )  # fmt: skip
-    writer = Writer(loaded, writing)
+    writer = Writer(loaded, writing, prompt=prompt, given=asked)
 
     def predict(images: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
         # of each file's own, so that neither the order of files nor the batch's size changes a draw
@@ -95,6 +105,7 @@ def caption(
         **loaded.settings(),
         "precision": precision,
         "scores": scores,
+        "prompt": prompt,
         **asdict(writing),
     }
     pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None, settings, overwrite)
@@ -120,8 +131,10 @@ def ask(
     ] = None,
     model: options.Model = None,
     checkpoint: options.Checkpoint = None,
+    part: options.Parts = None,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams, where answers are written freely.")] = 3,
     max_len: Annotated[int, typer.Option(min=2, help="Tokens of a written answer, at most.")] = 10,
+    prompt: options.QuestionPrompt = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -141,6 +154,7 @@ def ask(
       lavis ask photo.jpg "how many people are there?" --model NAME/TYPE
       lavis ask photos/ -q "is it day or night?" -q "is it raining?" --answers day,night,yes,no
       lavis ask drawing.png "what color is the star?" --answers answers.txt --scores
+      lavis ask photo.jpg "who wrote it?" --model NAME/TYPE --prompt "Question: {} Short answer:"
       lavis ask clips/ -q "what is played?" --model NAME/TYPE --answers train_ans2label.json
     """
     paths, questions = common.split_last(arguments, question, "ask", "question")
@@ -152,8 +166,8 @@ def ask(
     from lavis.inference.answering import Answerer
     from lavis.models.answers import WRITTEN
 
-    loaded = common.load(spec, checkpoint, device, precision)
-    answerer = Answerer(loaded, choices, replace(WRITTEN, num_beams=num_beams, max_length=max_len))
+    loaded = common.load(spec, checkpoint, device, precision, part)
+    answerer = Answerer(loaded, choices, replace(WRITTEN, num_beams=num_beams, max_length=max_len), prompt)
 
     def predict(media: list[Any], paths: list[Path]) -> Iterator[dict[str, Any]]:
         texts = answerer(torch.stack(media), questions * len(paths))
@@ -164,7 +178,7 @@ def ask(
 
     settings = {
         "command": "ask", **loaded.settings(), "precision": precision, "scores": scores, "questions": questions,
-        "answers": choices, "num_beams": num_beams, "max_len": max_len,
+        "answers": choices, "num_beams": num_beams, "max_len": max_len, "prompt": prompt,
     }  # fmt: skip
     pictures.run(predict, loaded.read, batch_size, out, _plain if pretty else None, settings, overwrite)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from lavis.cli import common, own_data
+from lavis.cli import options as common_options
 
 Recipes = Annotated[
     list[str] | None,
@@ -33,6 +34,7 @@ Task = Annotated[
 Data = Annotated[str | None, typer.Option(help="Your table (JSONL, JSON, CSV, TSV); see `lavis card own`.")]
 Images = Annotated[str | None, typer.Option(help="The folder that the table's pictures or clips lie in.")]
 Model = Annotated[str | None, typer.Option(help="<name>/<type> or the folder of a checkpoint to start from.")]
+Parts = common_options.Parts
 Out = Annotated[str | None, typer.Option(help="The folder for runs (default: output).")]
 Device = Annotated[str | None, common.DEVICE]
 Precision = Annotated[str | None, common.PRECISION]
@@ -53,6 +55,7 @@ def train(
     val: Annotated[str | None, typer.Option(help="A table to validate on (default: 5% held out).")] = None,
     test: Annotated[str | None, typer.Option(help="A table to test on at the end.")] = None,
     model: Model = None,
+    part: Parts = None,
     out: Out = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.")] = None,
     minutes: Annotated[
@@ -99,7 +102,7 @@ def train(
         "run.max_minutes": minutes, "run.batch_size_train": batch_size, "run.max_epoch": epochs,
         "run.resume_ckpt_path": "auto" if resume else None, "run.allow_changed": allow_changed or None,
     }  # fmt: skip
-    keys = {k: v for k, v in keys.items() if v is not None}
+    keys = {k: v for k, v in keys.items() if v is not None} | _parts(part)
     notes: list[str] = []
     if data is None:
         _refuse_without_data({"--task": task, "--images": images, "--val": val, "--test": test})
@@ -123,6 +126,7 @@ def evaluate(
     data: Data = None,
     images: Images = None,
     model: Model = None,
+    part: Parts = None,
     out: Out = None,
     batch_size: BatchSize = None,
     device: Device = None,
@@ -151,7 +155,7 @@ def evaluate(
         "run.output_dir": out, "run.device": device, "run.precision": precision,
         "run.batch_size_eval": batch_size,
     }  # fmt: skip
-    keys = {k: v for k, v in keys.items() if v is not None} | {"run.evaluate": True}
+    keys = {k: v for k, v in keys.items() if v is not None} | _parts(part) | {"run.evaluate": True}
     if report:
         keys["run.report"] = True
     notes: list[str] = []
@@ -167,6 +171,12 @@ def evaluate(
 
 
 # ---------------------------------------------------------------- configurations
+def _parts(given: list[str] | None) -> dict[str, Any]:
+    """The values of --part as keys of a recipe."""
+    parts = common.read_parts(given) or {}
+    return {f"model.parts.{name}.{key}": value for name, each in parts.items() for key, value in each.items()}
+
+
 def _refuse_without_data(given: dict[str, Any]) -> None:
     stray = [name for name, value in given.items() if value is not None]
     if stray:

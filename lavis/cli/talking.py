@@ -31,18 +31,20 @@ def dialogue(
         str | None,
         typer.Option(help="Choose among these: a,b,c or a file with one per line or a JSON list."),
     ] = None,
+    prompt: options.QuestionPrompt = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
     pretty: Annotated[bool, typer.Option("--pretty", help="The question before each answer.")] = False,
     model: options.Model = None,
     checkpoint: options.Checkpoint = None,
+    part: options.Parts = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
     """Ask about a picture or clip, one question after another.
 
     Questions are typed, or read from standard input, one per line; an empty line is skipped, "quit" or the end of
-    input ends. A dialogue model heeds the rounds before; a question answering model takes each question by itself. With
-    --json: {"image" (or "video"), "round", "question", "answer", "score"}.
+    input ends. A model of dialogues, or with a language model, heeds the rounds before; a question answering model
+    takes each question by itself. With --json: {"image" (or "video"), "round", "question", "answer", "score"}.
 
     \b
     Examples:
@@ -59,8 +61,8 @@ def dialogue(
     spec = common.chosen(model, checkpoint, "ask")
     from lavis.inference.dialogue import Conversation
 
-    loaded = common.load(spec, checkpoint, device, precision)
-    talk = Conversation(loaded, loaded.read(picture), caption, choices)
+    loaded = common.load(spec, checkpoint, device, precision, part)
+    talk = Conversation(loaded, loaded.read(picture), caption, choices, prompt)
     failed = 0
     for question in _questions():
         try:

@@ -56,6 +56,7 @@ def features(
     ] = False,
     model: options.Model = None,
     checkpoint: options.Checkpoint = None,
+    part: options.Parts = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -91,7 +92,7 @@ def features(
     from lavis.inference import Encoder
     from lavis.inference.features import extract
 
-    encoder = Encoder(common.load(spec, checkpoint, device, precision))
+    encoder = Encoder(common.load(spec, checkpoint, device, precision, part))
     with counter("text" if mode == "text" else pictures.name) as tell:
         done = extract(
             encoder, items, out, mode, format, shard_size, batch_size, half,

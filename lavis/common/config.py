@@ -1,7 +1,8 @@
 """Recipes: defaults < recipe file(s) < options, typed and checked before anything is built.
 
 A recipe is YAML with three sections. `model` names an `arch` and a `model_type` and overrides keys of its
-config; `datasets` maps names to their settings; `run` says what to do. The defaults of `run` are those of
+config; `datasets` maps names to their settings; `run` says what to do. `base` beside them names a recipe
+over which this one goes. The defaults of `run` are those of
 `lavis.runners.RunConfig` and of the task's `Config`; the two other sections are checked by the
 rooms that they belong to. Recipes of the original library load unchanged: see `LEGACY_RUN_KEYS` and
 `LEGACY_MODEL_KEYS`.
@@ -64,6 +65,11 @@ LEGACY_MODEL_KEYS = {
     "vit_layer_norm_epsilon": "vit.layer_norm_eps",
     "temp": "ignored: every temperature starts at 0.07 and is learned",
     "med_config_path": "text: the sizes in that file, where it is one of your own",
+    "use_grad_checkpoint": "grad_checkpointing: every block when it is true, else 0",
+    "freeze_vit": "parts.visual_encoder.frozen",
+    "vit_precision": "parts.visual_encoder.dtype: float16 of fp16, float32 of fp32",
+    "drop_path_rate": "vit.drop_path",
+    "vit_model": "model_type: one with that image encoder",
 }
 # of these the types tell what they are; the others are of any section
 _FLAGS: dict[str, Any] = {
@@ -73,8 +79,16 @@ _FLAGS: dict[str, Any] = {
     "vit_ckpt_layer": int,
     "vit_drop_path_rate": float,
     "vit_layer_norm_epsilon": float,
+    "use_grad_checkpoint": bool,
+    "freeze_vit": bool,
+    "drop_path_rate": float,
 }
-_VIT_KEYS = {"vit_drop_path_rate": "drop_path", "vit_layer_norm_epsilon": "layer_norm_eps"}
+_FORMATS = {"fp16": "float16", "fp32": "float32"}  # of vit_precision
+_VIT_KEYS = {
+    "vit_drop_path_rate": "drop_path",
+    "drop_path_rate": "drop_path",
+    "vit_layer_norm_epsilon": "layer_norm_eps",
+}
 _BERT_KEYS = {
     "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads",
     "intermediate_size": "hidden", "max_position_embeddings": "max_positions", "encoder_width": "memory_width",
@@ -151,6 +165,26 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 _REFERENCE = re.compile(r"\$\{\s*[\w.\-\[\]]+\s*\}")
+
+
+def read_layers(name: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """(file, content) of a recipe and, before it, of the recipes that it goes over by its key `base`.
+
+    Raises:
+        FileNotFoundError: there is no such recipe. ValueError: as `read_yaml`; a recipe goes over itself.
+    """
+    layers: list[tuple[str, dict[str, Any]]] = []
+    above: Any = name
+    while above is not None:
+        path = find_recipe(above)
+        if str(path) in dict(layers):
+            raise ValueError(f"{path}: the recipe goes over itself, by its key base")
+        content = read_yaml(path)
+        above = content.pop("base", None)
+        if above is not None and not isinstance(above, str):
+            raise ValueError(f"{path}: base is {above!r}; the name or path of a recipe was expected")
+        layers.insert(0, (str(path), content))
+    return layers
 
 
 def calls(text: str) -> bool:
@@ -341,6 +375,19 @@ def translate_model(section: Mapping[str, Any], sources: Mapping[str, str] | Non
     if "vit_grad_ckpt" in flags:
         blocks = flags.get("vit_ckpt_layer", _EVERY_BLOCK) if flags["vit_grad_ckpt"] else 0
         model.setdefault("grad_checkpointing", blocks)
+    elif "use_grad_checkpoint" in flags:
+        model.setdefault("grad_checkpointing", _EVERY_BLOCK if flags["use_grad_checkpoint"] else 0)
+    tower: dict[str, Any] = {"frozen": flags["freeze_vit"]} if "freeze_vit" in flags else {}
+    if section.get("vit_precision") is not None:
+        precision = section["vit_precision"]
+        if precision not in _FORMATS:
+            raise ValueError(f"model.vit_precision is {precision!r}; it should be {' or '.join(_FORMATS)}")
+        tower["dtype"] = _FORMATS[precision]
+    if tower:
+        parts = dict(model.get("parts") or {})
+        given = parts.get("visual_encoder") or {}
+        parts["visual_encoder"] = tower | ({"source": given} if isinstance(given, str) else dict(given))
+        model["parts"] = parts
     vit = {ours: flags[theirs] for theirs, ours in _VIT_KEYS.items() if theirs in flags}
     if vit:
         model["vit"] = {**vit, **(model.get("vit") or {})}
@@ -437,7 +484,7 @@ class Config:
         recipe: str | Path | Sequence[str | Path], options: Sequence[str] | Mapping[str, Any] | None
     ) -> list[tuple[str, dict[str, Any]]]:
         names = [recipe] if isinstance(recipe, (str, Path)) else list(recipe)
-        layers = [(str(path), read_yaml(path)) for path in map(find_recipe, names)]
+        layers = [layer for name in names for layer in read_layers(name)]
         if options:
             layers.append(("options", _nested(parse_options(options))))
         return layers
@@ -506,6 +553,8 @@ class Config:
         if ignored:
             logger.info("run keys without effect here: %s", ", ".join(ignored))
         section = {k: v for k, v in section.items() if k not in LEGACY_RUN_KEYS}
+        if section.get("val_freq", 1) is None:  # left empty in two of the original's recipes
+            del section["val_freq"]
         run_keys = {f.name for f in dataclasses.fields(RunConfig)}
         name = section.get("task")
         task_class: Any = None
@@ -516,6 +565,11 @@ class Config:
                 raise ValueError(f"{place}: run.task is {name!r}.{suggest(name, registry.list_tasks())}")
             task_class = registry.get_task_class(name).Config
             task_keys = {f.name for f in dataclasses.fields(task_class)}
+            without = getattr(registry.get_task_class(name), "LEGACY_KEYS", {})
+            told = [k for k in section if k in without and k not in task_keys]
+            if told:
+                logger.info("run keys without effect on the task %s: %s", name, ", ".join(told))
+            section = {k: v for k, v in section.items() if k not in told}
         for key in section:
             if key not in run_keys | task_keys:
                 place = self.sources.get(f"run.{key}", "config")

@@ -84,7 +84,8 @@ _BUILDERS = {
         ("dataset:snli_ve", "SNLIVisualEntailmentBuilder"),
         (AUDIO, "ESC50ClassificationBuilder"),
         (OTHER_DATA, "VSRClassificationBuilder ViolinEntailmentBuilder"),
-        (INSTRUCTIONS, "SNLIVisualEntailmentInstructBuilder ViolinEntailmentInstructBuilder"),
+        ("dataset:snli_ve_instruct", "SNLIVisualEntailmentInstructBuilder"),
+        (INSTRUCTIONS, "ViolinEntailmentInstructBuilder"),
     ),
     "lavis.datasets.builders.dialogue_builder": _rows(
         ("dataset:avsd_dialogue", "AVSDDialBuilder"),
@@ -120,7 +121,8 @@ _BUILDERS = {
         ("dataset:msvd_qa", "MSVDQABuilder"),
         ("lavis.datasets.builder_classes:BaseDatasetBuilder", "VideoQABuilder"),
         (AUDIO, "MusicAVQABuilder MusicAVQAInstructBuilder"),
-        (INSTRUCTIONS, "MSRVTTQAInstructBuilder MSVDQAInstructBuilder"),
+        ("dataset:msrvtt_qa_instruct", "MSRVTTQAInstructBuilder"),
+        ("dataset:msvd_qa_instruct", "MSVDQAInstructBuilder"),
     ),
     "lavis.datasets.builders.vqa_builder": _rows(
         ("dataset:aok_vqa", "AOKVQABuilder"),
@@ -339,7 +341,7 @@ TABLE: dict[str, Rows] = {
     ),
     "lavis.datasets.datasets.snli_ve_datasets": _rows(
         ("lavis.datasets.snli_ve:SNLIVE", "SNLIVisualEntialmentDataset"),
-        (INSTRUCTIONS, "SNLIVisualEntialmentInstructDataset"),
+        ("lavis.datasets.snli_ve:SNLIVEInstruct", "SNLIVisualEntialmentInstructDataset"),
     ),
     "lavis.datasets.datasets.vatex_captioning_datasets": _rows(
         ("lavis.datasets.vatex:VATEXCaption", "VATEXCaptionDataset VATEXCaptionEvalDataset"),
@@ -358,7 +360,8 @@ TABLE: dict[str, Rows] = {
         ),
     ),
     "lavis.datasets.datasets.video_vqa_datasets": _rows(
-        ("lavis.datasets.video:VideoQADataset", "VideoQADataset"), (INSTRUCTIONS, "VideoQAInstructDataset")
+        ("lavis.datasets.video:VideoQADataset", "VideoQADataset"),
+        ("lavis.datasets.video:InstructVideoQADataset", "VideoQAInstructDataset"),
     ),
     "lavis.datasets.datasets.visdial_dialogue_datasets": _rows(
         ("lavis.datasets.visdial:VisDial", "VisDialDataset VisDialEvalDataset"),
@@ -598,7 +601,8 @@ TABLE: dict[str, Rows] = {
     "lavis.tasks": _rows(
         ("lavis.tasks.vqa", "AOKVQATask GQATask"),
         (X_INSTRUCT, "DisCRNTask"),
-        (PNP_VQA, "GQARCTask VQARCTask"),
+        ("lavis.tasks.vqa:GQAReadingTask", "GQARCTask"),
+        ("lavis.tasks.vqa:VQAReadingTask", "VQARCTask"),
         (DIFFUSION, "TextToImageGenerationTask"),
         ("lavis.common.registry", "registry"),
     ),
@@ -609,7 +613,9 @@ TABLE: dict[str, Rows] = {
     "lavis.tasks.multimodal_classification": _rows(("lavis.tasks", "MultimodalClassificationTask")),
     "lavis.tasks.text_to_image_generation": {"*": DIFFUSION},
     "lavis.tasks.vqa": _rows((X_INSTRUCT, "DisCRNTask"), (CAPTION_SCORES, "convert_to_coco_gt")),
-    "lavis.tasks.vqa_reading_comprehension": {"*": PNP_VQA},
+    "lavis.tasks.vqa_reading_comprehension": _rows(
+        ("lavis.tasks.vqa:GQAReadingTask", "GQARCTask"), ("lavis.tasks.vqa:VQAReadingTask", "VQARCTask")
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from lavis.common.registry import registry
 from lavis.common.values import suggest, typed
 from lavis.datasets.base import ON_ERROR, Dataset, Plan, error_policy
 from lavis.datasets.builder_classes import BaseDatasetBuilder, builder_of
-from lavis.datasets.sources import Source
+from lavis.datasets.sources import Source, is_of_another_machine
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,6 @@ __path__: list[
 ] = []  # so that the original's modules below this one can be found, see `lavis.common.moved`
 __getattr__ = moved.names_of(__name__)
 
-_THEIRS = "/export/"
 # What the original's configurations say of LAION's shards and of ImageNet in build_info, and our options.
 _OPTIONS_THERE = {"storage": "shards", "splits": "splits"}
 
@@ -163,8 +162,10 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
         elif key == data_type:
             where = f"{name}.build_info.{key}"
             storage = _storage_of(where, value)
-            if not (media and _is_of_another_machine(where, storage, f"{hub.under_cache_root(media)}")):
+            if not (media and is_of_another_machine(where, storage, f"{hub.under_cache_root(media)}")):
                 media = storage
+        elif key == "instance_id_key":  # of the original's questions about videos
+            logger.info("%s.build_info.%s has no effect: answers go by question_id", name, key)
         else:
             raise ValueError(
                 f"{name}.build_info: unknown key {key!r}.{suggest(key, ['annotations', data_type])}"
@@ -182,14 +183,6 @@ def make_plan(dataset_class: type[Dataset], name: str, section: Mapping[str, Any
 
 def _as_sources(value: Source | Sequence[Source]) -> tuple[Source, ...]:
     return (value,) if isinstance(value, Source) else tuple(value)
-
-
-def _is_of_another_machine(where: str, path: str, instead: str) -> bool:
-    """Whether a path is one of the original authors' machines, as many of their configurations hold, and not here."""
-    foreign = path.startswith(_THEIRS) and not Path(path).exists()
-    if foreign:
-        logger.warning("%s: %s is a path of the original authors' machines; %s is used", where, path, instead)
-    return foreign
 
 
 def _storage_of(where: str, value: Any) -> str:
@@ -219,7 +212,7 @@ def _override_sources(
         old = out.get(split, ())
         foreign = [v for key in ("storage", "url") for v in columns.get(key, ()) if v is not None]
         if old and any(
-            _is_of_another_machine(where, v, str(hub.under_cache_root(old[0].storage))) for v in foreign
+            is_of_another_machine(where, v, str(hub.under_cache_root(old[0].storage))) for v in foreign
         ):
             continue
         if "url" not in columns and "storage" in columns:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lavis.datasets.base import Dataset, Groups, Record, draw, numbered, picture_of
 from lavis.datasets.collate import Sample
+from lavis.datasets.tables import read_json
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,24 @@ class CaptionOptions:
 def as_list(value: str | Sequence[str]) -> list[str]:
     """One caption or several, as a list."""
     return [value] if isinstance(value, str) else list(value)
+
+
+def read_references(path: Path) -> dict[Any, list[str]]:
+    """Captions by image from a file in COCO's layout.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = read_json(path)
+    entries = found.get("annotations") if isinstance(found, dict) else None
+    if not isinstance(entries, list) or not all({"image_id", "caption"} <= set(entry) for entry in entries):
+        raise ValueError(
+            f"{path} should be a JSON object with a list 'annotations' of image_id and caption, as COCO's files are"
+        )
+    out: dict[Any, list[str]] = {}
+    for entry in entries:
+        out.setdefault(entry["image_id"], []).append(entry["caption"])
+    return out
 
 
 class CaptionDataset(Dataset):

@@ -47,7 +47,12 @@ from typing import ClassVar
 from lavis.common.hub import GS
 from lavis.common.registry import registry
 from lavis.datasets.sources import ByHand, Source
-from lavis.datasets.video import VideoCaptionDataset, VideoQADataset, VideoRetrievalDataset
+from lavis.datasets.video import (
+    InstructVideoQADataset,
+    VideoCaptionDataset,
+    VideoQADataset,
+    VideoRetrievalDataset,
+)
 
 CLIPS = ByHand(
     "https://www.microsoft.com/en-us/research/publication/"
@@ -86,6 +91,13 @@ class MSRVTTQA(VideoQADataset):
     sources: ClassVar[Mapping[str, tuple[Source, ...]]] = {
         s: (_file(f"qa_{s}"), _CLASSES) for s in ("train", "val", "test")
     }
+
+
+@registry.register_dataset("msrvtt_qa_instruct")
+class MSRVTTQAInstruct(InstructVideoQADataset, MSRVTTQA):
+    """The same with words as answers, for models that write them."""
+
+    name = "msrvtt_qa_instruct"
 
 
 @registry.register_dataset("msrvtt_retrieval")

@@ -45,7 +45,7 @@ from lavis.common.hub import GS
 from lavis.common.registry import registry
 from lavis.datasets.base import Dataset, Plan
 from lavis.datasets.sources import Archive, Source
-from lavis.datasets.video import VideoCaptionDataset, VideoDataset, VideoQADataset
+from lavis.datasets.video import InstructVideoQADataset, VideoCaptionDataset, VideoDataset, VideoQADataset
 
 UNPACKED = "YouTubeClips"  # the archive's own folder
 
@@ -90,3 +90,10 @@ class MSVDQA(_MSVD, VideoQADataset):
     sources: ClassVar[Mapping[str, tuple[Source, ...]]] = {
         s: (_file(f"qa_{s}"), _CLASSES) for s in ("train", "val", "test")
     }
+
+
+@registry.register_dataset("msvd_qa_instruct")
+class MSVDQAInstruct(InstructVideoQADataset, MSVDQA):
+    """The same with words as answers, for models that write them."""
+
+    name = "msvd_qa_instruct"

@@ -75,7 +75,7 @@ class SentenceDataset(Grouping):
         chosen = self._drawn(index, rng, self.options.sentences_per_image)
         sample, told = self.show(self.records[chosen[0]], rng)
         judged = [self._judged(self.records[p], told, rng, p) for p in chosen]
-        lists = {key: [j[key] for j in judged] for key in ("text_input", "label")}
+        lists = {key: [j[key] for j in judged] for key in judged[0]}
         return sample | lists | {"instance_id": str(index)}
 
     def _judged(

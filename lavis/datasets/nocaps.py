@@ -16,7 +16,8 @@ server.
 **Task.** Captioning.
 
 **Metrics.** CIDEr and SPICE, over all pictures and by domain (in, near, out of COCO's): the evaluation server's, from
-the file that evaluation writes. With references given here (`captions: FILE`), BLEU-4, CIDEr and the others, too.
+the file that evaluation writes. With references given here (`captions: FILE`), BLEU-4, CIDEr and the others, too; with
+`domain: out` of the 1,413 pictures of val that are out of COCO's domain.
 
 **Files.** Annotation files are downloaded on first use to `nocaps/annotations` under the cache root. Pictures are
 expected in `nocaps/images/{val,test}`.
@@ -24,7 +25,8 @@ expected in `nocaps/images/{val,test}`.
 **Licence.** Annotations: not stated in the files. Pictures: listed as CC BY 2.0 by Open Images, which does not vouch
 for it.
 
-**Known faults.** The domains (in, near, out) are not in the annotation files used here; the server knows them.
+**Known faults.** The domains (in, near, out) are not in the annotation files used here; the server knows them, and the
+original's configurations list the pictures that are out.
 
 **Responsible use.** As for other photographs of people from Flickr: nobody in them was asked.
 
@@ -36,13 +38,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lavis.common.hub import GS
 from lavis.common.registry import registry
-from lavis.datasets.captioning import CaptionDataset, CaptionOptions
+from lavis.datasets.base import Dataset, Plan
+from lavis.datasets.captioning import CaptionDataset, CaptionOptions, read_references
 from lavis.datasets.sources import ByHand, Source
-from lavis.datasets.tables import read_json
+from lavis.datasets.tables import PackedRecords, read_json
+
+OUT_OF_DOMAIN = Path(__file__).parent / "nocaps_out_domain.json"  # numbers of pictures
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,12 @@ class NoCapsOptions(CaptionOptions):
 
     Args:
         captions: a file with references in COCO's layout (nocaps_val_4500_captions.json), for scores of val.
+        domain: "out": only the pictures of val that show classes of objects of which COCO's captions name none, which
+            the original's configurations list; null: all.
     """
 
     captions: str | None = None
+    domain: Literal["out"] | None = None
 
 
 @registry.register_dataset("nocaps")
@@ -76,6 +84,16 @@ class NoCaps(CaptionDataset):
         ),
     )
 
+    @classmethod
+    def load(cls, split: str, plan: Plan) -> Dataset:
+        built = super().load(split, plan)
+        assert isinstance(built, NoCaps)
+        if plan.options.domain is not None and split == "val":
+            wanted = set(read_json(OUT_OF_DOMAIN))
+            built.records = PackedRecords([r for r in built.records if int(r["img_id"]) in wanted])
+            built._index_records()
+        return built
+
     def evaluation_id(self, position: int) -> Any:
         """The server's number of the picture."""
         return self.records[position]["img_id"]
@@ -84,7 +102,4 @@ class NoCaps(CaptionDataset):
         """The captions of `options.captions` by the server's number; empty without such a file."""
         if self.options.captions is None or self.split != "val":
             return {}
-        out: dict[Any, list[str]] = {}
-        for entry in read_json(Path(self.options.captions).expanduser())["annotations"]:
-            out.setdefault(entry["image_id"], []).append(entry["caption"])
-        return out
+        return read_references(Path(self.options.captions).expanduser())

@@ -13,7 +13,8 @@ captions were their premises.
 | val | 17,858 | 1,000 |
 | test | 17,901 | 1,000 |
 
-**Task.** Visual entailment: contradiction, neutral or entailment.
+**Task.** Visual entailment: contradiction, neutral or entailment; of `snli_ve_instruct`, whose samples hold an
+instruction, no, maybe or yes.
 
 **Metrics.** Accuracy in percent.
 
@@ -32,18 +33,22 @@ al., "e-SNLI-VE", 2020).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from PIL import Image
 
 from lavis.common.images import open_image
 from lavis.common.registry import registry
+from lavis.datasets.base import Record
+from lavis.datasets.collate import Sample
 from lavis.datasets.entailment import EntailmentDataset
 from lavis.datasets.flickr30k import PICTURES
 from lavis.datasets.sources import Source
 
+INSTRUCTION = "based on the given the image is {} true?"  # as the original words it
 _PUBLISHED = "https://storage.googleapis.com/sfr-xinstructblip-data-research/data/snlive"
 
 
@@ -66,3 +71,20 @@ class SNLIVE(EntailmentDataset):
     def picture(self, record: Mapping[str, Any]) -> Image.Image:
         path = self._media_path(self.media_names(record)[0])
         return open_image(path, self._what_to_do(), plain=self.plain_images)
+
+
+@registry.register_dataset("snli_ve_instruct")
+class SNLIVEInstruct(SNLIVE):
+    """The same for models that write: beside `text_input`, the sentence, samples hold `prompt`, in which "{}" is its
+    place; `label`, `answer` and `text_output` are the word for its class."""
+
+    name = "snli_ve_instruct"
+    classnames = ("no", "maybe", "yes")  # in the order of LABELS
+
+    def _judged(
+        self, record: Record, told: Callable[[str], str], rng: np.random.Generator, index: int
+    ) -> Sample:
+        judged = super()._judged(record, told, rng, index)
+        word = self.classnames[judged["label"]]
+        said = dict.fromkeys(("label", "answer", "text_output"), word)
+        return judged | said | {"prompt": self.text(INSTRUCTION, rng), "question_id": str(index)}

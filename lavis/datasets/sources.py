@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
+THEIRS = "/export/"  # where the original authors' machines keep files
 TRAINING_SIDE = 384  # pixels, the largest input that the recipes train with
 
 
@@ -89,6 +94,18 @@ class ByHand:
 
 
 Download = Archive | Links | ByHand
+
+
+def is_of_another_machine(where: str, path: str, instead: str) -> bool:
+    """Whether a path of the original's configurations is one of its authors' machines and not here; which is said.
+
+    Args:
+        where: the key that holds it. instead: what is used in its place.
+    """
+    foreign = path.startswith(THEIRS) and not Path(path).exists()
+    if foreign:
+        logger.warning("%s: %s is a path of the original authors' machines; %s is used", where, path, instead)
+    return foreign
 
 
 def shards_folder(links: Links, split: str, downloads: Sequence[Download], splits: Sequence[str]) -> str:

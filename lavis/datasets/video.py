@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,6 +133,11 @@ class VideoQADataset(VideoDataset, Grouping):
 
     Options: ClassVar[type] = VideoQAOptions
 
+    @classmethod
+    def worded(cls) -> Any:
+        """What it is with the option `words`."""
+        return _Worded
+
     def __init__(self, records: Sequence[Record], split: str, **kwargs: Any) -> None:
         self.answer_list: list[str] = list(kwargs.pop("answer_list", ()))
         self.ans2label = {answer: label for label, answer in enumerate(self.answer_list)}
@@ -162,7 +167,7 @@ class VideoQADataset(VideoDataset, Grouping):
             )
         paths = [locate(s, f"{plan.name}/{split}") for s in (plan.sources[split][0], classes[0])]
         ans2label = read_classes(paths[1])
-        kind = _Worded if plan.options.words else cls
+        kind = cls.worded() if plan.options.words else cls
         records: Sequence[Record] = read_records(paths[0])
         if kind is cls and split in cls.train_splits:
             records = _with_a_class(records, ans2label, f"{plan.name}/{split}")
@@ -203,6 +208,35 @@ class _Worded(VideoVQADataset):
     """What a `VideoQADataset` is with the option `words`."""
 
     Options: ClassVar[type] = VideoQAOptions
+
+
+class _Instructed(_Worded):
+    """Samples for models that write: `answer` and, in training, `text_output` are the answer's word."""
+
+    def _single(self, index: int, rng: np.random.Generator) -> Sample:
+        record = self.records[index]
+        sample: Sample = {
+            "image": self.image(record, rng),
+            "text_input": self.text(record["question"], rng),
+            "question_id": record["question_id"],
+            "instance_id": str(index),
+        }
+        if not set(self.answer_keys) & set(record):  # a test split may have none
+            return sample
+        answer = record_answers(record)[0]
+        return sample | {"answer": answer, "text_output": answer}
+
+
+class InstructVideoQADataset(VideoQADataset):
+    """Questions about videos with words as answers, for models that write them."""
+
+    @classmethod
+    def worded(cls) -> Any:
+        return _Instructed
+
+    @classmethod
+    def load(cls, split: str, plan: Plan) -> Dataset:
+        return super().load(split, replace(plan, options=replace(plan.options, words=True)))
 
 
 def read_classes(path: Path) -> dict[str, int]:

@@ -7,6 +7,7 @@ from lavis.inference.encoder import Encoder
 from lavis.inference.explain import Explanation, explain, overlay
 from lavis.inference.index import Hit, Index, Update
 from lavis.inference.loading import Loaded, load, sees, split_model
+from lavis.inference.ranking import RankedLabels
 from lavis.inference.trained import TrainedClasses, has_classes
 from lavis.inference.zero_shot import ZeroShot, classify
 
@@ -16,6 +17,7 @@ __all__ = [
     "Hit",
     "Index",
     "Loaded",
+    "RankedLabels",
     "TrainedClasses",
     "Update",
     "ZeroShot",

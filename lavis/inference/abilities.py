@@ -19,6 +19,8 @@ from lavis.inference.protocols import (
     EmbedsQueries,
     Explains,
     Matches,
+    Prompted,
+    Ranks,
     Writes,
     lacking,
 )
@@ -31,6 +33,8 @@ ABILITIES: dict[type, str] = {
     Writes: "write captions",
     Answers: "answer questions",
     Chats: "hold a dialogue",
+    Ranks: "rank any given texts",
+    Prompted: "read a prompt",
     EmbedsBoth: "put images and texts into one space",
     Matches: "match images with texts by a matching head",
     EmbedsPairs: "read image and text together",

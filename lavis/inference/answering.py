@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from lavis.common.arguments import accepted
 from lavis.inference.abilities import require
 from lavis.inference.loading import Loaded
-from lavis.inference.protocols import Answers, AnswersFromList
+from lavis.inference.protocols import Answers, AnswersFromList, Prompted
 from lavis.models.answers import WRITTEN
 from lavis.models.outputs import Texts
 from lavis.nn.generation import GenerationOptions
@@ -28,6 +29,7 @@ class Answerer:
         answers: to choose from; None: the model writes, or chooses among all that it was trained for
             (`AnswersFromList`).
         options: how answers are written.
+        prompt: the form of a question, with "{}" for it, of a model that is `Prompted`; None: its own.
 
     Raises:
         ValueError: the model does not answer questions; answers that are missing or don't fit; an option that it does
@@ -39,6 +41,7 @@ class Answerer:
         loaded: Loaded,
         answers: Sequence[str] | None = None,
         options: GenerationOptions = WRITTEN,
+        prompt: str | None = None,
     ) -> None:
         self.model = require(loaded, Answers)  # type: ignore[type-abstract]
         if isinstance(loaded.model, AnswersFromList):
@@ -47,12 +50,17 @@ class Answerer:
             except ValueError as e:
                 raise ValueError(f"{loaded.spec}: {e}") from e
         self.loaded, self.answers = loaded, list(answers) if answers else None
-        self.options = accepted(
+        self.options: dict[str, Any] = accepted(
             self.model.predict_answers,
             _arguments(options),
             _arguments(WRITTEN),
             lambda name: f"{loaded.spec} answers without the option {name}; leave it out",
         )
+        if prompt is not None:
+            require(loaded, Prompted).check_prompt(prompt, 1)  # type: ignore[type-abstract]
+            self.options["prompt"] = prompt
+        elif isinstance(loaded.model, Prompted):
+            self.options["prompt"] = loaded.model.question_prompt
 
     @torch.no_grad()
     def __call__(self, media: torch.Tensor, questions: Sequence[str]) -> Texts:

@@ -190,32 +190,37 @@ def _media_of(model_class: type) -> str:
     return str(getattr(model_class, "MEDIA", "image"))
 
 
-def load(spec: str, checkpoint: str | None = None, device: str = "auto", precision: str = "auto") -> Loaded:
+def load(
+    spec: str,
+    checkpoint: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    parts: Mapping[str, Any] | None = None,
+) -> Loaded:
     """Load a model for use, not for training.
 
     Args:
         spec: "<name>/<type>", the folder of a checkpoint, or a Hugging Face id.
         checkpoint: weights to use instead of the model's own: a file, folder, URL or Hugging Face id.
         device, precision: see `lavis.common.device`.
+        parts: where parts of the model come from and their number formats, see `lavis.models.load_model`.
 
     Raises:
-        ValueError: no such model, weights that do not fit, an unknown device or precision.
+        ValueError: no such model or part, weights that do not fit, an unknown device or precision.
         OSError: weights that are not there or can't be downloaded.
     """
     where = devices.pick_device(device)
     chosen = devices.pick_precision(where, precision)
     name, model_type = split_model(spec)
     model, pictures, texts = load_model_and_preprocess(
-        name, model_type, is_eval=True, device=where, checkpoint=checkpoint, for_training=False
+        name, model_type, is_eval=True, device=where, checkpoint=checkpoint, for_training=False, parts=parts
     )
     if isinstance(model, BaseModel):
         model.merge_lora()  # nothing is trained here
     if where.type == "cpu" and chosen == "fp32":
         cpu.prepare(model, pack=True)
-    preset = getattr(type(model), "PRESETS", {}).get(model_type)
-    if preset is None:
-        return Loaded(spec, model, pictures["eval"], texts["eval"], chosen, checkpoint)
-    pointing = None if checkpoint else preset.pointing
-    return Loaded(
-        spec, model, pictures["eval"], texts["eval"], chosen, checkpoint, pointing, preset.generation
-    )
+    presets = getattr(type(model), "PRESETS", {})
+    named, of_folder = presets.get(model_type), presets.get(getattr(model, "model_type", None))
+    pointing = None if checkpoint or named is None else named.pointing
+    generation = getattr(named or of_folder, "generation", {})
+    return Loaded(spec, model, pictures["eval"], texts["eval"], chosen, checkpoint, pointing, generation)

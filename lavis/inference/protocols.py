@@ -155,6 +155,54 @@ class Answers(Protocol, metaclass=_Ability):
 
 
 @runtime_checkable
+class Prompted(Protocol, metaclass=_Ability):
+    """Beside `Writes` and `Answers`: reads a text of the user's before it writes: `--prompt`.
+
+    The samples of `generate` may hold "prompt", a text or one for each image. `predict_answers` takes the keyword
+    `prompt`, in which "{}" is the place of a question.
+    """
+
+    @property
+    def question_prompt(self) -> str:
+        """The form of a question where the user gives none, with one "{}"."""
+
+    def check_prompt(self, prompt: str, places: int) -> None:
+        """Asked once, before the first text.
+
+        Args:
+            places: how many "{}" there should be: 0 before a caption, 1 for a question.
+
+        Raises:
+            ValueError: there is another number of them, or the model can't read such a prompt.
+        """
+
+
+@runtime_checkable
+class Ranks(Protocol, metaclass=_Ability):
+    """Ranks any texts by the probability that it would write them: `classify`, `ask --answers`, evaluation of
+    classification by the names of classes."""
+
+    def predict_class(
+        self,
+        samples: Mapping[str, Any],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        return_scores: bool = False,
+    ) -> Any:
+        """Rank candidates about images or videos.
+
+        Args:
+            samples: "image" or "video"; "prompt", what is read before a candidate, a text or one for each image.
+            candidates: C texts, or for each image a list of its own.
+            return_scores: also give each candidate's log-probability.
+
+        Returns:
+            places of the candidates, best first (B, C), or a list of tensors where images have different numbers of
+            them; with scores a pair of these and the log-probabilities, in the candidates' order.
+        """
+
+
+@runtime_checkable
 class AnswersFromList(Protocol, metaclass=_Ability):
     """Beside `Answers`: chooses among answers that it was trained for."""
 
@@ -183,9 +231,12 @@ class Chats(Protocol, metaclass=_Ability):
     def reply(self, samples: Mapping[str, Any], candidates: Sequence[str] | None = None) -> Texts:
         """The answer to a question.
 
+        Of the fields of `nn.generation.GenerationOptions` the method takes those that it heeds, as keyword arguments.
+
         Args:
             samples: "image" or "video", one; "caption", a list of one text ("" where there is none); "text_input", a
-                list of the question; "dialog", a list of one list: the rounds before, (question, answer) each.
+                list of the question; "dialog", a list of one list: the rounds before, (question, answer) each; of a
+                model that is `Prompted` perhaps "prompt", the form of the question.
             candidates: answers to choose from; None: write.
 
         Returns:

@@ -23,6 +23,8 @@ from lavis.models.base import BaseModel, Output, inference
 from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer, WithTower
 from lavis.models.checkpoints import StateDict, read_json
 from lavis.models.languages import language_model, language_tokenizer, texts_of_ids
+from lavis.models.lemmas import lemmatized, lemmatizer
+from lavis.models.loading import PartSettings
 from lavis.models.outputs import Texts
 from lavis.models.parts import Sources, building
 from lavis.models.samples import media_of, require, texts_of
@@ -39,7 +41,9 @@ CONTEXTS = {  # what samples may hold beside a question, and how it is put befor
     "history": "dialog history: {}\n{}",
     "caption": 'This image has the caption "{}". {}',
 }
+TURN = ("Question: {} Answer:", "{}.")  # of BLIP-2's conversations, in the original's notebook
 OCR_TOKENS = 30  # words read in an image that a prompt names at most
+SHORT_ANSWER = "Question: {} Short answer:"  # of the original's evaluations
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Blip2LanguageConfig(Blip2Config):
         prompt: what the language model reads before it writes, where samples have no prompt of their own.
         max_output_txt_len: tokens that the loss of InstructBLIP reads of a text to be written.
         qformer_text_input: whether InstructBLIP's Q-Former reads the instruction.
+        apply_lemmatizer: whether nouns and verbs of answers are put into their basic forms, as OK-VQA's answers are.
         language: config.json of the language model, read with its part.
         language_source: the folder that its tokenizer lies in.
     """
@@ -56,6 +61,7 @@ class Blip2LanguageConfig(Blip2Config):
     prompt: str = ""
     max_output_txt_len: int = 256
     qformer_text_input: bool = True
+    apply_lemmatizer: bool = False
     language: Any = field(default=None, repr=False)
     language_source: str = ""
 
@@ -78,6 +84,11 @@ class Blip2Language(WithTower, BaseModel):
     PROJECTION: ClassVar[str]
     INSTRUCT: ClassVar[bool] = False
     ENCODES: ClassVar[bool] = False
+    REPLIES: ClassVar[Mapping[str, Any]] = {
+        "num_beams": 5,
+        "max_length": 30,
+        "min_length": 1,
+    }  # as in `generate`
 
     config: Any
 
@@ -160,6 +171,12 @@ class Blip2Language(WithTower, BaseModel):
         self.Qformer.reset_parameters()
 
     # ------------------------------------------------------------------------------ reading images
+    def _seen(self, samples: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Samples in which a video, which is read frame by frame, stands in the place of the image."""
+        if samples.get("video") is None or samples.get(self.MEDIA) is not None:
+            return samples
+        return {**samples, self.MEDIA: samples["video"]}
+
     def instruction(self, texts: Sequence[str]) -> Tokens | None:
         """Tokens of what the Q-Former reads, cut on the left; None where it reads no texts."""
         if not self.INSTRUCT or not self.qformer_text_input:
@@ -235,6 +252,7 @@ class Blip2Language(WithTower, BaseModel):
             samples: `image` (B, 3, h, w); `text_input`, B texts. A model that reads one text and writes another (T5,
                 InstructBLIP) needs `text_output`, B texts.
         """
+        samples = self._seen(samples)
         media = media_of(samples, self.MEDIA, self.device)
         texts = texts_of(samples, len(media))
         if not (self.ENCODES or self.INSTRUCT):
@@ -326,6 +344,7 @@ class Blip2Language(WithTower, BaseModel):
             repetition_penalty=repetition_penalty, length_penalty=length_penalty, num_captions=num_captions,
             temperature=temperature, **more,
         )  # fmt: skip
+        samples = self._seen(samples)
         prompts = self._prompts(samples, len(media_of(samples, self.MEDIA)))
         found = self._write(samples, prompts, options, self.prompt_cut)
         return found if return_scores else found.texts
@@ -355,7 +374,8 @@ class Blip2Language(WithTower, BaseModel):
 
         Args:
             samples: `image` (B, 3, h, w); `text_input`, B·G questions, an image's next to one another; for a prompt
-                with two places `choices` or `ocr_tokens`, a list for each question.
+                with two places `choices` or `ocr_tokens`, a list for each question; `apply_lemmatizer`, true as the
+                config's.
             inference_method: "generate"; there is no other.
             max_len, min_len: tokens of an answer.
             prompt: has a place "{}" for the question, or two: for the question and its choices, (a) … (b) …, or for the
@@ -366,12 +386,20 @@ class Blip2Language(WithTower, BaseModel):
             B·G answers.
         """
         if inference_method != "generate":
-            raise ValueError(f"inference_method is {inference_method!r}; this model has generate only")
+            raise ValueError(
+                f"inference_method is {inference_method!r}; {self.registered_name} writes its answers (generate), and "
+                "chooses among none"
+            )
         if length_penalty is None:
             length_penalty = -1.0 if self.ENCODES else 0.0
+        samples = self._seen(samples)
         media = media_of(samples, self.MEDIA)
         questions = self._questions(samples, texts_of(samples, len(media)), prompt)
+        lemmas = self.config.apply_lemmatizer or bool(samples.get("apply_lemmatizer"))
+        if lemmas:
+            lemmatizer()  # that it lacks is said before anything is written
         found = self._answer(samples, questions, num_beams, max_len, min_len, length_penalty)
+        found = replace(found, texts=lemmatized(found.texts)) if lemmas else found
         return found if return_scores else found.texts
 
     def _answer(
@@ -401,6 +429,72 @@ class Blip2Language(WithTower, BaseModel):
                 require(samples, ("ocr_tokens",), "words read in each image, for the prompt's first place")
                 out.append(prompt.format(", ".join(samples["ocr_tokens"][i][:OCR_TOKENS]), question))
         return out
+
+    # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
+    @property
+    def question_prompt(self) -> str:
+        """The model's own prompt if it has a place for a question, else that of the original's evaluations."""
+        return self.prompt if self.prompt.count("{}") == 1 else SHORT_ANSWER
+
+    def check_prompt(self, prompt: str, places: int) -> None:
+        """
+        Raises:
+            ValueError: it has another number of places.
+        """
+        try:
+            found = [field for field in string.Formatter().parse(prompt) if field[1] is not None]
+        except ValueError:
+            found = []
+        plain = all(name == spec == "" and not conversion for _, name, spec, conversion in found)
+        if prompt.count("{}") != places or (places and (len(found) != places or not plain)):
+            right = (
+                'one "{}", the place of the question, as in "Question: {} Short answer:"'
+                if places
+                else 'no "{}", which stands for words read in each image (samples["ocr_tokens"])'
+            )
+            raise ValueError(f"the prompt {prompt[:200]!r} should have {right}")
+
+    def check_dialogue(self, caption: str | None, candidates: Sequence[str] | None) -> None:
+        """
+        Raises:
+            ValueError: there are candidates, and the model only writes.
+        """
+        if candidates and not self.INSTRUCT:
+            raise ValueError(f"{self.registered_name} writes its answers; give none to choose from")
+
+    def reply(
+        self, samples: Mapping[str, Any], candidates: Sequence[str] | None = None, **options: Any
+    ) -> Texts:
+        """The answer to one question, which the rounds before and a caption precede; the whole of it is read.
+
+        Args:
+            samples, candidates: see `Chats`. options: those of `generate`, with its defaults.
+        """
+        samples = self._seen(samples)
+        history, question = samples["dialog"][0], texts_of(samples, 1)[0]
+        caption = (samples.get("caption") or [""])[0]
+        form = samples.get("prompt") or ("{}" if self.INSTRUCT else TURN[0])
+        prompt = form.format(question)
+        if history and self.INSTRUCT:
+            rounds = " ".join(f"{asked} {answered.rstrip('.')}." for asked, answered in history)
+            prompt = CONTEXTS["history"].format(rounds, prompt)
+        elif history:
+            rounds = " ".join(
+                " ".join(TURN).format(asked, answered.rstrip(".")) for asked, answered in history
+            )
+            prompt = f"{rounds} {prompt}"
+        if caption:
+            prompt = CONTEXTS["caption"].format(caption, prompt)
+        seen = {self.MEDIA: media_of(samples, self.MEDIA)}
+        if candidates is not None:
+            self.check_dialogue(caption, candidates)
+            found: Texts = self.chosen(seen, [prompt], [list(candidates)])  # type: ignore[operator]
+            return found
+        return self._replied(seen, prompt, {**self.REPLIES, **options})
+
+    @inference
+    def _replied(self, samples: Mapping[str, Any], prompt: str, options: Mapping[str, Any]) -> Texts:
+        return self._write(samples, [prompt], self._options(**options))
 
 
 @registry.register_model("blip2_opt")
@@ -502,6 +596,9 @@ class Instruct:
     """What InstructBLIP's models share: the Q-Former reads the instruction; answers are written like any text."""
 
     INSTRUCT = True
+    REPLIES: ClassVar[Mapping[str, Any]] = {
+        "num_beams": 5, "max_length": 256, "min_length": 1, "repetition_penalty": 1.5
+    }  # fmt: skip
 
     def generate(
         self, samples: Mapping[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 5, max_length: int = 256,
@@ -546,6 +643,7 @@ class Instruct:
             With scores a pair of these and the log-probabilities, in the candidates' order.
         """
         model: Any = self
+        samples = model._seen(samples)
         media = media_of(samples, model.MEDIA, model.device)
         prompts = _with_context(samples, model._prompts(samples, len(media)))
         shared = isinstance(candidates[0], str)
@@ -570,6 +668,42 @@ class Instruct:
         else:
             ranks = scores.argsort(dim=1, descending=True, stable=True)
         return (ranks, scores) if return_scores else ranks
+
+    def predict_answers(
+        self, samples: Mapping[str, Any], num_beams: int = 5, inference_method: str = "generate", max_len: int = 10,
+        min_len: int = 1, num_ans_candidates: int = 128, answer_list: Sequence[str] | None = None, prompt: str = "",
+        length_penalty: float | None = None, *, return_scores: bool = False, **unused: Any,
+    ) -> Any:  # fmt: skip
+        """As `Blip2Language.predict_answers`; "rank" chooses the likeliest of `answer_list`, all of which are read."""
+        if inference_method != "rank":
+            return super().predict_answers(  # type: ignore[misc]
+                samples, num_beams, inference_method, max_len, min_len, num_ans_candidates, answer_list, prompt,
+                length_penalty, return_scores=return_scores, **unused,
+            )  # fmt: skip
+        if not answer_list:
+            raise ValueError(
+                "there is no answer_list to choose from; give one, or inference_method='generate'"
+            )
+        model: Any = self
+        samples = model._seen(samples)
+        media = media_of(samples, model.MEDIA)
+        questions = model._questions(samples, texts_of(samples, len(media)), prompt)
+        found = self.chosen({model.MEDIA: media}, questions, [list(answer_list)] * len(questions))
+        return found if return_scores else found.texts
+
+    def chosen(
+        self, samples: Mapping[str, Any], prompts: Sequence[str], candidates: Sequence[Sequence[str]]
+    ) -> Texts:
+        """Of the candidates of each prompt the likeliest; its score is its probability among them."""
+        ranks, scores = self.predict_class(
+            {**samples, "prompt": list(prompts)}, candidates, return_scores=True
+        )
+        best = [int(row[0]) for row in ranks]
+        return Texts(
+            [own[place] for own, place in zip(candidates, best, strict=True)],
+            [float(row[place]) for row, place in zip(scores, best, strict=True)],
+            [float(row.softmax(dim=0)[place]) for row, place in zip(scores, best, strict=True)],
+        )
 
 
 def _with_context(samples: Mapping[str, Any], prompts: list[str]) -> list[str]:
@@ -610,12 +744,15 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
         return self.words
 
     @classmethod
-    def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
+    def from_file(
+        cls, config: Any, path: Path, rules: Any = None, name: str | None = None, activation: str | None = None,
+        parts: PartSettings | None = None,
+    ) -> BaseModel:  # fmt: skip
         """As of the others; where nothing names Vicuna's folder, the environment's LAVIS_VICUNA does."""
-        folder = os.environ.get("LAVIS_VICUNA")
-        if folder and "llm_model" not in cfg and "llm_model" not in (cfg.get("parts") or {}):
-            cfg = {**cfg, "llm_model": folder}
-        return super().from_config(cfg)
+        folder, known = os.environ.get("LAVIS_VICUNA"), (parts or PartSettings()).preset.get(cls.LANGUAGE)
+        if parts is not None and folder and known is not None and known.source is None:
+            parts = replace(parts, preset={**parts.preset, cls.LANGUAGE: replace(known, source=folder)})
+        return super().from_file(config, path, rules, name, activation, parts)
 
     def _rows(self, texts: Sequence[str], most: int | None = None, cut: str = "right") -> list[list[int]]:
         # the original made the end token that of beginnings, too

@@ -392,7 +392,8 @@ class Sources:
         if source is None:
             raise ValueError(
                 f"{self.where} does not hold the part {name!r}, and no source of it is named; give one with "
-                f"parts={{{name!r}: PATH}}, in a recipe model.parts.{name}.source"
+                f"parts={{{name!r}: PATH}}, in a recipe model.parts.{name}.source, on the command line "
+                f"--part {name}=PATH"
             )
         try:
             return local(source)

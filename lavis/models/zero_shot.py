@@ -9,6 +9,7 @@ from collections.abc import Callable
 from lavis.models.tokenizer import ASSETS
 
 Template = str | Callable[[str], str]
+LABEL_PROMPT = "Question: what is in this image? Short answer:"  # before labels that a language model ranks
 
 
 @functools.cache

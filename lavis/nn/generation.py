@@ -64,6 +64,7 @@ class GenerationOptions:
         top_k: tokens to draw from at most; 0: all (50 is what the original's generator did without saying).
         lookahead: how many tokens longer an unfinished text is taken to be when a search asks whether it can still
             win: 0 as in the transformers that BLIP and ALBEF were published with, 1 as in BLIP-2's (since 4.31).
+        stop: asked once a step; once it says so, nothing more is written: a text ends where it is.
         seed: makes a draw repeatable; None draws from torch's global stream. An item draws in a batch what it draws
             alone: a sequence has a seed for each. A single seed is the first item's, the others' follow from it and
             their places, see `seed_of`.
@@ -86,6 +87,7 @@ class GenerationOptions:
     top_k: int = 50
     lookahead: int = 0
     seed: int | Sequence[int] | None = None
+    stop: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -113,11 +115,14 @@ class GenerationOptions:
 
     @classmethod
     def of_run(cls, settings: object) -> GenerationOptions:
-        """The options among a task's settings, the keys of `run`; lengths are `max_len` and `min_len` there."""
+        """The options among a task's settings, the keys of `run`; lengths are `max_len` and `min_len` there.
+
+        None stands for the model's own default.
+        """
         keys = {field.name: _RECIPE_NAMES.get(field.name, field.name) for field in fields(cls)}
         try:
-            given = {name: getattr(settings, key) for name, key in keys.items() if hasattr(settings, key)}
-            return cls(**given)
+            given = {name: getattr(settings, key, None) for name, key in keys.items()}
+            return cls(**{name: value for name, value in given.items() if value is not None})
         except ValueError as e:
             text = functools.reduce(lambda text, names: text.replace(*names), _RECIPE_NAMES.items(), str(e))
             raise ValueError(f"run.{text}") from e
@@ -133,13 +138,16 @@ class GenerationOptions:
             return f"run.{key}={getattr(given, name)!r}: {method} takes no {name}; remove the key"
 
         same = [f.name for f in fields(cls) if getattr(given, f.name) == getattr(plain, f.name)]
-        return given.arguments(generate, refuse, optional=same)
+        optional = {f.name for f in fields(type(settings)) if f.default is None}
+        asked = [f.name for f in fields(cls) if f.name in optional and getattr(settings, f.name) is not None]
+        return given.arguments(generate, refuse, [n for n in same if n not in asked], asked)
 
     def arguments(
         self,
         generate: Callable[..., Any],
         refuse: Callable[[str], str] | None = None,
         optional: Collection[str] = (),
+        given: Collection[str] = (),
     ) -> dict[str, Any]:
         """What a model's `generate` is called with: beams, lengths, and every other option that is not the default.
 
@@ -148,13 +156,15 @@ class GenerationOptions:
         Args:
             refuse: what to tell a person who set an option (its name) that this `generate` does not take.
             optional: options that are left out in any case where it does not take them.
+            given: options that were asked for, which are handed over also where they have their defaults, since a
+                model may have others.
 
         Raises:
             ValueError: such an option.
         """
         defaults = {field.name: field.default for field in fields(self)}
         values = {name: getattr(self, name) for name in defaults}
-        asked = {n: v for n, v in values.items() if n in _ALWAYS or v != defaults[n]}
+        asked = {n: v for n, v in values.items() if n in _ALWAYS or n in given or v != defaults[n]}
 
         def plainly(name: str) -> str:
             method = getattr(generate, "__qualname__", generate)
@@ -308,7 +318,7 @@ def _one_by_one(
         length += 1
         going &= chosen != end
         lengths += going
-        if length >= most or not bool(going.any()):
+        if length >= most or not bool(going.any()) or (options.stop is not None and options.stop()):
             break
         logits = decoder.step(chosen[:, None])
     scores_out = logprobs / lengths**options.length_penalty
@@ -460,6 +470,8 @@ def _beam_search(
         done = done | finished.settled(top[:, 0], length + options.lookahead)
         length += 1
         if length >= most or bool(done.all()):  # the one wait for the device in a step
+            break
+        if options.stop is not None and options.stop():
             break
         rows = (first_row + beam).flatten()
         if penalised:

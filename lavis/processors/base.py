@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ class BaseProcessor:
 
     A processor's settings are the arguments of its constructor, so each default is written once.
     """
+
+    # settings that the original's recipes name, and that have no effect there either
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, item: Any, rng: np.random.Generator | None = None) -> Any:
         """Process one item.
@@ -39,7 +42,8 @@ class BaseProcessor:
             ValueError: an unknown setting (a near one is suggested), or a bad value.
         """
         known = list(inspect.signature(cls).parameters)
-        settings = {str(key): cfg[key] for key in cfg if key != "name"} if cfg is not None else {}
+        ignored = {"name", *cls.WITHOUT_EFFECT}
+        settings = {str(key): cfg[key] for key in cfg if key not in ignored} if cfg is not None else {}
         for key in settings:
             if key not in known:
                 hint = suggest(key, known) if known else " It has no settings."

@@ -164,6 +164,7 @@ class AlproVideoTrainProcessor(_VideoProcessor, _CropProcessor):
         augment: False leaves RandAugment out.
     """
 
+    WITHOUT_EFFECT = ("full_video",)  # it is always the whole video
     method = "headtail"
 
     def __init__(
@@ -209,6 +210,7 @@ class AlproVideoEvalProcessor(_VideoProcessor):
         n_frms: frames of the result; None: all there are. A clip that has fewer is filled up with its last frame.
     """
 
+    WITHOUT_EFFECT = ("full_video", "min_scale", "max_scale")  # nothing is cut out
     method = "uniform"
 
     def __init__(

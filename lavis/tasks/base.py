@@ -80,6 +80,8 @@ class Task:
     """
 
     Config: ClassVar[type] = NoSettings
+    # keys of `run` that recipes of the original name for this task and that have no effect here, with the reason
+    LEGACY_KEYS: ClassVar[Mapping[str, str]] = {}
     primary: tuple[str, str] | None = None
     id_key: ClassVar[str] = ""
     evaluated: Any = None

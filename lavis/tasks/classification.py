@@ -16,6 +16,7 @@ from lavis.common.registry import registry
 from lavis.datasets.tables import as_number
 from lavis.metrics.bootstrap import Contributions, mean_of
 from lavis.metrics.finite import refuse_not_finite
+from lavis.models.zero_shot import LABEL_PROMPT
 from lavis.tasks.base import Case, Record, Task, as_list, say_left_out, units_of
 
 logger = logging.getLogger(__name__)
@@ -23,14 +24,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ClassificationSettings:
-    """Keys of `run` that the original's recipes name for classification; none has an effect here.
+    """Keys of `run` for classification.
 
-    They are of models that write the class as text.
+    Args:
+        prompt: what a model that ranks the names of classes reads before them, where a sample has no prompt of its own;
+            "{}" is the place of its text. Empty: the model's own, else the text, else a question for what is there.
+        segments: in how many parts such a model reads the names; it changes no result.
     """
 
-    max_len: int = 30
-    min_len: int = 1
-    length_penalty: float = -1.0
+    prompt: str = ""
     segments: int = 1
 
 
@@ -44,6 +46,10 @@ class ClassificationTask(Task):
     """
 
     Config: ClassVar[type] = ClassificationSettings
+    LEGACY_KEYS: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("max_len", "min_len", "length_penalty", "num_beams", "inference_method"),
+        "classes are not written, but compared",
+    )
     id_key = "instance_id"
     primary = ("accuracy_percent", "max")
 
@@ -126,7 +132,7 @@ class ClassificationTask(Task):
         Raises:
             ValueError: the model's scores are not finite.
         """
-        out = model.predict(samples)  # type: ignore[operator]
+        out = model.predict(samples) if hasattr(model, "predict") else self._ranked(model, samples)  # type: ignore[operator]
         logits = torch.as_tensor(out["predictions"]).float()  # (R, C)
         ids = as_list(samples["instance_id"])
         confidence, best = logits.softmax(dim=1).max(dim=1)
@@ -150,6 +156,29 @@ class ClassificationTask(Task):
                     record["target_class"] = self._names[t] if t < len(self._names) else None
             records.append(record)
         return records
+
+    def _ranked(self, model: Any, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """Log-probabilities of the classes' names, by a model that ranks texts, and the labels' numbers."""
+        if not hasattr(model, "predict_class"):
+            raise ValueError(
+                f"{type(model).__name__} neither tells classes apart nor ranks the names of classes"
+            )
+        if not self._names:
+            raise ValueError("the data set does not name its classes, so there is nothing to rank")
+        prompts = samples.get("prompt") or self.settings.prompt or model.prompt
+        texts = samples.get("text_input")
+        if not prompts:
+            prompts = "{}" if texts is not None and any(texts) else LABEL_PROMPT
+        if isinstance(prompts, str):
+            prompts = [prompts] * len(samples["instance_id"])
+        # where a prompt has no place for the sample's text, it comes after it
+        prompts = [p if "{}" in p or texts is None else f"{p} {{}}" for p in prompts]
+        asked = {**samples, "prompt": prompts}
+        _, scores = model.predict_class(asked, self._names, self.settings.segments, return_scores=True)
+        labels = samples.get("label")
+        places = {name: number for number, name in enumerate(self._names)}
+        targets = None if labels is None else torch.tensor([places.get(x, x) for x in as_list(labels)])
+        return {"predictions": scores, "targets": targets}
 
     def score(self, records: Sequence[Record], dataset: Any) -> dict[str, float]:
         """accuracy_percent, and agg_metrics, the same as the original's fraction."""
@@ -224,7 +253,7 @@ def _where(dataset: Any, name: str) -> str:
 
 def class_names(dataset: Any) -> list[str]:
     """The names of a data set's classes by their numbers; [] where it has none."""
-    labels = getattr(dataset, "LABELS", None)
-    if labels:
+    named, labels = getattr(dataset, "classnames", None), getattr(dataset, "LABELS", None)
+    if labels and not named:
         return sorted(labels, key=labels.__getitem__)
-    return list(getattr(dataset, "classnames", None) or getattr(dataset, "answer_list", None) or ())
+    return list(named or getattr(dataset, "answer_list", None) or ())

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from lavis.common import moved
 from lavis.common.arguments import accepted
+from lavis.common.files import write_json
 from lavis.common.registry import registry
+from lavis.datasets.sources import is_of_another_machine
+from lavis.datasets.vqa import official_truth
 from lavis.metrics.bootstrap import Contributions, means_of
 from lavis.models.answers import WRITTEN
 from lavis.nn.generation import GenerationOptions
@@ -19,7 +24,8 @@ from lavis.tasks.base import Case, Record, Task, as_list, by_text_id, places_of,
 
 __getattr__ = moved.names_of(__name__)
 
-_OPTIONS = ("num_beams", "max_len", "min_len", "num_ans_candidates")  # of `predict_answers`
+# of `predict_answers`; those that are null are not handed over
+_OPTIONS = ("num_beams", "max_len", "min_len", "num_ans_candidates", "prompt", "length_penalty")
 PADDING_ID = -1  # question_id of entries that only pad a batch of pictures with several questions
 
 
@@ -31,6 +37,10 @@ class VQASettings:
         inference_method: "rank" chooses from the data set's answer list, "generate" writes freely.
         num_ans_candidates: answers kept by their first token before ranking.
         num_beams, max_len, min_len: of "generate"; lengths in tokens.
+        prompt: the form of a question, with "{}" for it, of a model that reads one; null: the model's own.
+        length_penalty: of "generate"; null: the model's own.
+        ques_files, anno_files: questions and annotations in the VQA server's layout by split, in place of the data
+            set's own ground truth.
         report_metric: false writes answers without scoring them.
     """
 
@@ -39,6 +49,10 @@ class VQASettings:
     num_beams: int = WRITTEN.num_beams
     max_len: int = WRITTEN.max_length
     min_len: int = WRITTEN.min_length
+    prompt: str | None = None
+    length_penalty: float | None = None
+    ques_files: dict[str, str] = field(default_factory=dict)
+    anno_files: dict[str, str] = field(default_factory=dict)
     report_metric: bool = True
 
     def __post_init__(self) -> None:
@@ -52,21 +66,24 @@ class VQATask(Task):
     """Records {"question_id", "answer"}; best by the accuracy in percent."""
 
     Config: ClassVar[type] = VQASettings
+    LEGACY_KEYS: ClassVar[Mapping[str, str]] = {"sample_id_key": "questions go by question_id"}
     id_key: ClassVar[str] = "question_id"
     settings: VQASettings
 
     def __init__(self, settings: Any = None, **keys: Any) -> None:
         super().__init__(settings, **keys)
         self.answer_list: list[str] | None = None
+        self._given: dict[Any, dict[str, Any]] | None = None  # ground truth of `ques_files` and `anno_files`
         self.primary = ("agg_metrics", "max") if self.settings.report_metric else None
 
     def before_evaluation(self, model: nn.Module, dataset: Any, **unused: Any) -> None:
-        """Take the data set's answer list.
+        """Take the data set's answer list, and the ground truth of other files.
 
         Raises:
-            ValueError: answers are to be ranked and there is no list.
+            ValueError: answers are to be ranked and there is no list. FileNotFoundError: there is no such file.
         """
         super().before_evaluation(model, dataset)
+        self._given = self._ground_truth_of_files(dataset)
         self.answer_list = list(getattr(dataset, "answer_list", None) or []) or None
         if self.settings.inference_method == "rank" and self.answer_list is None:
             raise ValueError(
@@ -74,9 +91,29 @@ class VQATask(Task):
                 "give the data set one, or set run.inference_method=generate"
             )
 
+    def _ground_truth_of_files(self, dataset: Any) -> dict[Any, dict[str, Any]] | None:
+        split, found = getattr(dataset, "split", None), []
+        for key in ("ques_files", "anno_files"):
+            file = getattr(self.settings, key).get(split)
+            where = f"run.{key}.{split}"
+            if file is None or is_of_another_machine(where, file, f"the ground truth of {dataset.name}"):
+                return None
+            path = Path(file).expanduser()
+            if not path.is_file():
+                raise FileNotFoundError(f"{where}: there is no file {file}")
+            found.append(path)
+        return official_truth(*found)
+
+    def options(self, model: Any) -> dict[str, Any]:
+        """What `predict_answers` is called with, of the settings."""
+        options = {name: getattr(self.settings, name) for name in _OPTIONS}
+        if options["prompt"] is None:
+            options["prompt"] = getattr(model, "question_prompt", None)
+        return {name: value for name, value in options.items() if value is not None}
+
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
         method: Any = model.predict_answers
-        options = {name: getattr(self.settings, name) for name in _OPTIONS}
+        options = self.options(model)
         answers = method(
             samples=samples,
             answer_list=self.answer_list,
@@ -84,7 +121,7 @@ class VQATask(Task):
             **accepted(
                 method,
                 options,
-                {f.name: f.default for f in fields(VQASettings)},
+                {f.name: f.default for f in fields(self.Config)},
                 lambda name: (
                     f"run.{name}={options[name]!r}: {type(model).__name__} takes no {name}; remove the key"
                 ),
@@ -111,9 +148,9 @@ class VQATask(Task):
         Raises:
             ValueError: the data set doesn't know a predicted question.
         """
-        if not self.settings.report_metric or not records or not hasattr(dataset, "ground_truth"):
+        if not self.settings.report_metric or not records:
             return {}
-        known = by_text_id(dataset.ground_truth())
+        known = self._known(dataset)
         truth = _answered(known)
         if not truth:
             return {}
@@ -138,7 +175,7 @@ class VQATask(Task):
         """The verdict is the answer's accuracy; of A-OKVQA that of the direct answer."""
         places = _places(dataset)
         rows = [r for r in rows if str(r["question_id"]) in places]
-        truth = _truth(dataset)
+        truth = _answered(self._known(dataset))
         out = []
         for row, metrics in zip(rows, self._each(rows, truth, _rule(dataset, truth)), strict=True):
             said = row["answer"] + (f" (chosen: {row['choice']})" if "choice" in row else "")
@@ -150,7 +187,7 @@ class VQATask(Task):
         return out
 
     def contributions(self, records: Sequence[Record], dataset: Any) -> Contributions | None:
-        truth = _truth(dataset)
+        truth = _answered(self._known(dataset))
         records = [r for r in records if not truth or str(r["question_id"]) in truth]
         each = self._each(records, truth, _rule(dataset, truth))
         if hasattr(dataset, "extra_metrics"):
@@ -158,6 +195,12 @@ class VQATask(Task):
         places = _places(dataset)
         units = units_of((places[str(r["question_id"])] for r in records), dataset)
         return Contributions(means_of(each), units)
+
+    def _known(self, dataset: Any) -> dict[Any, dict[str, Any]]:
+        """The ground truth by question_id as text; {} where it is not public."""
+        if self._given is not None:
+            return by_text_id(self._given)
+        return by_text_id(dataset.ground_truth()) if hasattr(dataset, "ground_truth") else {}
 
     def _each(
         self, rows: Sequence[Record], truth: Mapping[Any, Mapping[str, Any]], rule: str
@@ -210,11 +253,6 @@ def _places(dataset: Any) -> dict[str, int]:
     return places_of(r["question_id"] for r in dataset.records)
 
 
-def _truth(dataset: Any) -> dict[Any, dict[str, Any]]:
-    """The ground truth by question_id as text, of questions that have answers; {} where those are not public."""
-    return _answered(by_text_id(dataset.ground_truth())) if hasattr(dataset, "ground_truth") else {}
-
-
 def _answered(truth: Mapping[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
     return {name: t for name, t in truth.items() if t["answers"]}
 
@@ -235,7 +273,16 @@ class AOKVQATask(VQATask):
             return records
         each = len(choices) // len(records)
         lists = [choices[i * each : (i + 1) * each] for i in range(len(records))]
-        chosen = model.choose(samples, lists)  # type: ignore[operator]
+        if hasattr(model, "choose"):
+            chosen = model.choose(samples, lists)  # type: ignore[operator]
+        else:  # a model that writes, if it ranks texts as well
+            if not hasattr(model, "predict_class"):
+                return records
+            prompt = self.options(model)["prompt"]
+            asked = [prompt.format(question) for question in samples["text_input"]]
+            asking = {**samples, "prompt": asked, "text_input": None}
+            ranks = model.predict_class(asking, lists)  # type: ignore[operator]
+            chosen = [own[int(row[0])] for own, row in zip(lists, ranks, strict=True)]
         return [None if r is None else {**r, "choice": c} for r, c in zip(records, chosen, strict=True)]
 
     def accuracy(
@@ -265,3 +312,88 @@ class GQATask(VQATask):
 
     def leaderboard(self, records: Sequence[Record]) -> Any:
         return [{"questionId": str(r["question_id"]), "prediction": r["answer"]} for r in records]
+
+
+@dataclass(frozen=True)
+class ReadingSettings(VQASettings):
+    """Keys of `run` for answers by reading captions (PNP-VQA, Tiong et al. 2022, arXiv 2210.08773); lengths in tokens.
+
+    Args:
+        block_num: the layer of the matching model whose attention chooses patches. num_patches: how many are drawn.
+        num_captions: of an image. num_captions_fid: of these, how many are read at once with the question.
+        internal_bsz_fid: questions that are answered at a time.
+        cap_max_length, cap_min_length, top_k, top_p, repetition_penalty: of the captions, which are sampled.
+    """
+
+    inference_method: Literal["rank", "generate"] = "generate"
+    num_beams: int = 1
+    max_len: int = 20
+    min_len: int = 0
+    block_num: int = 7
+    num_patches: int = 20
+    num_captions: int = 100
+    num_captions_fid: int = 1
+    internal_bsz_fid: int = 1
+    cap_max_length: int = 20
+    cap_min_length: int = 10
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+
+_READING = tuple(
+    f.name for f in fields(ReadingSettings) if f.name not in {g.name for g in fields(VQASettings)}
+)
+
+
+@registry.register_task("vqa_reading_comprehension")
+class VQAReadingTask(VQATask):
+    """Answers by a model that reads captions of an image; its `predict_answers` gives answers, the captions of each
+    image, and the maps by which their patches were chosen. Captions and maps are written beside the answers."""
+
+    Config: ClassVar[type] = ReadingSettings
+
+    def options(self, model: Any) -> dict[str, Any]:
+        # the prompt is that of the captions, which the model has
+        options = {k: v for k, v in super().options(model).items() if k != "prompt"}
+        return options | {name: getattr(self.settings, name) for name in _READING}
+
+    def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        method: Any = model.predict_answers
+        options = self.options(model)
+        answers, captions, maps = method(
+            samples=samples,
+            **accepted(
+                method,
+                options,
+                {f.name: f.default for f in fields(self.Config)},
+                lambda name: (
+                    f"run.{name}={options[name]!r}: {type(model).__name__} takes no {name}; remove the key"
+                ),
+            ),
+        )
+        ids = as_list(samples["question_id"])
+        return [
+            {"question_id": i, "answer": a, "captions": list(c), "gradcam": as_list(m)}
+            for i, a, c, m in zip(ids, answers, captions, maps, strict=True)
+        ]
+
+    def rows(self, records: Sequence[Record]) -> list[Record]:
+        return super().rows([{"question_id": r["question_id"], "answer": r["answer"]} for r in records])
+
+    def save(self, records: Sequence[Record], path: str | Path) -> Path:
+        """The answers, and beside them <split>_caption_result.json and <split>_gradcam_result.pth by question."""
+        saved = super().save(records, path)
+        split = saved.name.removesuffix(self.result_name("", ""))
+        captions = [{"question_id": r["question_id"], "caption": r["captions"]} for r in records]
+        write_json(saved.with_name(f"{split}_caption_result.json"), captions, indent=None)
+        maps = {str(r["question_id"]): torch.tensor(r["gradcam"]) for r in records}
+        torch.save(maps, saved.with_name(f"{split}_gradcam_result.pth"))
+        return saved
+
+
+@registry.register_task("gqa_reading_comprehension")
+class GQAReadingTask(VQAReadingTask):
+    """The same of GQA: equality with the one right answer, both normalised."""
+
+    leaderboard = GQATask.leaderboard
