@@ -207,7 +207,7 @@ def test_settings_are_those_of_the_original(original):
     model = content["model"]
     frozen, recomputes = model.pop("freeze_vit", None), model.pop("use_grad_checkpoint", None)
     theirs, ours = Config.from_dict(content), Config.load(OURS[original])
-    (arch, model_type, (weights, _), config), wanted = model_of(ours), model_of(theirs)
+    (arch, model_type, (weights, _), config, _), wanted = model_of(ours), model_of(theirs)
     # an evaluation's weights are those of the preset
     assert (arch, model_type, weights, config) == (*wanted[:2], wanted[2][0], wanted[3])
     parts = registry.get_model_class(arch).preset(model_type).parts

@@ -15,8 +15,8 @@ INTRODUCTION = """
 # Notebooks
 
 Eight short notebooks, in `examples/notebooks` of the repository. They run offline in well under a minute each
-on a CPU (fine-tuning about two, BLIP-2 about three), on the small packaged models and on drawings that the library makes itself.
-Each has one line to change for your own pictures and another model. A test of this library runs them all.
+on a CPU (fine-tuning about two, BLIP-2 about three), on the small packaged models and on drawings that the library
+makes itself. Each has one line to change for your own pictures and another model. A test of this library runs them all.
 
 ```bash
 pip install jupyterlab

@@ -31,8 +31,8 @@ def convert(
         str,
         typer.Option(
             "--to",
-            help="The form: lavis; transformers, a folder that its classes of BLIP-2 and InstructBLIP load; or "
-            "official, a .pth for the original library.",
+            help="The form: lavis; transformers, a folder that its classes load; or official, a .pth for the "
+            "original library.",
             autocompletion=common.one_of("lavis", "transformers", "official"),
         ),
     ] = "lavis",
