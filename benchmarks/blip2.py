@@ -81,14 +81,21 @@ def peer(language: str | None, instruct: bool = False) -> Any:
     return model
 
 
-def mine(folder: str, language: str | None, instruct: bool = False, pack: bool = True) -> Any:
-    from lavis.models import load_model
+def mine(folder: str, language: str | None, instruct: bool = False) -> tuple[Any, Any]:
+    """The model with its layers prepared, as it does itself, and with a second copy of the weights, packed."""
     from lavis.nn import cpu
+
+    plain, packed = loaded(folder, language, instruct), loaded(folder, language, instruct)
+    return plain, cpu.prepare(packed, pack=True)
+
+
+def loaded(folder: str, language: str | None, instruct: bool = False) -> Any:
+    from lavis.models import load_model
 
     model = load_model(NAMES[language, instruct], checkpoint=folder, is_eval=True)
     if language is not None:
         model.__dict__["words"] = Words(LANGUAGES[language]["vocab_size"])
-    return cpu.prepare(model, pack=pack)
+    return model
 
 
 class Words:
@@ -127,14 +134,19 @@ def images(batch: int) -> Any:
 
 
 def compared(sides: dict[str, Callable[[], Any]], rounds: int = 5) -> dict[str, Any]:
-    """Seconds of all sides, and how many times as fast as the first ours, the last, is; the peers come first."""
+    """Seconds of all sides, and how many times as fast as each of the others ours are."""
     from benchmarks.common import interleaved, ratio
 
     seconds = interleaved(sides, rounds)
-    own = seconds["lavis"]
+    ours = [name for name in sides if name.startswith("lavis")]
     return {
         "seconds (median)": {k: round(statistics.median(v), 3) for k, v in seconds.items()},
-        "times as fast as": {k: ratio(v, own) for k, v in seconds.items() if k != "lavis"},
+        **{
+            f"{own}, times as fast as": {
+                k: ratio(v, seconds[own]) for k, v in seconds.items() if k not in ours
+            }
+            for own in ours
+        },
     }
 
 
@@ -164,7 +176,7 @@ def part_captions() -> dict[str, Any]:
         theirs = peer(language)
         with tempfile.TemporaryDirectory() as folder:
             theirs.save_pretrained(folder)
-            ours = mine(folder, language)
+            ours, packed = mine(folder, language)
         for batch in (1, 8):
             image = images(batch)
             tokens = write_theirs(theirs, language, image)[:, -TOKENS:].tolist()
@@ -180,6 +192,7 @@ def part_captions() -> dict[str, Any]:
                             theirs, language, image
                         ),
                         "lavis": lambda image=image, ours=ours: write_ours(ours, image),
+                        "lavis packed": lambda image=image, packed=packed: write_ours(packed, image),
                     }
                 ),
             }
@@ -201,17 +214,29 @@ def part_itm() -> dict[str, Any]:
     theirs = peer(None)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        ours = mine(folder, None)
+        ours, packed = mine(folder, None)
     image = images(1)
     tokens = ours.tokens(TEXTS)
     ids, mask = tokens.ids, tokens.mask.long()
 
     @torch.no_grad()
-    def documented() -> Any:
+    def repeated() -> Any:
         return theirs(
             pixel_values=image.expand(len(TEXTS), -1, -1, -1), input_ids=ids, attention_mask=mask,
             use_image_text_matching_head=True,
         ).logits_per_image  # fmt: skip
+
+    @torch.no_grad()
+    def documented() -> Any:
+        pairs = ([part[:, : seen.sum()] for part in (own[None], seen[None])] for own, seen in zip(ids, mask))
+        return torch.cat(
+            [
+                theirs(
+                    pixel_values=image, input_ids=own, attention_mask=seen, use_image_text_matching_head=True
+                ).logits_per_image
+                for own, seen in pairs
+            ]
+        )
 
     @torch.no_grad()
     def encoded_once() -> Any:
@@ -228,8 +253,8 @@ def part_itm() -> dict[str, Any]:
         return theirs.itm_head(found.last_hidden_state[:, : queries.shape[1]]).mean(dim=1)
 
     @torch.no_grad()
-    def in_this_library() -> Any:
-        return ours({"image": image, "text_input": TEXTS}, match_head="itm")
+    def in_this_library(model: Any = ours) -> Any:
+        return model({"image": image, "text_input": TEXTS}, match_head="itm")
 
     peak = documented().abs().max()
     return {
@@ -241,8 +266,10 @@ def part_itm() -> dict[str, Any]:
             **compared(
                 {
                     "transformers, image encoded once": encoded_once,
-                    "transformers, as documented": documented,
+                    "transformers, as documented, a pair a call": documented,
+                    "transformers, image repeated in one batch": repeated,
                     "lavis": in_this_library,
+                    "lavis packed": lambda: in_this_library(packed),
                 }
             ),
         }
@@ -308,14 +335,14 @@ def part_classes() -> dict[str, Any]:
         theirs = peer(language, instruct=True)
         with tempfile.TemporaryDirectory() as folder:
             theirs.save_pretrained(folder)
-            ours = mine(folder, language, instruct=True)
+            ours, packed = mine(folder, language, instruct=True)
         image = images(1)
 
         def in_transformers(theirs: Any = theirs, language: str = language, ours: Any = ours) -> Any:
             return classes_theirs(theirs, language, lambda text: ours.instruction([text]), images(1))
 
-        def in_this_library(ours: Any = ours, image: Any = image) -> Any:
-            return ours.predict_class(
+        def in_this_library(model: Any = ours, image: Any = image) -> Any:
+            return model.predict_class(
                 {"image": image, "prompt": QUESTION}, CANDIDATES, return_scores=True
             )[1][0]  # fmt: skip
 
@@ -324,7 +351,13 @@ def part_classes() -> dict[str, Any]:
             "furthest apart, share of the peak": float(
                 (expected - in_this_library()).abs().max() / expected.abs().max()
             ),
-            **compared({"the original's way on transformers": in_transformers, "lavis": in_this_library}),
+            **compared(
+                {
+                    "the original's way on transformers": in_transformers,
+                    "lavis": in_this_library,
+                    "lavis packed": lambda run=in_this_library, packed=packed: run(packed),
+                }
+            ),
         }
     return out
 
@@ -336,7 +369,7 @@ def part_features() -> dict[str, Any]:
     theirs = peer(None)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        ours = mine(folder, None)
+        ours, packed = mine(folder, None)
     out: dict[str, Any] = {}
     for batch in (1, 8):
         image = images(batch)
@@ -349,12 +382,18 @@ def part_features() -> dict[str, Any]:
             ).last_hidden_state
             return torch.nn.functional.normalize(theirs.vision_projection(found), dim=-1)
 
-        def image_ours(image: Any = image) -> Any:
-            return ours.extract_features({"image": image}, mode="image").image_embeds_proj
+        def image_ours(model: Any = ours, image: Any = image) -> Any:
+            return model.extract_features({"image": image}, mode="image").image_embeds_proj
 
         out[f"images, batch {batch}"] = {
             "furthest apart": float((image_theirs() - image_ours()).abs().max()),
-            **compared({"transformers": image_theirs, "lavis": image_ours}),
+            **compared(
+                {
+                    "transformers": image_theirs,
+                    "lavis": image_ours,
+                    "lavis packed": lambda run=image_ours: run(packed),
+                }
+            ),
         }
     for count in (1, 64):
         texts = TEXTS[:count]
@@ -366,13 +405,19 @@ def part_features() -> dict[str, Any]:
             found = theirs.qformer(query_embeds=words, query_length=0, attention_mask=tokens.mask.long())
             return torch.nn.functional.normalize(theirs.text_projection(found.last_hidden_state), dim=-1)
 
-        def text_ours(texts: Any = texts) -> Any:
-            return ours.extract_features({"text_input": texts}, mode="text").text_embeds_proj
+        def text_ours(model: Any = ours, texts: Any = texts) -> Any:
+            return model.extract_features({"text_input": texts}, mode="text").text_embeds_proj
 
         apart = (text_theirs() - text_ours())[tokens.mask].abs().max()
         out[f"texts, batch {count}"] = {
             "furthest apart": float(apart),
-            **compared({"transformers": text_theirs, "lavis": text_ours}),
+            **compared(
+                {
+                    "transformers": text_theirs,
+                    "lavis": text_ours,
+                    "lavis packed": lambda run=text_ours: run(packed),
+                }
+            ),
         }
     return out
 
@@ -387,7 +432,9 @@ def peak(side: str, language: str, batch: int, folder: str) -> float:
         model = transformers.Blip2ForConditionalGeneration.from_pretrained(folder).eval()
         write_theirs(model, language, image)
     else:
-        write_ours(mine(folder, language, pack=side == "lavis packed"), image)
+        from lavis.nn import cpu
+
+        write_ours(cpu.prepare(loaded(folder, language), pack=side == "lavis packed"), image)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

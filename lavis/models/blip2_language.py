@@ -286,21 +286,21 @@ class Blip2Language(WithTower, BaseModel):
     ) -> Texts:
         """Texts after prompts, one for each image."""
         prefix = self.prefix(media_of(samples, self.MEDIA, self.device), self.instruction(prompts))
-        decoding, first = self.begin(prefix, prompts, most)
+        decoding, first = self.begin(prefix, prompts, most, options.lengths(1)[0] - 1)
         _, end, pad = self.special_ids()
         decoded = generation.generate(decoding, first, replace(options, lookahead=1), end=end, pad=pad)
         ids, logprobs, scores = decoded.read(len(first))
         return Texts(texts_of_ids(self.words, ids), logprobs, scores)
 
     def begin(
-        self, prefix: torch.Tensor, prompts: Sequence[str], most: int | None = None
+        self, prefix: torch.Tensor, prompts: Sequence[str], most: int | None = None, new: int | None = None
     ) -> tuple[Decoding, torch.Tensor]:
-        """Read a prefix and R prompts, of at most so many tokens; what goes on from there, and its first step's tokens
-        (R, 1)."""
+        """Read a prefix and R prompts, of at most so many tokens; what goes on from there, for at most so many new
+        tokens, and its first step's tokens (R, 1)."""
         # a decoder-only model goes on where its prompt ends
         tokens = self._padded(self._rows(prompts, most), "right" if self.ENCODES else "left")
         embeds, mask = self._embedded(prefix, tokens)
-        decoding = (EncoderDecoding if self.ENCODES else CausalDecoding)(self.language, embeds, mask)
+        decoding = (EncoderDecoding if self.ENCODES else CausalDecoding)(self.language, embeds, mask, new)
         return decoding, torch.full((len(embeds), 1), self.special_ids()[0], device=self.device)
 
     def _options(self, max_length: int, min_length: int, **options: Any) -> GenerationOptions:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 AT_ONCE = 1 << 25  # numbers in the logits of given texts that are read at a time (128 MiB in float32)
-ROOM = 32  # tokens that a cache grows by
+ROOM = 32  # tokens that a cache grows by at most
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
@@ -35,6 +35,9 @@ def _layer_with_room() -> type:
         """One layer's keys and values, (R, H, tokens, Dh) each, with room for more.
 
         What the first call brings is the prompt's, alike in all rows of an item.
+
+        Args:
+            most: tokens that may come after the prompt; None: unknown.
         """
 
         keys: Any
@@ -43,6 +46,10 @@ def _layer_with_room() -> type:
         data: torch.Tensor | None = (
             None  # (2, R, H, tokens and room, Dh), of which `keys` and `values` are views
         )
+
+        def __init__(self, most: int | None = None) -> None:
+            super().__init__()
+            self.most = most
 
         def update(
             self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -55,7 +62,8 @@ def _layer_with_room() -> type:
             start = self.keys.shape[2]
             end = start + new
             if self.data is None or self.data.shape[3] < end:
-                self._grow(end + ROOM)
+                left = ROOM if self.most is None else min(ROOM, self.prompt + self.most - end)
+                self._grow(end + max(left, 0))
             assert self.data is not None
             self.data[0, :, :, start:end] = key_states
             self.data[1, :, :, start:end] = value_states
@@ -91,12 +99,13 @@ def _of_items(x: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     return x.expand(len(items), *x.shape[1:]) if len(x) == 1 else x.index_select(0, items)
 
 
-def _decoder_cache(config: Any) -> Any:
+def _decoder_cache(config: Any, most: int | None) -> Any:
     """An empty cache; layers that see all tokens have room, others (sliding windows) are transformers' own."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache(config=config)
-    cache.layers = [_layer_with_room()() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    kind = _layer_with_room()
+    cache.layers = [kind(most) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -185,10 +194,11 @@ class CausalDecoding(Decoding):
         model: a causal language model of transformers.
         prompt: (B, P, D) embeddings, read at once; a row's last place is a token.
         mask: (B, P) bool, True for tokens and False for padding.
+        most: tokens that may be written; None: unknown.
     """
 
-    def __init__(self, model: Any, prompt: torch.Tensor, mask: torch.Tensor) -> None:
-        super().__init__(model, _decoder_cache(model.config), mask)
+    def __init__(self, model: Any, prompt: torch.Tensor, mask: torch.Tensor, most: int | None = None) -> None:
+        super().__init__(model, _decoder_cache(model.config, most), mask)
         self._first: torch.Tensor | None = self._call(
             inputs_embeds=prompt, mask=mask, cache=self.cache, last=True
         )
@@ -227,13 +237,13 @@ class EncoderDecoding(Decoding):
 
     Args:
         model: a model of transformers with an encoder and a decoder, such as T5's.
-        prompt: (B, P, D) embeddings. mask: (B, P) bool.
+        prompt: (B, P, D) embeddings. mask: (B, P) bool. most: as of `CausalDecoding`.
     """
 
-    def __init__(self, model: Any, prompt: torch.Tensor, mask: torch.Tensor) -> None:
+    def __init__(self, model: Any, prompt: torch.Tensor, mask: torch.Tensor, most: int | None = None) -> None:
         from transformers.cache_utils import Cache, EncoderDecoderCache
 
-        own = Cache(layer_class_to_replicate=_layer_with_room())
+        own = Cache(layer_class_to_replicate=functools.partial(_layer_with_room(), most))  # type: ignore[arg-type]
         crossing = Cache(layer_class_to_replicate=_layer_with_room())
         super().__init__(model, EncoderDecoderCache(own, crossing), mask)
         self.states = model.get_encoder()(inputs_embeds=prompt, attention_mask=self._seen(mask))
