@@ -98,6 +98,14 @@ def test_products_of_several_vectors_are_the_largest_whatever_comes_at_once(monk
         torch.testing.assert_close(gallery.products(vectors, texts), wanted)
 
 
+def test_models_without_a_matrix_of_their_own_are_compared_by_the_largest():
+    model, loader = random_model("blip2"), Gallery(noise(4, seed=6), TEXTS)
+    i2t, t2i = gallery.cosine_matrix(model, loader)
+    wanted = similarities(model.embed_queries(noise(4, seed=6)), model.embed_texts(TEXTS))
+    np.testing.assert_allclose(i2t, wanted.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(t2i, i2t.T)
+
+
 # ------------------------------------------------------------------------------------------ training
 @pytest.mark.parametrize("trained", [True, False])
 def test_parameter_groups_are_the_originals(tmp_path, trained):
