@@ -403,11 +403,24 @@ class Blip2Qformer(WithTower, BaseModel):
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
         return Texts(texts, logprobs, scores) if return_scores else texts
 
+    # three methods under the original's names
+    @inference
+    def forward_image(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of images (B, 3, h, w) the queries' states (B, Q, D), and their own (B, N, vit.width)."""
+        image_embeds = self.encode_image(image)
+        return self.query(self.memorize(image_embeds)), image_embeds
+
+    @inference
+    def forward_text(self, text_tokens: Any) -> torch.Tensor:
+        """Of texts as `tokenizer` gives them (`input_ids`, `attention_mask`) the first token's state, (R, D)."""
+        ids, mask = text_tokens.input_ids, text_tokens.attention_mask
+        return self.encode_text(Tokens(ids.to(self.device), mask.to(self.device).bool()))[:, 0]
+
     @inference
     def compute_itm(
         self, image_inputs: torch.Tensor, text_ids: torch.Tensor, text_atts: torch.Tensor
     ) -> torch.Tensor:
-        """Log-odds that texts fit images' states, under the original's name: (R,).
+        """Log-odds that texts fit images' states: (R,).
 
         Args:
             image_inputs: (B, N, vit.width), as `encode_image` gives them. text_ids, text_atts: (R, T).
