@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.common.values import suggest
-from lavis.models import heat_maps
+from lavis.models import heat_maps, starting
 from lavis.models.base import BaseModel, finite_results, inference, own_step, prepared
 from lavis.models.checkpoints import START_TEMPERATURE, Rules
 from lavis.models.clip import clip_vit
@@ -192,6 +192,10 @@ class Blip2Qformer(WithTower, BaseModel):
 
     def tie_weights(self) -> None:
         self.Qformer.tie_weights()
+
+    def start_from(self, init: Mapping[str, str]) -> None:
+        """See `lavis.models.starting.start_from`."""
+        starting.start_from(self, init)
 
     # ------------------------------------------------------------------------------ the parts
     def memorize(self, image_embeds: torch.Tensor) -> Memory:
