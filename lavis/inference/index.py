@@ -3,10 +3,10 @@
     index.json            the model's name and fingerprint, the folders that are indexed, the generation in use
     generation-1/
         features.f32      one row of E float32 per picture, appended to; memory-mapped for searching
-        vectors.f16       of a model with Q vectors of an image: one row of Q x E float16 per picture, likewise
+        vectors.f16       of a model with Q vectors of an image: one row of Q x E float16 per image, likewise
         entries.db        SQLite: row, path, size and time of change of every picture that counts
 
-Where an image has Q vectors, features.f32 holds their mean. A search takes the first few thousand pictures by it, and
+Where an image has Q vectors, features.f32 holds their mean. A search takes the first few thousand images by it, and
 orders those exactly, by the largest product of a text with their vectors.
 
 A row is written and flushed before its entry (that of vectors.f16 before that of features.f32), so an entry always has
@@ -44,13 +44,10 @@ from lavis.nn.finite import usable
 
 DESCRIPTION, FEATURES, ENTRIES, LOCK = "index.json", "features.f32", "entries.db", "update.lock"
 VECTORS = "vectors.f16"
-FORMAT, FORMAT_OF_SEVERAL = 1, 2  # the second: a picture has several vectors
+FORMAT, FORMAT_OF_SEVERAL = 1, 2  # the second: an image has several vectors
 BLOCK = 65_536  # rows that are searched at once
-BLOCK_OF_SEVERAL = 1024  # the same, of pictures' Q vectors
-FIRST_TIMES, FIRST_LEAST = (
-    10,
-    4096,
-)  # pictures that are ordered exactly: so many times k, and at least so many
+BLOCK_OF_SEVERAL = 1024  # the same, of images' Q vectors
+FIRST_TIMES, FIRST_LEAST = 10, 4096  # so many times k images, and at least so many, are ordered exactly
 STALE_SHARE, STALE_ROWS = 0.3, 1024  # more than both: the index is written anew
 PRUNED_SHARE = 0.5  # an update that removes more of the entries must be told to
 Progress = Callable[[int, int], None]
@@ -61,7 +58,7 @@ class Hit:
     """A picture that was found.
 
     Attributes:
-        path: its file. score: cosine with the query; of a text with a picture of several vectors the largest.
+        path: its file. score: cosine with the query; of a text with an image of several vectors the largest.
         match: probability of the matching head that the text fits, where it was asked.
     """
 
@@ -89,7 +86,7 @@ class Index:
         spec, checkpoint: the model that its features are of.
         fingerprint: of that model's weights; "" until there are features.
         width: E; 0 until there are features.
-        queries: Q, the vectors of a picture; None where it has one.
+        queries: Q, the vectors of an image; None where it has one.
         roots: folders that it was built of, for the user's information.
     """
 
@@ -201,7 +198,7 @@ class Index:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[tuple[sqlite3.Connection, np.ndarray, np.ndarray | None]]:
-        """One state of the index: its entries, its rows (N, E), stale ones too, and where pictures have several vectors
+        """One state of the index: its entries, its rows (N, E), stale ones too, and where images have several vectors
         all of them (N, Q, E).
 
         Raises:
@@ -353,7 +350,7 @@ class Index:
         """Add rows, then their entries, whose size and time are those of the listing; older entries of them go.
 
         Args:
-            vectors: (B, E), or (B, Q, E) where pictures have several.
+            vectors: (B, E), or (B, Q, E) where images have several.
         """
         if not np.isfinite(vectors).all():
             raise ValueError(f"vectors for the index {self.folder} hold NaN or infinity; they are not stored")
@@ -427,10 +424,10 @@ class Index:
         Reads the features block by block, so memory does not grow with their number.
 
         Args:
-            text: what part of the query is a text, its vector (E,) and its weight. Where pictures have several vectors,
+            text: what part of the query is a text, its vector (E,) and its weight. Where images have several vectors,
                 the nearest `first` by their means are ordered by the text's largest product with them.
             first: None: 10 k, and at least 4096, which takes 0.1 s. How many of the exact best are among them depends
-                on what a picture's vectors have in common (benchmarks/index_queries.py).
+                on what an image's vectors have in common (benchmarks/index_queries.py).
         """
         if not np.isfinite(query).all():
             raise ValueError("the model's features of the query are no finite numbers")
@@ -498,7 +495,7 @@ class Index:
         self._live(db, means or 0, several)
 
     def _live(self, db: sqlite3.Connection, rows: int, several: int | None) -> np.ndarray:
-        """Which rows count, (rows,) bool; `several`: rows of the vectors, where pictures have several."""
+        """Which rows count, (rows,) bool; `several`: rows of the vectors, where images have several."""
         count, first, last = db.execute("SELECT count(*), min(row), max(row) FROM entries").fetchone()
         for name, there in ((FEATURES, rows), (VECTORS, several)):
             if count and there is not None and (first < 0 or last >= there):
@@ -527,7 +524,7 @@ class Index:
         Args:
             encoder: the index's model.
             text, picture: the query; of both, their vectors are added, text times weights[0], picture times weights[1].
-                Where pictures have several vectors, a text is compared with the one that fits best, two pictures by the
+                Where images have several vectors, a text is compared with the one that fits best, two images by the
                 means of theirs.
             k: how many pictures.
             rerank: how many of the nearest are read again and ordered by the matching head (its logit plus the cosine,
@@ -575,7 +572,7 @@ class Index:
 
 
 def _files(place: Path, description: Mapping[str, Any]) -> tuple[RowFile, RowFile | None]:
-    """The rows of pictures' vectors, or of their means and of all of them."""
+    """The rows of images' vectors, or of their means and of all of them."""
     width, queries = description["width"], description.get("queries")
     means = RowFile(place / FEATURES, "<f4", width)
     return means, None if queries is None else RowFile(place / VECTORS, "<f2", queries, width)

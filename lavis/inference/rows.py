@@ -1,4 +1,4 @@
-"""Rows of numbers in a file: appended to, and memory-mapped. What an index keeps of its pictures' vectors."""
+"""Rows of numbers in a file: appended to, and memory-mapped. What an index keeps of its images' vectors."""
 
 from __future__ import annotations
 
