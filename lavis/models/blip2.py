@@ -488,19 +488,18 @@ class Blip2Qformer(WithTower, BaseModel):
         self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
     ) -> Explanation:
         """The logit that a text (or else the own caption) fits, by its words."""
-        given = text if (text or "").strip() else None
-        written = given
-        if written is None:
-            captions: Any = self.generate({"image": samples["image"]}, return_scores=True)
-            written = captions.texts[0]
-        tokens = self.tokens([written], self.config.max_txt_len)
+        said = text or ""
+        if not said.strip():
+            captions: Any = self.generate({self.MEDIA: samples[self.MEDIA]}, return_scores=True)
+            said = captions.texts[0]
+        tokens = self.tokens([said], self.config.max_txt_len)
         with torch.no_grad():
             image_embeds = self.encode_image(samples[self.MEDIA])
 
         def fits() -> torch.Tensor:
             return self.match_logits(tokens, self.memorize(image_embeds))[:, 1]
 
-        return heat_maps.explained_by_queries(self, self.Qformer.bert, written, layer, fits)
+        return heat_maps.explained_by_queries(self, self.Qformer.bert, said, layer, fits)
 
     # ------------------------------------------------------------------------------ retrieval
     @property
@@ -509,6 +508,7 @@ class Blip2Qformer(WithTower, BaseModel):
         return self.num_queries, self.embed_dim
 
     def head_logits(self, text: TextStates, memory: Memory) -> torch.Tensor:
+        """`match_logits`, as `lavis.models.reranking` calls it."""
         return self.match_logits(text.tokens, memory)
 
     @inference
