@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from lavis.common.config import Config
 from lavis.common.registry import registry
+from lavis.datasets.builders import load_dataset
+from lavis.datasets.shapes.layouts import export_pictures
 from lavis.models import build_model, gallery, load_model, reranking
 from lavis.models.blip2 import Blip2Qformer
-from lavis.models.starting import start_from
+from lavis.models.configs import override
 from lavis.nn.language_model import LanguageModel
 from lavis.nn.losses import similarities
-from lavis.runners import train
+from lavis.runners import evaluate, train
 from tests.golden import Gallery
 from tests.helpers import blip2_reference as reference
 from tests.helpers.blip2_reference import INPUTS, images
@@ -96,6 +99,14 @@ def test_products_of_several_vectors_are_the_largest_whatever_comes_at_once(monk
     for most in (1, 25, 10_000):
         monkeypatch.setattr(gallery, "PRODUCTS_AT_ONCE", most)
         torch.testing.assert_close(gallery.products(vectors, texts), wanted)
+
+
+def test_models_without_a_matrix_of_their_own_are_compared_by_the_largest():
+    model, loader = random_model("blip2"), Gallery(noise(4, seed=6), TEXTS)
+    i2t, t2i = gallery.cosine_matrix(model, loader)
+    wanted = similarities(model.embed_queries(noise(4, seed=6)), model.embed_texts(TEXTS))
+    np.testing.assert_allclose(i2t, wanted.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(t2i, i2t.T)
 
 
 # ------------------------------------------------------------------------------------------ training
@@ -196,7 +207,7 @@ OURS = {
     "blip2/eval/ret_coco_eval.yaml": "blip2/retrieval_coco_eval",
     "blip2/eval/ret_flickr_eval.yaml": "blip2/retrieval_flickr_eval",
     "blip2/train/retrieval_coco_ft.yaml": "blip2/retrieval_coco",
-    "blip2/train/pretrain_stage1.yaml": "blip2/pretrain",
+    "blip2/train/pretrain_stage1.yaml": "blip2/pretrain_stage1",
 }
 
 
@@ -207,9 +218,9 @@ def test_settings_are_those_of_the_original(original):
     model = content["model"]
     frozen, recomputes = model.pop("freeze_vit", None), model.pop("use_grad_checkpoint", None)
     theirs, ours = Config.from_dict(content), Config.load(OURS[original])
-    (arch, model_type, (weights, _), config, _), wanted = model_of(ours), model_of(theirs)
-    # an evaluation's weights are those of the preset
-    assert (arch, model_type, weights, config) == (*wanted[:2], wanted[2][0], wanted[3])
+    arch, model_type, (weights, _), config = model_of(ours)[:4]
+    assert (arch, model_type, config) == (*model_of(theirs)[:2], model_of(theirs)[3])
+    assert weights == model_of(theirs)[2][0]
     parts = registry.get_model_class(arch).preset(model_type).parts
     assert frozen in (None, parts["visual_encoder"].frozen)
     assert not recomputes and config.grad_checkpointing == 0
@@ -228,6 +239,61 @@ def test_settings_are_those_of_the_original(original):
     assert ours.run.mixed_precision == theirs.run.mixed_precision or evaluates
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A cache root with a few records of the data sets that the recipes name."""
+    root = tmp_path_factory.mktemp("cache")
+    kinds = {
+        "coco_caption": "shapes_caption",
+        "coco_retrieval": "shapes_retrieval",
+        "flickr30k": "shapes_retrieval",
+    }
+    for name, shapes in kinds.items():
+        for split, dataset in load_dataset(shapes, n_train=6, n_val=3, n_test=3).items():
+            if split in ("train", "val", "test"):
+                export_pictures(dataset, name, root)
+    (root / "vg/images/VG_100K").mkdir(parents=True)
+    Image.new("RGB", (40, 50), "red").save(root / "vg/images/VG_100K/2.jpg")
+    (root / "vg/annotations").mkdir()
+    records = [{"image": "VG_100K/2.jpg", "caption": text} for text in ("a man", "a red door")]
+    (root / "vg/annotations/vg_caption.json").write_text(json.dumps(records))
+    return root
+
+
+THIN = {"width": 32, "heads": 2, "depth": 1}
+SMALL = {"vit": THIN, "text": {**THIN, "depth": 2, "hidden": 32, "memory_width": 32}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OURS.values())
+def test_recipes_start(tmp_path, monkeypatch, root, name):
+    """On data in their published layouts: trained for an epoch, or evaluated. Only sizes and weights differ."""
+    monkeypatch.setenv("LAVIS_CACHE", str(root))
+    monkeypatch.setenv("LAVIS_OFFLINE", "1")
+    wanted = Config.load(name)
+    cls = registry.get_model_class("blip2")
+    model = cls.build(override(cls.preset(wanted.model["model_type"]).config, SMALL, "model"))
+    model.reset_parameters()
+    model.model_type = wanted.model["model_type"]
+    model.save_pretrained(tmp_path / "model", whole=True)
+    options: dict[str, Any] = {
+        "run.device": "cpu", "run.num_workers": 0, "run.batch_size_eval": 2,
+        "run.batch_size_train": 2, "run.output_dir": tmp_path / "runs", "run.job_id": "job",
+        **{f"model.{part}.{key}": size for part, sizes in SMALL.items() for key, size in sizes.items()},
+    }  # fmt: skip
+    sources = ["weights"]
+    if wanted.model.get("weights") == "none":  # an image encoder, and what the Q-Former starts from
+        sources = ["parts.visual_encoder.source", "init.Qformer"]
+    options |= {f"model.{source}": tmp_path / "model" for source in sources}
+    if wanted.run.evaluate:
+        metrics = evaluate(name, options=[f"{key}={value}" for key, value in options.items()])
+        assert "r_mean" in metrics["test"]
+        return
+    options["run.max_epoch"] = 1
+    result = train(name, options=[f"{key}={value}" for key, value in options.items()])
+    assert result.stopped == "finished" and result.iterations >= 1
+
+
 def test_a_q_former_starts_as_bert(tmp_path):
     """The queries' feed-forward parts as those of text, cross-attention fresh, one token more."""
     model = random_model("blip2")
@@ -239,7 +305,7 @@ def test_a_q_former_starts_as_bert(tmp_path):
     bert.tie_weights()
     save_file({k: t.clone() for k, t in bert.state_dict().items()}, tmp_path / "bert.safetensors")
     before = model.Qformer.bert.encoder.layer[0].crossattention.self.key.weight.clone()
-    start_from(model, {"Qformer": str(tmp_path / "bert.safetensors")})
+    model.start_from({"Qformer": str(tmp_path / "bert.safetensors")})
     layer, theirs = model.Qformer.bert.encoder.layer[1], bert.bert.encoder.layer[1]
     for part in (layer.intermediate, layer.intermediate_query):
         assert torch.equal(part.dense.weight, theirs.intermediate.dense.weight)

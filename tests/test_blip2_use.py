@@ -55,6 +55,26 @@ def test_vectors_are_those_of_extract_features():
     torch.testing.assert_close(model.embed_pairs(media, TEXTS[:3]), pairs.mean(dim=1))
 
 
+def test_the_originals_parts_give_what_the_whole_gives():
+    """As its `compute_sim_matrix` puts them together."""
+    model, media = random_model("blip2_image_text_matching"), images(2)
+    texts = model.tokenizer(
+        TEXTS[:2], padding="max_length", truncation=True, max_length=35, return_tensors="pt"
+    )
+    states, image_embeds = model.forward_image(media)
+    vectors = F.normalize(model.vision_proj(states), dim=-1)
+    cosines = similarities(vectors, F.normalize(model.text_proj(model.forward_text(texts)), dim=-1))
+    torch.testing.assert_close(vectors, model.embed_queries(media))
+    pairs = {"image": media, "text_input": TEXTS[:2]}
+    with torch.no_grad():
+        torch.testing.assert_close(
+            cosines, model(pairs, match_head="itc", all_pairs=True), rtol=1e-3, atol=1e-4
+        )
+        logits = model(pairs)[:, 1]
+    found = model.compute_itm(image_embeds, texts.input_ids, texts.attention_mask)
+    torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("together", [1, 4, 256])
 def test_every_image_is_matched_with_every_text(monkeypatch, together):
     """In chunks of any size, as by `forward` of each pair alone."""

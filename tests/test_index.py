@@ -165,6 +165,7 @@ def test_many_stale_rows_are_thrown_out(
 ) -> None:
     monkeypatch.setattr(module, "STALE_ROWS", 4)
     monkeypatch.setattr(module, "BLOCK", 3)
+    monkeypatch.setattr("lavis.inference.rows.BLOCK_BYTES", 3 * 64 * 4)
     index = Index.create(tmp_path / "index", encoder.loaded.spec)
     index.update(copies, encoder)
     reader = Index.open(tmp_path / "index")

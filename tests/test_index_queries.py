@@ -189,7 +189,7 @@ def test_an_updated_index_is_one_made_from_scratch(
     fresh.update(left, encoder)
     _same(index, fresh)
     monkeypatch.setattr(module, "STALE_ROWS", 4)
-    monkeypatch.setattr(module, "BLOCK_OF_SEVERAL", 3)
+    monkeypatch.setattr("lavis.inference.rows.BLOCK_BYTES", 3_000)
     index.update(left[10:], encoder, prune=True)
     assert [p.name for p in (tmp_path / "index").glob("generation-*")] == ["generation-2"]
     assert (index._place() / module.VECTORS).stat().st_size == len(left[10:]) * QUERIES * WIDTH * 2

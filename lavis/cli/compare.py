@@ -43,7 +43,7 @@ def match(
 
     Prints one JSON object per picture and text: {"image", "text", "match", "cosine"}, with "video" in place of "image"
     for a clip. match is the probability that the text fits, from the model's matching head (null for a model without
-    one); cosine compares the vectors of both, from -1 to 1.
+    one); cosine compares the vectors of both, from -1 to 1, of an image with several vectors the one that fits best.
 
     \b
     Examples:

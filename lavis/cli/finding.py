@@ -195,7 +195,7 @@ def search(
     """Search an index by text, by picture, or by both added.
 
     Prints one JSON object per picture, the best first: {"image", "score"} ("video" for a clip), score being the cosine
-    with the query (of a picture with several vectors the largest with a text; two pictures are compared by the means of
+    with the query (of an image with several vectors the largest with a text; two images are compared by the means of
     theirs); with --rerank also "match", the probability that the text fits.
 
     \b

@@ -29,7 +29,7 @@ def features(
         str,
         typer.Option(
             help="image (of clips, too), text (lines of --texts), multimodal (texts that have read their pictures), or "
-            "queries (all vectors of each picture, of a model with several).",
+            "queries (all vectors of each image, of a model with several).",
             autocompletion=common.one_of(*_MODES),
         ),
     ] = "image",

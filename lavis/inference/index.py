@@ -3,10 +3,10 @@
     index.json            the model's name and fingerprint, the folders that are indexed, the generation in use
     generation-1/
         features.f32      one row of E float32 per picture, appended to; memory-mapped for searching
-        vectors.f16       of a model with Q vectors of an image: one row of Q x E float16 per picture, likewise
+        vectors.f16       of a model with Q vectors of an image: one row of Q x E float16 per image, likewise
         entries.db        SQLite: row, path, size and time of change of every picture that counts
 
-Where an image has Q vectors, features.f32 holds their mean. A search takes the first few thousand pictures by it, and
+Where an image has Q vectors, features.f32 holds their mean. A search takes the first few thousand images by it, and
 orders those exactly, by the largest product of a text with their vectors.
 
 A row is written and flushed before its entry (that of vectors.f16 before that of features.f32), so an entry always has
@@ -21,11 +21,9 @@ that were there before it. A changed picture keeps its old row until the new one
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,24 +32,22 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lavis.common.files import is_file, locked, naming, write_json
+from lavis.common.files import is_file, locked, write_json
 from lavis.datasets.tables import read_json
 from lavis.inference.abilities import cannot
 from lavis.inference.encoder import Encoder
 from lavis.inference.entries import beneath, database, key_of, list_pictures, not_encoded, path_of, snapshot
 from lavis.inference.protocols import Matches
 from lavis.inference.reading import read_batches
+from lavis.inference.rows import RowFile
 from lavis.nn.finite import usable
 
 DESCRIPTION, FEATURES, ENTRIES, LOCK = "index.json", "features.f32", "entries.db", "update.lock"
 VECTORS = "vectors.f16"
-FORMAT, FORMAT_OF_SEVERAL = 1, 2  # the second: a picture has several vectors
-BLOCK = 65_536  # rows that are searched or copied at once
-BLOCK_OF_SEVERAL = 1024  # the same, of pictures' Q vectors
-FIRST_TIMES, FIRST_LEAST = (
-    10,
-    4096,
-)  # pictures that are ordered exactly: so many times k, and at least so many
+FORMAT, FORMAT_OF_SEVERAL = 1, 2  # the second: an image has several vectors
+BLOCK = 65_536  # rows that are searched at once
+BLOCK_OF_SEVERAL = 1024  # the same, of images' Q vectors
+FIRST_TIMES, FIRST_LEAST = 10, 4096  # so many times k images, and at least so many, are ordered exactly
 STALE_SHARE, STALE_ROWS = 0.3, 1024  # more than both: the index is written anew
 PRUNED_SHARE = 0.5  # an update that removes more of the entries must be told to
 Progress = Callable[[int, int], None]
@@ -62,7 +58,7 @@ class Hit:
     """A picture that was found.
 
     Attributes:
-        path: its file. score: cosine with the query; of a text with a picture of several vectors the largest.
+        path: its file. score: cosine with the query; of a text with an image of several vectors the largest.
         match: probability of the matching head that the text fits, where it was asked.
     """
 
@@ -90,7 +86,7 @@ class Index:
         spec, checkpoint: the model that its features are of.
         fingerprint: of that model's weights; "" until there are features.
         width: E; 0 until there are features.
-        queries: Q, the vectors of a picture; None where it has one.
+        queries: Q, the vectors of an image; None where it has one.
         roots: folders that it was built of, for the user's information.
     """
 
@@ -183,6 +179,9 @@ class Index:
     def _place(self) -> Path:
         return self.folder / f"generation-{self._generation}"
 
+    def _files(self) -> tuple[RowFile, RowFile | None]:
+        return _files(self._place(), {"width": self.width, "queries": self.queries})
+
     @staticmethod
     def _begin(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -199,7 +198,7 @@ class Index:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[tuple[sqlite3.Connection, np.ndarray, np.ndarray | None]]:
-        """One state of the index: its entries, its rows (N, E), stale ones too, and where pictures have several vectors
+        """One state of the index: its entries, its rows (N, E), stale ones too, and where images have several vectors
         all of them (N, Q, E).
 
         Raises:
@@ -212,10 +211,10 @@ class Index:
                 try:
                     # the entries first: every row that they name has been written before them
                     db = stack.enter_context(snapshot(place / ENTRIES))
-                    features = _map(place / FEATURES, "<f4", found["width"])
-                    vectors = None
-                    if found.get("queries") is not None:
-                        vectors = _map(place / VECTORS, "<f2", found["queries"], found["width"])
+                    features, vectors = (
+                        None if file is None else file.mapped() for file in _files(place, found)
+                    )
+                    assert features is not None
                     break
                 except OSError as e:
                     # an update may have put a new generation in the place of this one
@@ -351,15 +350,16 @@ class Index:
         """Add rows, then their entries, whose size and time are those of the listing; older entries of them go.
 
         Args:
-            vectors: (B, E), or (B, Q, E) where pictures have several.
+            vectors: (B, E), or (B, Q, E) where images have several.
         """
         if not np.isfinite(vectors).all():
             raise ValueError(f"vectors for the index {self.folder} hold NaN or infinity; they are not stored")
-        first = self._rows()
-        if self.queries is not None:
-            _write_rows(self._place() / VECTORS, first, vectors.astype("<f2"))
+        means, several = self._files()
+        first = len(means)
+        if several is not None:
+            several.write(first, vectors)
             vectors = F.normalize(torch.from_numpy(vectors).mean(dim=1), dim=-1).numpy()
-        _write_rows(self._place() / FEATURES, first, vectors.astype("<f4"))
+        means.write(first, vectors)
         db.executemany(
             "INSERT OR REPLACE INTO entries SELECT ?, path, size, changed FROM listed WHERE path = ?",
             [(first + i, key_of(path)) for i, path in enumerate(paths)],
@@ -390,24 +390,15 @@ class Index:
             live = np.array(
                 [r for (r,) in db.execute("SELECT row FROM entries ORDER BY row")], dtype=np.int64
             )
-            rows = self._rows()
+            rows = len(self._files()[0])
             stale = rows - len(live)
             if stale <= STALE_ROWS or stale <= STALE_SHARE * rows:
                 return
             old = self._place()
-            files = [(FEATURES, _map(old / FEATURES, "<f4", self.width), BLOCK)]
-            if self.queries is not None:
-                files.append(
-                    (VECTORS, _map(old / VECTORS, "<f2", self.queries, self.width), BLOCK_OF_SEVERAL)
-                )
             new = self.folder / f"generation-{self._generation + 1}"
             self._begin(new)
-            for name, table, block in files:
-                with (new / name).open("wb") as f:
-                    for start in range(0, len(live), block):
-                        f.write(table[live[start : start + block]].tobytes())
-                    f.flush()
-                    os.fsync(f.fileno())
+            for file in filter(None, self._files()):
+                file.copy(new / file.path.name, live)
             with database(new / ENTRIES) as other:
                 entries = db.execute("SELECT path, size, changed FROM entries ORDER BY row")
                 other.executemany(
@@ -415,16 +406,11 @@ class Index:
                     ((i, *entry) for i, entry in enumerate(entries)),
                 )
                 other.commit()
-            del files, table
         self._generation += 1
         self._describe()
         shutil.rmtree(old)
 
     # ------------------------------------------------------------------------------ searching
-    def _rows(self) -> int:
-        """Rows of the file, stale ones too; a torn last one does not count."""
-        return (self._place() / FEATURES).stat().st_size // (4 * self.width) if self.width else 0
-
     def nearest(
         self,
         query: np.ndarray,
@@ -438,10 +424,10 @@ class Index:
         Reads the features block by block, so memory does not grow with their number.
 
         Args:
-            text: what part of the query is a text, its vector (E,) and its weight. Where pictures have several vectors,
+            text: what part of the query is a text, its vector (E,) and its weight. Where images have several vectors,
                 the nearest `first` by their means are ordered by the text's largest product with them.
-            first: None: 10 k, and at least 4096, which takes 0.1 s and finds most of the exact best
-                (benchmarks/index_queries.py); of a smaller index all.
+            first: None: 10 k, and at least 4096, which takes 0.1 s. How many of the exact best are among them depends
+                on what an image's vectors have in common (benchmarks/index_queries.py).
         """
         if not np.isfinite(query).all():
             raise ValueError("the model's features of the query are no finite numbers")
@@ -502,16 +488,14 @@ class Index:
         Raises:
             OSError: the entries name rows that the files don't have.
         """
-        several = None
-        if self.queries is not None:
-            try:
-                several = len(_map(self._place() / VECTORS, "<f2", self.queries, self.width))
-            except OSError as e:
-                raise self._damaged(str(e)) from e
-        self._live(db, self._rows(), several)
+        try:
+            means, several = (None if file is None else len(file) for file in self._files())
+        except OSError as e:
+            raise self._damaged(str(e)) from e
+        self._live(db, means or 0, several)
 
     def _live(self, db: sqlite3.Connection, rows: int, several: int | None) -> np.ndarray:
-        """Which rows count, (rows,) bool; `several`: rows of the vectors, where pictures have several."""
+        """Which rows count, (rows,) bool; `several`: rows of the vectors, where images have several."""
         count, first, last = db.execute("SELECT count(*), min(row), max(row) FROM entries").fetchone()
         for name, there in ((FEATURES, rows), (VECTORS, several)):
             if count and there is not None and (first < 0 or last >= there):
@@ -540,7 +524,7 @@ class Index:
         Args:
             encoder: the index's model.
             text, picture: the query; of both, their vectors are added, text times weights[0], picture times weights[1].
-                Where pictures have several vectors, a text is compared with the one that fits best, two pictures by the
+                Where images have several vectors, a text is compared with the one that fits best, two images by the
                 means of theirs.
             k: how many pictures.
             rerank: how many of the nearest are read again and ordered by the matching head (its logit plus the cosine,
@@ -587,6 +571,13 @@ class Index:
 # ------------------------------------------------------------------------------------------ parts
 
 
+def _files(place: Path, description: Mapping[str, Any]) -> tuple[RowFile, RowFile | None]:
+    """The rows of images' vectors, or of their means and of all of them."""
+    width, queries = description["width"], description.get("queries")
+    means = RowFile(place / FEATURES, "<f4", width)
+    return means, None if queries is None else RowFile(place / VECTORS, "<f2", queries, width)
+
+
 def _busy(folder: Path) -> str:
     return f"the index {folder} is being updated by another process; wait for it, or name another folder"
 
@@ -630,24 +621,6 @@ def _description_of(folder: Path) -> dict[str, Any]:
             f"{FORMAT_OF_SEVERAL}"
         )
     return found
-
-
-def _map(path: Path, kind: str, *shape: int) -> np.ndarray:
-    """The rows of a file, (N, *shape) of a type of numbers, stale ones too; a torn last one does not count."""
-    size = np.dtype(kind).itemsize * math.prod(shape)
-    rows = path.stat().st_size // size if size else 0
-    if not rows:
-        return np.zeros((0, *shape), dtype=kind)
-    return np.memmap(path, dtype=kind, mode="r", shape=(rows, *shape))
-
-
-def _write_rows(path: Path, first: int, rows: np.ndarray) -> None:
-    """Write rows from the place `first` on, and have them on the disk."""
-    with naming(path), path.open("r+b") as f:
-        f.seek(first * rows[0].nbytes)  # over a torn row, if a kill has left one
-        f.write(np.ascontiguousarray(rows).tobytes())
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def _reranked(encoder: Encoder, text: str, hits: Sequence[Hit], batch_size: int = 16) -> list[Hit]:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from lavis.common import dist
 from lavis.common.registry import registry
 from lavis.common.values import suggest
-from lavis.models import blip2_folders, heat_maps
+from lavis.models import blip2_folders, heat_maps, starting
 from lavis.models.base import BaseModel, finite_results, inference, own_step, prepared
 from lavis.models.checkpoints import START_TEMPERATURE, Rules, StateDict
 from lavis.models.clip import clip_vit
@@ -221,6 +221,10 @@ class Blip2Qformer(WithTower, BaseModel):
 
     def tie_weights(self) -> None:
         self.Qformer.tie_weights()
+
+    def start_from(self, init: Mapping[str, str]) -> None:
+        """See `lavis.models.starting.start_from`."""
+        starting.start_from(self, init)
 
     # ------------------------------------------------------------------------------ the parts
     def memorize(self, image_embeds: torch.Tensor) -> Memory:
@@ -432,11 +436,24 @@ class Blip2Qformer(WithTower, BaseModel):
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
         return Texts(texts, logprobs, scores) if return_scores else texts
 
+    # three methods under the original's names
+    @inference
+    def forward_image(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of images (B, 3, h, w) the queries' states (B, Q, D), and their own (B, N, vit.width)."""
+        image_embeds = self.encode_image(image)
+        return self.query(self.memorize(image_embeds)), image_embeds
+
+    @inference
+    def forward_text(self, text_tokens: Any) -> torch.Tensor:
+        """Of texts as `tokenizer` gives them (`input_ids`, `attention_mask`) the first token's state, (R, D)."""
+        ids, mask = text_tokens.input_ids, text_tokens.attention_mask
+        return self.encode_text(Tokens(ids.to(self.device), mask.to(self.device).bool()))[:, 0]
+
     @inference
     def compute_itm(
         self, image_inputs: torch.Tensor, text_ids: torch.Tensor, text_atts: torch.Tensor
     ) -> torch.Tensor:
-        """Log-odds that texts fit images' states, under the original's name: (R,).
+        """Log-odds that texts fit images' states: (R,).
 
         Args:
             image_inputs: (B, N, vit.width), as `encode_image` gives them. text_ids, text_atts: (R, T).
@@ -500,19 +517,18 @@ class Blip2Qformer(WithTower, BaseModel):
         self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
     ) -> Explanation:
         """The logit that a text (or else the own caption) fits, by its words."""
-        given = text if (text or "").strip() else None
-        written = given
-        if written is None:
-            captions: Any = self.generate({"image": samples["image"]}, return_scores=True)
-            written = captions.texts[0]
-        tokens = self.tokens([written], self.max_txt_len)
+        said = text or ""
+        if not said.strip():
+            captions: Any = self.generate({self.MEDIA: samples[self.MEDIA]}, return_scores=True)
+            said = captions.texts[0]
+        tokens = self.tokens([said], self.max_txt_len)
         with torch.no_grad():
             image_embeds = self.encode_image(samples[self.MEDIA])
 
         def fits() -> torch.Tensor:
             return self.match_logits(tokens, self.memorize(image_embeds))[:, 1]
 
-        return heat_maps.explained_by_queries(self, self.Qformer.bert, written, layer, fits)
+        return heat_maps.explained_by_queries(self, self.Qformer.bert, said, layer, fits)
 
     # ------------------------------------------------------------------------------ retrieval
     @property
@@ -521,6 +537,7 @@ class Blip2Qformer(WithTower, BaseModel):
         return self.num_queries, self.embed_dim
 
     def head_logits(self, text: TextStates, memory: Memory) -> torch.Tensor:
+        """`match_logits`, as `lavis.models.reranking` calls it."""
         return self.match_logits(text.tokens, memory)
 
     @inference

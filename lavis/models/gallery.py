@@ -69,7 +69,8 @@ def cosine_matrix(model: Any, data_loader: Any) -> tuple[np.ndarray, np.ndarray]
     """Cosines of all images (or videos) with all texts. Ranks share the work, and all of them get the whole.
 
     Args:
-        model: has `embed_dim`, `embed_images` and `embed_texts`, see `lavis.inference.protocols.EmbedsBoth`.
+        model: has `embed_dim`, `embed_images` and `embed_texts`, see `lavis.inference.protocols.EmbedsBoth`; where it
+            also has `embed_queries`, an image's cosine is the largest of its vectors'.
         data_loader: see `share_of`; `data_loader.dataset` has `text`, the texts, and as many items as there are images.
 
     Returns:
@@ -82,9 +83,13 @@ def cosine_matrix(model: Any, data_loader: Any) -> tuple[np.ndarray, np.ndarray]
         if number % dist.world_size() == dist.rank():
             rows = order[start : start + TEXTS_AT_ONCE]
             texts[rows] = F.normalize(model.embed_texts([given[i] for i in rows]).float(), dim=-1)
-    images = torch.zeros(len(data_loader.dataset), model.embed_dim, device=model.device)
+    embed, shape = model.embed_images, [len(data_loader.dataset), model.embed_dim]
+    if getattr(model, "embed_queries", None) is not None:
+        embed = model.embed_queries
+        shape.insert(1, model.num_queries)
+    images = torch.zeros(shape, device=model.device)
     for indices, media in share_of(data_loader, getattr(model, "MEDIA", "image")):
-        images[indices] = F.normalize(model.embed_images(media.to(model.device)).float(), dim=-1)
+        images[indices] = F.normalize(embed(media.to(model.device)).float(), dim=-1)
     sims = products(sum_over_ranks(images, model.device), sum_over_ranks(texts, model.device))
     return sims.numpy(), sims.t().contiguous().numpy()
 
