@@ -88,6 +88,38 @@ def test_a_registered_name_reads_it_whatever_the_sizes_of_its_types(published, n
         assert says(model) == says(generic)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_parts_of_a_folder_are_kept_in_a_format(published, dtype):
+    model = load_model(
+        str(published("blip2_t5")), parts={"t5_model": {"dtype": dtype}, "visual_encoder": {"dtype": dtype}}
+    )
+    exact = load_model(str(published("blip2_t5"))).state_dict()
+    for key, tensor in model.state_dict().items():
+        kept = not key.startswith(("t5_model", "visual_encoder")) or (".wo." in key and dtype == "float16")
+        wanted = exact[key] if kept else exact[key].to(getattr(torch, dtype))
+        assert tensor.dtype == wanted.dtype and torch.equal(tensor, wanted), key
+
+
+def test_commands_read_a_folder(published, tmp_path, capsys):
+    Image.effect_mandelbrot((80, 60), (-2, -1.5, 1, 1.5), 20).convert("RGB").save(tmp_path / "a.png")
+    command = ["caption", str(tmp_path / "a.png"), "--max-new-tokens", "9"]
+    assert main([*command, "--model", str(published("blip2_opt"))]) == 0
+    first = json.loads(capsys.readouterr().out)["caption"]
+    assert (
+        main(
+            [
+                *command,
+                "--model",
+                "blip2_opt/caption_coco_opt6.7b",
+                "--checkpoint",
+                str(published("blip2_opt")),
+            ]
+        )
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["caption"] and first
+
+
 def test_the_type_of_a_folder_is_the_one_with_its_sizes(published, tmp_path):
     folder = shutil.copytree(published("blip2_opt"), tmp_path / "opt")
     description = json.loads((folder / "config.json").read_text())

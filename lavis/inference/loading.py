@@ -20,7 +20,7 @@ from lavis.common.images import open_image
 from lavis.common.registry import registry
 from lavis.common.values import suggest
 from lavis.models import BaseModel, load_model_and_preprocess
-from lavis.models.folders import read_description
+from lavis.models.folders import is_foreign, read_description
 from lavis.nn import cpu
 from lavis.processors.video import choose_frames
 
@@ -212,6 +212,8 @@ def load(spec: str, checkpoint: str | None = None, device: str = "auto", precisi
         model.merge_lora()  # nothing is trained here
     if where.type == "cpu" and chosen == "fp32":
         cpu.prepare(model, pack=True)
+    if model_type is None and is_folder(name) and is_foreign(Path(name)):
+        model_type = model.model_type  # the published weights, in another form
     preset = getattr(type(model), "PRESETS", {}).get(model_type)
     if preset is None:
         return Loaded(spec, model, pictures["eval"], texts["eval"], chosen, checkpoint)
