@@ -12,8 +12,9 @@ from PIL import Image
 
 from lavis.cli.main import main
 from lavis.inference.convert import convert
-from lavis.models import Part, Preset, load_model, zoo
+from lavis.models import Part, Preset, build_model, load_model, load_preprocess, zoo
 from lavis.models.blip2_language import Blip2LanguageConfig
+from lavis.nn.lora import LoraConfig
 from tests import served
 from tests.helpers import blip2_reference as reference
 from tests.helpers.blip2_reference import images
@@ -120,6 +121,13 @@ def test_commands_read_a_folder(published, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["caption"] and first
 
 
+def test_recipes_begin_with_a_folder(published):
+    section = {"arch": "blip2_opt", "model_type": "pretrain_opt2.7b", "weights": str(published("blip2_opt"))}
+    model = build_model(section)
+    same(model, load_model(str(published("blip2_opt"))))
+    assert not any(p.requires_grad for p in model.opt_model.parameters())
+
+
 def test_the_type_of_a_folder_is_the_one_with_its_sizes(published, tmp_path):
     folder = shutil.copytree(published("blip2_opt"), tmp_path / "opt")
     description = json.loads((folder / "config.json").read_text())
@@ -195,6 +203,7 @@ def test_weights_that_are_gone_are_taken_from_elsewhere(published, monkeypatch, 
     monkeypatch.setenv("LAVIS_CACHE", str(tmp_path))
     for name in ("LAVIS_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision: [])
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda repo, **_: str(published(repo.partition("/")[2]))
     )
@@ -232,8 +241,6 @@ def test_what_is_written_loads_in_transformers_and_comes_back(official, tmp_path
     image = Image.effect_mandelbrot((80, 60), (-2, -1.5, 1, 1.5), 20).convert("RGB")
     text = ["a photo of", "what is it in the field ?"]
     given = processor(images=[image] * 2, text=text, padding=True, return_tensors="pt")
-    from lavis.models import load_preprocess
-
     vis, _ = load_preprocess(model.preprocess_config())
     media = torch.stack([vis["eval"](image)] * 2)
     assert given.pixel_values.shape == media.shape and (given.pixel_values - media).abs().max() < 0.05
@@ -281,20 +288,21 @@ def test_a_tower_that_transformers_has_not_is_refused(official, tmp_path):
         load_model("blip_caption", "tiny").save_transformers(tmp_path / "theirs")
 
 
-def test_adapters_are_merged(official, tmp_path):
-    from lavis.nn.lora import LoraConfig
-
+@pytest.mark.parametrize("base", ["ours", "theirs"])
+def test_adapters_are_merged(official, published, tmp_path, base):
     official("opt").save_pretrained(tmp_path / "whole", whole=True)
-    model = load_model(str(tmp_path / "whole"), is_eval=True)
+    source = str(tmp_path / "whole" if base == "ours" else published("blip2_opt"))
+    model = load_model(source, is_eval=True)
     model.add_lora(LoraConfig(rank=2, targets=("qkv", "q_proj")))
     for name, parameter in model.named_parameters():
         if "lora" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path / "adapters")
+    assert says(load_model(str(tmp_path / "adapters"), is_eval=True)) == says(model)
     convert(str(tmp_path / "adapters"), tmp_path / "theirs", form="transformers")
     again = load_model(str(tmp_path / "theirs"), is_eval=True)
     torch.testing.assert_close(again.prefix(images()), model.prefix(images()), rtol=1e-4, atol=1e-4)
-    assert (again.prefix(images()) - official("opt").prefix(images())).abs().max() > 1e-2
+    assert (again.prefix(images()) - load_model(source, is_eval=True).prefix(images())).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5_instruct"])
@@ -354,8 +362,6 @@ def test_an_official_file_is_trimmed_as_the_published_are(official, tmp_path):
     own = {k: t for k, t in state.items() if not k.startswith(("visual_encoder.", "opt_model."))}
     torch.save({"model": own}, tmp_path / "trimmed.pth")
     config = reference.sizes_of(described)
-    from lavis.models import build_model
-
     trimmed = build_model(
         {"arch": "blip2_opt", "model_type": "pretrain_opt2.7b", "weights": str(tmp_path / "trimmed.pth"),
          "parts": parts, **config}
@@ -365,6 +371,8 @@ def test_an_official_file_is_trimmed_as_the_published_are(official, tmp_path):
     convert(str(tmp_path / "ours"), tmp_path / "official", form="official")
     written = torch.load(tmp_path / "official" / "checkpoint.pth", weights_only=True)["model"]
     assert written.keys() == own.keys() and all(torch.equal(written[k], own[k]) for k in own)
+    convert(str(tmp_path / "ours"), tmp_path / "theirs", form="transformers")
+    same(load_model(str(tmp_path / "theirs")), model)
     convert(str(tmp_path / "ours"), tmp_path / "whole", form="official", whole=True)
     written = torch.load(tmp_path / "whole" / "checkpoint.pth", weights_only=True)["model"]
     assert {key for key in written if "position_ids" not in key} == {

@@ -21,8 +21,9 @@ from lavis.common.registry import registry
 from lavis.models import blip2_folders
 from lavis.models.base import BaseModel, Output, inference
 from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer, WithTower
-from lavis.models.checkpoints import StateDict, read_json
+from lavis.models.checkpoints import Rules, StateDict, read_json
 from lavis.models.languages import language_model, language_tokenizer, texts_of_ids
+from lavis.models.loading import PartSettings
 from lavis.models.outputs import Texts
 from lavis.models.parts import Sources, building
 from lavis.models.samples import media_of, require, texts_of
@@ -580,12 +581,19 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
     FOREIGN_RULES = (blip2_folders.rules(blip2_folders.INSTRUCTED, LANGUAGE, PROJECTION),)
 
     @classmethod
-    def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
+    def from_file(
+        cls,
+        config: Any,
+        path: Path,
+        rules: Rules | None = None,
+        name: str | None = None,
+        activation: str | None = None,
+        parts: PartSettings | None = None,
+    ) -> BaseModel:
         """As of the others; where nothing names Vicuna's folder, the environment's LAVIS_VICUNA does."""
-        folder = os.environ.get("LAVIS_VICUNA")
-        if folder and "llm_model" not in cfg and "llm_model" not in (cfg.get("parts") or {}):
-            cfg = {**cfg, "llm_model": folder}
-        return super().from_config(cfg)
+        if parts is not None:
+            parts = parts.with_default("llm_model", os.environ.get("LAVIS_VICUNA"))
+        return super().from_file(config, path, rules, name, activation, parts)
 
     def _rows(self, texts: Sequence[str], most: int | None = None, cut: str = "right") -> list[list[int]]:
         # the original made the end token that of beginnings, too
