@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lavis.cli.main import main
 from lavis.inference.convert import convert
@@ -223,6 +224,30 @@ def test_weights_that_are_gone_are_taken_from_elsewhere(published, monkeypatch, 
             load_model("blip2_opt", "gone", checkpoint=server.url("/gone.pth"))
     assert "taking the same weights from someone/blip2_opt" in caplog.text
     same(model, load_model(str(published("blip2_opt"))))
+
+
+@pytest.mark.parametrize(("kind", "extra"), [
+    ("vicuna_instruct", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    ("t5", "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"),
+])  # fmt: skip
+def test_older_files_of_language_models_hold_more(published, tmp_path, kind, extra):
+    """Such as Vicuna 1.1's and the first T5's."""
+    described = reference.manifest(kind)
+    language = reference.write_language_model(described, tmp_path / "language")
+    state = load_file(language / "model.safetensors")
+    save_file({**state, extra: torch.ones(5)}, language / "model.safetensors")
+    own = {
+        k: t for k, t in reference.state_dict(described).items() if ".".join(k.split(".")[1:]) not in state
+    }
+    torch.save({"model": own}, tmp_path / "model.pth")
+    module = reference.LANGUAGES[described["tokenizer"]]
+    found = reference.build(described, tmp_path / "model.pth").get_submodule(module).state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+    name = {"t5": "blip2_t5", "vicuna_instruct": "blip2_vicuna_instruct"}[kind]
+    folder = shutil.copytree(published(name), tmp_path / "theirs")
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, f"language_model.{extra}": torch.ones(5)}, folder / "model.safetensors")
+    same(load_model(str(folder)), load_model(str(published(name))))
 
 
 # ------------------------------------------------------------------------------------------ writing

@@ -40,6 +40,8 @@ CONTEXTS = {  # what samples may hold beside a question, and how it is put befor
     "history": "dialog history: {}\n{}",
     "caption": 'This image has the caption "{}". {}',
 }
+# a language model's own file: tables that are no weights, and a bias that T5 never reads
+LANGUAGE_FILE = Rules(drop=("*.rotary_emb.inv_freq", "*.EncDecAttention.relative_attention_bias.weight"))
 OCR_TOKENS = 30  # words read in an image that a prompt names at most
 
 
@@ -79,6 +81,10 @@ class Blip2Language(WithTower, BaseModel):
     PROJECTION: ClassVar[str]
     INSTRUCT: ClassVar[bool] = False
     ENCODES: ClassVar[bool] = False
+
+    PART_RULES: ClassVar[Mapping[str, tuple[Rules, ...]]] = {
+        **WithTower.PART_RULES, **dict.fromkeys(("opt_model", "t5_model", "llm_model"), (LANGUAGE_FILE,)),
+    }  # fmt: skip
 
     config: Any
 
