@@ -9,11 +9,13 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lavis.cli.main import main
 from lavis.inference.convert import convert
-from lavis.models import Part, Preset, load_model, zoo
+from lavis.models import Part, Preset, build_model, load_model, load_preprocess, zoo
 from lavis.models.blip2_language import Blip2LanguageConfig
+from lavis.nn.lora import LoraConfig
 from tests import served
 from tests.helpers import blip2_reference as reference
 from tests.helpers.blip2_reference import images
@@ -86,6 +88,45 @@ def test_a_registered_name_reads_it_whatever_the_sizes_of_its_types(published, n
         model = load_model(name, model_type, is_eval=True, checkpoint=published(name))
         same(model, generic, ("Qformer.cls.",))
         assert says(model) == says(generic)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_parts_of_a_folder_are_kept_in_a_format(published, dtype):
+    model = load_model(
+        str(published("blip2_t5")), parts={"t5_model": {"dtype": dtype}, "visual_encoder": {"dtype": dtype}}
+    )
+    exact = load_model(str(published("blip2_t5"))).state_dict()
+    for key, tensor in model.state_dict().items():
+        kept = not key.startswith(("t5_model", "visual_encoder")) or (".wo." in key and dtype == "float16")
+        wanted = exact[key] if kept else exact[key].to(getattr(torch, dtype))
+        assert tensor.dtype == wanted.dtype and torch.equal(tensor, wanted), key
+
+
+def test_commands_read_a_folder(published, tmp_path, capsys):
+    Image.effect_mandelbrot((80, 60), (-2, -1.5, 1, 1.5), 20).convert("RGB").save(tmp_path / "a.png")
+    command = ["caption", str(tmp_path / "a.png"), "--max-new-tokens", "9"]
+    assert main([*command, "--model", str(published("blip2_opt"))]) == 0
+    first = json.loads(capsys.readouterr().out)["caption"]
+    assert (
+        main(
+            [
+                *command,
+                "--model",
+                "blip2_opt/caption_coco_opt6.7b",
+                "--checkpoint",
+                str(published("blip2_opt")),
+            ]
+        )
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["caption"] and first
+
+
+def test_recipes_begin_with_a_folder(published):
+    section = {"arch": "blip2_opt", "model_type": "pretrain_opt2.7b", "weights": str(published("blip2_opt"))}
+    model = build_model(section)
+    same(model, load_model(str(published("blip2_opt"))))
+    assert not any(p.requires_grad for p in model.opt_model.parameters())
 
 
 def test_the_type_of_a_folder_is_the_one_with_its_sizes(published, tmp_path):
@@ -163,6 +204,7 @@ def test_weights_that_are_gone_are_taken_from_elsewhere(published, monkeypatch, 
     monkeypatch.setenv("LAVIS_CACHE", str(tmp_path))
     for name in ("LAVIS_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision: [])
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda repo, **_: str(published(repo.partition("/")[2]))
     )
@@ -184,6 +226,30 @@ def test_weights_that_are_gone_are_taken_from_elsewhere(published, monkeypatch, 
     same(model, load_model(str(published("blip2_opt"))))
 
 
+@pytest.mark.parametrize(("kind", "extra"), [
+    ("vicuna_instruct", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+    ("t5", "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"),
+])  # fmt: skip
+def test_older_files_of_language_models_hold_more(published, tmp_path, kind, extra):
+    """Such as Vicuna 1.1's and the first T5's."""
+    described = reference.manifest(kind)
+    language = reference.write_language_model(described, tmp_path / "language")
+    state = load_file(language / "model.safetensors")
+    save_file({**state, extra: torch.ones(5)}, language / "model.safetensors")
+    own = {
+        k: t for k, t in reference.state_dict(described).items() if ".".join(k.split(".")[1:]) not in state
+    }
+    torch.save({"model": own}, tmp_path / "model.pth")
+    module = reference.LANGUAGES[described["tokenizer"]]
+    found = reference.build(described, tmp_path / "model.pth").get_submodule(module).state_dict()
+    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+    name = {"t5": "blip2_t5", "vicuna_instruct": "blip2_vicuna_instruct"}[kind]
+    folder = shutil.copytree(published(name), tmp_path / "theirs")
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, f"language_model.{extra}": torch.ones(5)}, folder / "model.safetensors")
+    same(load_model(str(folder)), load_model(str(published(name))))
+
+
 # ------------------------------------------------------------------------------------------ writing
 @pytest.mark.parametrize("kind", ["qformer", "opt", "t5", "t5_instruct", "vicuna_instruct"])
 def test_what_is_written_loads_in_transformers_and_comes_back(official, tmp_path, kind):
@@ -200,8 +266,6 @@ def test_what_is_written_loads_in_transformers_and_comes_back(official, tmp_path
     image = Image.effect_mandelbrot((80, 60), (-2, -1.5, 1, 1.5), 20).convert("RGB")
     text = ["a photo of", "what is it in the field ?"]
     given = processor(images=[image] * 2, text=text, padding=True, return_tensors="pt")
-    from lavis.models import load_preprocess
-
     vis, _ = load_preprocess(model.preprocess_config())
     media = torch.stack([vis["eval"](image)] * 2)
     assert given.pixel_values.shape == media.shape and (given.pixel_values - media).abs().max() < 0.05
@@ -249,20 +313,21 @@ def test_a_tower_that_transformers_has_not_is_refused(official, tmp_path):
         load_model("blip_caption", "tiny").save_transformers(tmp_path / "theirs")
 
 
-def test_adapters_are_merged(official, tmp_path):
-    from lavis.nn.lora import LoraConfig
-
+@pytest.mark.parametrize("base", ["ours", "theirs"])
+def test_adapters_are_merged(official, published, tmp_path, base):
     official("opt").save_pretrained(tmp_path / "whole", whole=True)
-    model = load_model(str(tmp_path / "whole"), is_eval=True)
+    source = str(tmp_path / "whole" if base == "ours" else published("blip2_opt"))
+    model = load_model(source, is_eval=True)
     model.add_lora(LoraConfig(rank=2, targets=("qkv", "q_proj")))
     for name, parameter in model.named_parameters():
         if "lora" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path / "adapters")
+    assert says(load_model(str(tmp_path / "adapters"), is_eval=True)) == says(model)
     convert(str(tmp_path / "adapters"), tmp_path / "theirs", form="transformers")
     again = load_model(str(tmp_path / "theirs"), is_eval=True)
     torch.testing.assert_close(again.prefix(images()), model.prefix(images()), rtol=1e-4, atol=1e-4)
-    assert (again.prefix(images()) - official("opt").prefix(images())).abs().max() > 1e-2
+    assert (again.prefix(images()) - load_model(source, is_eval=True).prefix(images())).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5_instruct"])
@@ -322,8 +387,6 @@ def test_an_official_file_is_trimmed_as_the_published_are(official, tmp_path):
     own = {k: t for k, t in state.items() if not k.startswith(("visual_encoder.", "opt_model."))}
     torch.save({"model": own}, tmp_path / "trimmed.pth")
     config = reference.sizes_of(described)
-    from lavis.models import build_model
-
     trimmed = build_model(
         {"arch": "blip2_opt", "model_type": "pretrain_opt2.7b", "weights": str(tmp_path / "trimmed.pth"),
          "parts": parts, **config}
@@ -333,6 +396,8 @@ def test_an_official_file_is_trimmed_as_the_published_are(official, tmp_path):
     convert(str(tmp_path / "ours"), tmp_path / "official", form="official")
     written = torch.load(tmp_path / "official" / "checkpoint.pth", weights_only=True)["model"]
     assert written.keys() == own.keys() and all(torch.equal(written[k], own[k]) for k in own)
+    convert(str(tmp_path / "ours"), tmp_path / "theirs", form="transformers")
+    same(load_model(str(tmp_path / "theirs")), model)
     convert(str(tmp_path / "ours"), tmp_path / "whole", form="official", whole=True)
     written = torch.load(tmp_path / "whole" / "checkpoint.pth", weights_only=True)["model"]
     assert {key for key in written if "position_ids" not in key} == {

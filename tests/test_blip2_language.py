@@ -157,6 +157,9 @@ def test_the_language_model_is_found_and_asked_for(tmp_path, monkeypatch):
     model = build_model(cfg).eval()
     wanted = reference.outputs("vicuna_instruct")["generate/prompt/texts"].tolist()
     assert model.generate({"image": images(), "prompt": PROMPTS[0]}, max_length=20) == wanted
+    monkeypatch.setenv("LAVIS_VICUNA", str(tmp_path / "missing"))
+    named = build_model({**cfg, "llm_model": str(tmp_path / "vicuna")}).eval()
+    assert named.generate({"image": images(), "prompt": PROMPTS[0]}, max_length=20) == wanted
 
 
 def test_what_was_trained_lies_apart_from_tower_and_language_model(tmp_path):

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import random
+import resource
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-
-from lavis.models import blip2_language, load_model
-from tests.helpers import blip2_transformers as folders
+from lavis.models import Part, blip2_language, load_model
+from lavis.models.blip2_language import Blip2OPT
+from lavis.models.checkpoints import load_into
+from lavis.models.languages import KNOWN
+from lavis.models.parts import settle
+from lavis.models.tokenizer import Tokens
+from lavis.nn.causal_lm import CausalDecoding
 from tests.helpers.blip2_reference import images
+from tests.reference import recipe
+
+transformers = pytest.importorskip("transformers")
+from tests.helpers import blip2_transformers as folders  # noqa: E402
 
 WRITERS = [name for name in folders.KINDS if name != "blip2_image_text_matching"]
 PROMPTS = ["what is it?", "is the dog in the field red or is it blue? answer:"]
@@ -217,3 +227,79 @@ def test_what_transformers_makes_of_a_ragged_batch(pair, monkeypatch):
     samples = {"image": media, "prompt": PROMPTS}
     assert written_ids(model, monkeypatch, samples, min_length=0, **options) == batches["left"] == alone
     assert batches["right"][0] != alone[0] and batches["right"][1] == alone[1]
+
+
+def shared_tensors(meta, seed: int = 0):
+    """Random tensors for a model of transformers on the meta device: bfloat16, the Q-Former float32 as it is there."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for key, parameter in meta.named_parameters():
+        exact = key.startswith(("qformer.", "query_tokens"))
+        tensor = torch.empty(parameter.shape, dtype=torch.float32 if exact else torch.bfloat16)
+        if tensor.ndim > 1:
+            tensor.normal_(std=0.02, generator=generator)
+        else:
+            tensor.fill_(float(key.endswith("weight")))
+        found[key] = tensor
+    # words of different lengths, so that what is likely is far from what is not
+    words = found["language_model.model.decoder.embed_tokens.weight"]
+    words *= torch.empty(len(words), 1).normal_(std=0.7, generator=generator).exp().to(words.dtype)
+    return found
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_full_size_in_bfloat16(capsys):
+    """ViT-g and OPT-2.7b's shape, one set of tensors in both models."""
+    before = peak_gb()
+    description = dict(KNOWN["facebook/opt-2.7b"])
+    configured = transformers.Blip2Config(text_config=description, image_token_index=50265)
+    with torch.device("meta"):
+        theirs = transformers.Blip2ForConditionalGeneration(configured)
+    tensors = shared_tensors(theirs)
+    tied = {"language_model.lm_head.weight": tensors["language_model.model.decoder.embed_tokens.weight"]}
+    theirs.load_state_dict(tensors | tied, assign=True)
+    theirs.eval()
+    config = replace(Blip2OPT.preset("pretrain_opt2.7b").config, language=description)
+    model = Blip2OPT.build(config, empty=True)
+    half = Part(dtype="bfloat16", frozen=True)
+    settle(model, {"visual_encoder": half, "opt_model": half})
+    load_into(model, tensors | tied, Blip2OPT.FOREIGN_RULES[0], "transformers")
+    model.eval()
+    assert model.visual_encoder.blocks[38].mlp.fc1.weight.data_ptr() == (
+        theirs.vision_model.encoder.layers[38].mlp.fc1.weight.data_ptr()
+    )
+    assert model.language.lm_head.weight.data_ptr() == theirs.language_model.lm_head.weight.data_ptr()
+    media = recipe.make_images(3, 224, 1)
+    ids = torch.tensor([[2, 102, 1345, 9, 10, 2335, 11, 5, 882, 35]])
+    image = torch.full((1, 32), 50265)
+    given = {"pixel_values": media, "input_ids": torch.cat([image, ids], dim=1)}
+    ours, peer = [], []
+    for _ in range(2):  # the first warms up
+        start = time.perf_counter()
+        prefix = model.prefix(media)
+        embeds, mask = model._embedded(prefix, Tokens(ids, torch.ones_like(ids).bool()))
+        first = CausalDecoding(model.language, embeds, mask).step(ids)
+        ours.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        out = theirs(**given, use_cache=True, logits_to_keep=1)
+        peer.append(time.perf_counter() - start)
+    states, features = model.encode_image(media), theirs.get_image_features(media).pooler_output
+    for found, wanted in (
+        (states, out.vision_outputs[0]),
+        (prefix, features),
+        (first, out.logits[:, -1]),
+    ):
+        error = (found.float() - wanted.float()).abs().max() / wanted.float().abs().max()
+        with capsys.disabled():
+            print(f"\nlargest difference {error:.2e} of the peak")
+        assert error < 2e-2
+    assert torch.equal(first.topk(5).indices, out.logits[:, -1].float().topk(5).indices)
+    with capsys.disabled():
+        print(
+            f"image and prompt read in {ours[1]:.1f} s, by transformers in {peer[1]:.1f} s (first {ours[0]:.1f} and "
+            f"{peer[0]:.1f} s); peak memory {peak_gb():.1f} GB, {before:.1f} before"
+        )
+
+
+def peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

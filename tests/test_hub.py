@@ -589,13 +589,30 @@ def test_hub_ids_go_to_huggingface_hub(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", one)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", whole)
+    names = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "vocab.txt",
+    ]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision: names)
     assert hub.fetch("org/name@v1:sub/w.safetensors", sha256=SHA256) == tmp_path / "w.safetensors"
     assert hub.fetch("org/na.me-1") == tmp_path
     monkeypatch.setenv("LAVIS_OFFLINE", "1")
     assert hub.fetch("org/name:w.safetensors") == tmp_path / "w.safetensors"
     assert calls == [
         ("org/name", "sub/w.safetensors", {"revision": "v1", "local_files_only": False}),
-        ("org/na.me-1", None, {"revision": None, "local_files_only": False}),
+        (
+            "org/na.me-1",
+            None,
+            # the same weights once more
+            {
+                "revision": None,
+                "local_files_only": False,
+                "ignore_patterns": ["pytorch_model.bin", "tf_model.h5"],
+            },
+        ),
         ("org/name", "w.safetensors", {"revision": None, "local_files_only": True}),
     ]
     with pytest.raises(OSError, match="not the expected file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from functools import cache
 from pathlib import Path
@@ -89,17 +90,30 @@ def pages() -> dict[str, str]:
 
 
 def _section(name: str, cls: Any) -> str:
+    from lavis.models.sizes import sizes_of
+    from lavis.models.zoo import commercial
+
     rows, notes = [], []
     for model_type, preset in cls.PRESETS.items():
         count = parameters(cls, preset.config)
+        if count is None and preset.parts:
+            with contextlib.suppress(ImportError, ValueError):  # left open
+                count = sum(size.parameters for size in sizes_of(cls, model_type))
         size = "" if count is None else f"{count * 4 / 2**20:,.0f} MiB"
         open_part = "language model" if hasattr(preset.config, "language") else "classes"
         number = f"depends on the {open_part}" if count is None else f"{count / 1e6:,.1f} million"
         words = {True: "yes", False: "no", None: "not stated"}
         rows.append(
-            (f"`{model_type}`", number, size, where(preset), words[preset.commercial], escaped(preset.note))
+            (
+                f"`{model_type}`",
+                number,
+                size,
+                where(preset),
+                words[commercial(preset, model_type)],
+                escaped(preset.note),
+            )
         )
-        notes.append(f"`{model_type}`\n: {_files(preset)}\n")
+        notes.append(f"`{model_type}`\n: {_files(preset, model_type)}\n")
     head = ("type", "parameters", "float32", "weights", "commercial use", "what it is")
     return (
         f"(model-{name.replace('_', '-')})=\n## {name}\n\n{escaped(first_sentence(cls.__doc__))}\n"
@@ -124,7 +138,9 @@ def where(preset: Any) -> str:
     return "to download" if "://" in preset.weights else "in the package"
 
 
-def _files(preset: Any) -> str:
+def _files(preset: Any, model_type: str) -> str:
+    from lavis.models.zoo import licence_of
+
     lines = [f"Licence of the weights: {escaped(preset.licence)}."]
     for label, source in (("Weights", preset.weights), ("To fine-tune from", preset.pretrained)):
         if source is None:
@@ -133,7 +149,10 @@ def _files(preset: Any) -> str:
         lines.append(f"{label}: {place}.")
     for name, part in preset.parts.items():
         place = f"<{part.source}>" if "://" in str(part.source) else f"`{part.source or 'to be given'}`"
-        lines.append(f"Part `{name}`: {place}{', frozen' if part.frozen else ''}.")
+        frozen, licence = ", frozen" if part.frozen else "", licence_of(part, model_type)[0]
+        lines.append(f"Part `{name}`: {place}{frozen}; licence: {escaped(licence)}.")
+    if preset.elsewhere:
+        lines.append(f"Where these are gone: `{preset.elsewhere}` on the Hugging Face hub.")
     if preset.sha256:
         lines.append(f"SHA-256 `{preset.sha256}`.")
     return " ".join(lines)

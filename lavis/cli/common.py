@@ -296,10 +296,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table, as wide as the terminal (or 160 columns into a file)."""
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     width = None if sys.stdout.isatty() else 160
-    out = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    whole = [Column(name, overflow="fold") for name in columns]  # long names go on in the next line
+    out = Table(*whole, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         out.add_row(*row)
     Console(width=width, highlight=False, markup=False).print(out)

@@ -36,13 +36,17 @@ def models(
 ) -> None:
     """List models, their types, where the weights are, and under which licence; with --json also what they can do.
 
+    With a name, those whose weights come from several sources are shown part by part: parameters, memory, licences.
+
     \b
     Examples:
       lavis models
+      lavis models blip2_opt
       lavis models vqa --json
     """
     from lavis.common.registry import registry
     from lavis.inference.abilities import abilities
+    from lavis.models.zoo import commercial
 
     rows = []
     for arch in registry.list_models():
@@ -50,7 +54,11 @@ def models(
             continue
         model_class = registry.get_model_class(arch)
         for model_type, preset in model_class.PRESETS.items():
-            rows.append({"model": f"{arch}/{model_type}", **_preset(preset), "can": abilities(model_class)})
+            row = {"model": f"{arch}/{model_type}", **_preset(preset), "can": abilities(model_class)}
+            row["commercial"] = commercial(preset, model_type)
+            rows.append(row)
+            if name is not None and preset.parts:
+                row["parts"] = _parts(model_class, model_type)
     if not rows:
         raise ValueError(f"no model's name holds {name!r}; known: {', '.join(registry.list_models())}")
     if as_json:
@@ -61,6 +69,64 @@ def models(
         ["Model", "Weights", "Licence", "Commercial use", "What it is"],
         [(r["model"], r["where"], r["licence"], words[r["commercial"]], r["note"]) for r in rows],
     )
+    for row in rows:
+        if row.get("parts"):
+            _show_parts(row["model"], row["parts"])
+
+
+def _parts(model_class: Any, model_type: str) -> list[dict[str, Any]]:
+    """A model type's parts, and the rest: numbers of parameters, bytes in each format, licences."""
+    from lavis.models.sizes import sizes_of
+    from lavis.models.zoo import licence_of
+
+    preset = model_class.preset(model_type)
+    try:
+        sizes = sizes_of(model_class, model_type)
+    except (ImportError, ValueError) as e:  # its licences are known all the same
+        common.note(f"{model_class.registered_name}/{model_type}: sizes are not known: {e}")
+        sizes = []
+    found: dict[str, dict[str, Any]] = {
+        size.name: {"parameters": size.parameters, "bytes": dict(size.bytes), "format": size.loaded}
+        for size in sizes
+    }
+    out = []
+    for part, known in preset.parts.items():
+        licence, allowed = licence_of(known, model_type)
+        about = {"source": known.source, "frozen": known.frozen, "licence": licence, "commercial": allowed}
+        out.append({"part": part, **about, **found.pop(part, {})})
+    for part, numbers in found.items():
+        source = preset.weights or preset.pretrained
+        about = {
+            "source": source,
+            "frozen": False,
+            "licence": preset.licence,
+            "commercial": preset.commercial,
+        }
+        out.append({"part": part, **about, **numbers})
+    return out
+
+
+def _show_parts(model: str, parts: list[dict[str, Any]]) -> None:
+    """The parts of a model as a table that fits into 80 columns."""
+    from lavis.common.memory import shown
+
+    def numbers(parts: list[dict[str, Any]]) -> tuple[str, str, str]:
+        if not all("bytes" in part for part in parts):
+            return "", "", ""
+        count = sum(part["parameters"] for part in parts)
+        sizes = (sum(part["bytes"][kind] for part in parts) for kind in ("float32", "bfloat16"))
+        return f"{count / 1e6:,.0f} M", *map(shown, sizes)  # type: ignore[return-value]
+
+    print(f"\n{model}")
+    words = {True: "yes", False: "no", None: "not stated"}
+    rows = [
+        (p["part"], *numbers([p]), f"{p['licence']}; commercial use: {words[p['commercial']]}") for p in parts
+    ]
+    total = numbers(parts)
+    if total[0]:
+        loaded = shown(sum(part["bytes"][part["format"]] for part in parts))
+        rows.append(("all", *total, f"loaded as it is: {loaded}"))
+    common.table(["Part", "Parameters", "float32", "bfloat16", "Licence"], rows)
 
 
 def _preset(preset: Any) -> dict[str, Any]:

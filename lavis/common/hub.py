@@ -24,7 +24,7 @@ import re
 import shutil
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -314,6 +314,14 @@ def locked(url: str, place: Path) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------- Hugging Face
+def _needless(names: Sequence[str]) -> list[str]:
+    """Those files of a repository that hold its weights once more, for other libraries or in older formats."""
+    others: tuple[str, ...] = (".h5", ".msgpack", ".onnx", ".tflite", ".ot")
+    if any(Path(name).name.startswith("model") and name.endswith(".safetensors") for name in names):
+        others += (".bin", ".pt", ".pth")
+    return [name for name in names if name.endswith(others)]
+
+
 def _fetch_from_hub(
     source: str, repo: str, revision: str | None, file: str | None, wanted: dict[str, str]
 ) -> Path:
@@ -333,7 +341,10 @@ def _fetch_from_hub(
         if file is not None:
             path = huggingface_hub.hf_hub_download(repo, file, revision=revision, local_files_only=offline)
         else:
-            path = huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=offline)
+            needless = [] if offline else _needless(huggingface_hub.list_repo_files(repo, revision=revision))
+            path = huggingface_hub.snapshot_download(
+                repo, revision=revision, local_files_only=offline, ignore_patterns=needless
+            )
     except failures as e:
         reason = str(e).strip().split("\n")[0] or type(e).__name__
         if offline:

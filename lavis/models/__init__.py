@@ -11,7 +11,7 @@ import torch
 
 from lavis.common import moved
 from lavis.common.registry import registry
-from lavis.models import blip2_folders, folders, peft_folders
+from lavis.models import blip2_folders, folders, peft_folders, sizes
 from lavis.models.base import BaseModel, Output
 from lavis.models.configs import Preset, set_for_training
 from lavis.models.loading import PartSettings, put_adapters
@@ -80,6 +80,24 @@ def load_model(
         ValueError: an unknown name or type (with the nearest known ones), weights that do not fit.
         FileNotFoundError, OSError: weights that are not there or cannot be downloaded.
     """
+    from lavis.common.device import pick_device
+
+    place = pick_device(device)
+    with sizes.going_to(place):
+        model = _load(name, model_type, checkpoint, for_training, activation, parts)
+    if is_eval:
+        model.eval()
+    return model.to(place)
+
+
+def _load(
+    name: str,
+    model_type: str | None,
+    checkpoint: str | Path | None,
+    for_training: bool,
+    activation: str | None,
+    parts: Mapping[str, Any] | None,
+) -> BaseModel:
     if model_type is None and _is_folder(name):
         checkpoint, name = (Path(name) if checkpoint is None else checkpoint), _arch(Path(name))
     cls = registry.get_model_class(name)
@@ -106,11 +124,7 @@ def load_model(
         raise ValueError("activation is of a checkpoint; name one with checkpoint")
     else:
         model = cls.from_pretrained(_one_type(cls, model_type), for_training=for_training, parts=parts)
-    if is_eval:
-        model.eval()
-    from lavis.common.device import pick_device
-
-    return model.to(pick_device(device))
+    return model
 
 
 def load_preprocess(config: Mapping[str, Any]) -> tuple[Processors, Processors]:

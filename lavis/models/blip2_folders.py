@@ -114,7 +114,7 @@ def rules(architecture: str, language: str = "", projection: str = "") -> Rules:
     return Rules(
         marker="vision_model.embeddings.class_embedding",
         rename=tuple(renames),
-        drop=("*.rotary_emb.inv_freq",),
+        drop=("*.rotary_emb.inv_freq", "*.EncDecAttention.relative_attention_bias.weight"),
         make={
             "*.position_ids": lambda shape: torch.arange(shape[-1]).expand(shape).clone(),
             "temp": lambda shape: torch.full(shape, START_TEMPERATURE),

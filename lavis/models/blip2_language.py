@@ -21,7 +21,7 @@ from lavis.common.registry import registry
 from lavis.models import blip2_folders
 from lavis.models.base import BaseModel, Output, inference
 from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer, WithTower
-from lavis.models.checkpoints import StateDict, read_json
+from lavis.models.checkpoints import Rules, StateDict, read_json
 from lavis.models.languages import language_model, language_tokenizer, texts_of_ids
 from lavis.models.lemmas import lemmatized, lemmatizer
 from lavis.models.loading import PartSettings
@@ -42,6 +42,8 @@ CONTEXTS = {  # what samples may hold beside a question, and how it is put befor
     "caption": 'This image has the caption "{}". {}',
 }
 TURN = ("Question: {} Answer:", "{}.")  # of BLIP-2's conversations, in the original's notebook
+# a language model's own file: tables that are no weights, and a bias that T5 never reads
+LANGUAGE_FILE = Rules(drop=("*.rotary_emb.inv_freq", "*.EncDecAttention.relative_attention_bias.weight"))
 OCR_TOKENS = 30  # words read in an image that a prompt names at most
 SHORT_ANSWER = "Question: {} Short answer:"  # of the original's evaluations
 
@@ -89,6 +91,10 @@ class Blip2Language(WithTower, BaseModel):
         "max_length": 30,
         "min_length": 1,
     }  # as in `generate`
+
+    PART_RULES: ClassVar[Mapping[str, tuple[Rules, ...]]] = {
+        **WithTower.PART_RULES, **dict.fromkeys(("opt_model", "t5_model", "llm_model"), (LANGUAGE_FILE,)),
+    }  # fmt: skip
 
     config: Any
 
@@ -745,13 +751,17 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
 
     @classmethod
     def from_file(
-        cls, config: Any, path: Path, rules: Any = None, name: str | None = None, activation: str | None = None,
+        cls,
+        config: Any,
+        path: Path,
+        rules: Rules | None = None,
+        name: str | None = None,
+        activation: str | None = None,
         parts: PartSettings | None = None,
-    ) -> BaseModel:  # fmt: skip
+    ) -> BaseModel:
         """As of the others; where nothing names Vicuna's folder, the environment's LAVIS_VICUNA does."""
-        folder, known = os.environ.get("LAVIS_VICUNA"), (parts or PartSettings()).preset.get(cls.LANGUAGE)
-        if parts is not None and folder and known is not None and known.source is None:
-            parts = replace(parts, preset={**parts.preset, cls.LANGUAGE: replace(known, source=folder)})
+        if parts is not None:
+            parts = parts.with_default("llm_model", os.environ.get("LAVIS_VICUNA"))
         return super().from_file(config, path, rules, name, activation, parts)
 
     def _rows(self, texts: Sequence[str], most: int | None = None, cut: str = "right") -> list[list[int]]:

@@ -40,6 +40,7 @@ STATE_KEYS = ("model", "state_dict", "model_state_dict", "module", "model_ema", 
 WRAPPERS = ("module", "model", "net")  # before all names of a model that something else holds
 JSON_BYTES = 16 << 20  # of a file, or a file's part, that describes weights
 StateDict = dict[str, torch.Tensor]
+Formats = torch.dtype | Callable[[str], torch.dtype]  # of all entries, or of each by its name
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHTS_NAMES if (folder / name).is_file()), None)
 
 
-def read_state_dict(path: Path | str, dtype: torch.dtype | None = None, wrapped: bool = True) -> StateDict:
+def read_state_dict(path: Path | str, dtype: Formats | None = None, wrapped: bool = True) -> StateDict:
     """Tensors of a `.safetensors` file, of what `torch.save` wrote, of a TorchScript archive, or of a folder's files.
 
     In a folder of transformers, OpenCLIP or this library the file is known by its name, also the index of several. What
@@ -219,8 +220,8 @@ def read_state_dict(path: Path | str, dtype: torch.dtype | None = None, wrapped:
     "model.") is taken off. Nothing in a file is executed, and none takes more memory than its size.
 
     Args:
-        dtype: floating-point tensors are converted to it as they are read; of several files one at a time is held in
-            both formats.
+        dtype: floating-point tensors are converted to it, or to what it says of their names, as they are read; of
+            several files one at a time is held in both formats.
         wrapped: False: names stay as they are; `without_wrappers` may be called later.
 
     Raises:
@@ -248,12 +249,12 @@ def read_state_dict(path: Path | str, dtype: torch.dtype | None = None, wrapped:
     return without_wrappers(state, str(path)) if wrapped else state
 
 
-def _in_format(state: StateDict, dtype: torch.dtype | None) -> StateDict:
+def _in_format(state: StateDict, dtype: Formats | None) -> StateDict:
     """Floating-point tensors in a format; nothing else holds the others any more."""
     if dtype is not None:
         for key, tensor in state.items():
             if tensor.is_floating_point():
-                state[key] = tensor.to(dtype)
+                state[key] = tensor.to(dtype(key) if callable(dtype) else dtype)
     return state
 
 
@@ -324,7 +325,7 @@ def _read_safetensors(path: Path) -> StateDict:
     return tensors
 
 
-def _read_shards(path: Path, dtype: torch.dtype | None) -> StateDict:
+def _read_shards(path: Path, dtype: Formats | None) -> StateDict:
     """The tensors of several files that an index names, each in the file where the index says it is."""
     index = read_json(path)
     places = index.get("weight_map") if isinstance(index, dict) else None

@@ -49,6 +49,7 @@ from lavis.models.parts import (
     to_be_loaded,
 )
 from lavis.models.pickled import shown
+from lavis.models.sizes import check_fits
 from lavis.models.tokenizer import Tokenizer
 from lavis.nn.lora import LoraConfig, add_lora, is_adapter, merge_lora
 
@@ -77,6 +78,13 @@ class PartSettings:
             if name not in folder and kept[name].source != part.source:  # its digest is not the other's
                 known[name] = replace(known[name], sha256=None)
         return {name: replace(part, sha256=None) for name, part in kept.items()}, known
+
+    def with_default(self, name: str, source: str | None) -> PartSettings:
+        """The same with a source for a part of which the model type names none."""
+        part = self.preset.get(name)
+        if not source or part is None or part.source is not None:
+            return self
+        return replace(self, preset={**self.preset, name: replace(part, source=source)})
 
 
 # ------------------------------------------------------------------------------------------ files
@@ -109,8 +117,8 @@ def from_file(
     rules = cls.rules_for(state, rules)
     state = rules.without_renewed(state)
     model = _assembled(
-        cls, cls.complete(config, state), lambda m: _in_vocabulary_of(m, state, path), len(state), rules, where,
-        kept, known,
+        cls, cls.complete(config, state), lambda m: _in_vocabulary_of(m, state, path), len(state), _bytes(state),
+        rules, where, kept, known,
     )  # fmt: skip
     own = model.state_dict()
     for part, before in taken.items():  # what is still as the folder's own sources gave it
@@ -125,6 +133,7 @@ def _assembled(
     config: Any,
     state_for: Any,
     entries: int,
+    held: int,
     rules: checkpoints.Rules,
     where: str,
     kept: Mapping[str, Part],
@@ -133,7 +142,7 @@ def _assembled(
     """A model of a file's entries, and of its parts' where those lack some.
 
     Args:
-        state_for: gives the entries for the model. entries: their number.
+        state_for: gives the entries for the model. entries: their number. held: the bytes that they take.
         kept, known: see `PartSettings.resolved`.
     """
     sources = Sources(kept, cls.PART_RULES, where, known)
@@ -144,11 +153,16 @@ def _assembled(
     with to_be_loaded(frozenset(n for n, p in kept.items() if p.source) if rules.fresh else None):
         model = cls.build(config, empty=not rules.fresh)
     settle(model, kept)
+    check_fits(model, kept, held, where)
     model.fresh_entries = checkpoints.load_into(
         model, state_for(model), rules, where, partial(sources.fill, model)
     )
     _remember(model, kept, sources)
     return model
+
+
+def _bytes(state: checkpoints.StateDict) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
 def _remember(model: BaseModel, kept: Mapping[str, Part], sources: Sources) -> None:
@@ -283,6 +297,7 @@ def _started(cls: type[BaseModel], config: Any, settings: PartSettings) -> BaseM
     with to_be_loaded(frozenset(names)):
         model = cls.build(config)
     settle(model, kept)
+    check_fits(model, kept, 0, cls.registered_name)
     sources.load(model, names)
     _remember(model, kept, sources)
     return model
@@ -352,7 +367,9 @@ def _from_own_file(
         state = {key: tensor for key, tensor in state.items() if not is_adapter(key)}
     kept, known = settings.resolved(theirs)
     config = cls.adapt(config, folder)
-    return _assembled(cls, config, lambda _: state, len(state), cls.RULES, str(folder), kept, known)
+    return _assembled(
+        cls, config, lambda _: state, len(state), _bytes(state), cls.RULES, str(folder), kept, known
+    )
 
 
 def _with_adapters(

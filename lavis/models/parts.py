@@ -310,6 +310,20 @@ def as_input_of(module: nn.Module, *tensors: torch.Tensor) -> Any:
     return tensors[0] if len(tensors) == 1 else tensors
 
 
+def exact_in(module: nn.Module, dtype: str | None) -> frozenset[str]:
+    """Names of modules inside a part that stay in float32 where the part is kept in a number format.
+
+    In float16 those that overflow in it, as transformers says of its classes: T5's feed-forward layers end in one.
+    """
+    kept = getattr(module, "_keep_in_fp32_modules", None) if dtype == "float16" else None
+    return frozenset(kept or ())
+
+
+def _format_of(dtype: torch.dtype, exact: frozenset[str]) -> Callable[[str], torch.dtype]:
+    """The number format of an entry of a part, by its name."""
+    return lambda key: torch.float32 if exact.intersection(key.split(".")) else dtype
+
+
 def settle(model: nn.Module, parts: Mapping[str, Part]) -> None:
     """Give parts their number format and freeze those that are frozen.
 
@@ -322,6 +336,9 @@ def settle(model: nn.Module, parts: Mapping[str, Part]) -> None:
             raise ValueError(f"{type(model).__name__} has no module {name!r} for its part of that name")
         if part.dtype is not None:
             module.to(getattr(torch, part.dtype))
+            for key, child in module.named_modules():
+                if set(key.split(".")) & exact_in(module, part.dtype):
+                    child.float()
         if part.frozen:
             module.requires_grad_(False).eval()
 
@@ -407,7 +424,7 @@ class Sources:
             ValueError: a source lacks entries, does not fit, or is not what it was.
         """
         out: checkpoints.StateDict = {}
-        read: dict[tuple[str | None, torch.dtype], checkpoints.StateDict] = {}  # several parts of one source
+        read: dict[Any, checkpoints.StateDict] = {}  # several parts of one source
         for name, part in self.parts.items():
             mine = [key for key in lacking if key.startswith(f"{name}.")]
             if not mine:
@@ -415,11 +432,13 @@ class Sources:
             path, recorded = self.path(name), self.recorded.get(name, part)
             if recorded.sha256 is None:
                 recorded = part
-            dtype: torch.dtype = getattr(torch, recorded.dtype or "float32")
-            if (part.source, dtype) not in read:
-                read[part.source, dtype] = checkpoints.read_state_dict(path, dtype, wrapped=False)
-            whole = read[part.source, dtype]
             module = model.get_submodule(name)
+            exact = exact_in(module, recorded.dtype)
+            kind = (part.source, recorded.dtype or "float32", exact)
+            if kind not in read:
+                dtype = _format_of(getattr(torch, kind[1]), exact)
+                read[kind] = checkpoints.read_state_dict(path, dtype, wrapped=False)
+            whole = read[kind]
             state = _module_of(module, name, whole, self.rules.get(name, ()), f"{path} (the part {name!r})")
             if recorded.sha256 is not None:
                 self._compare(name, state, recorded.sha256, path)

@@ -42,6 +42,17 @@ Processors = Mapping[str, Mapping[str, Any]]
 # ------------------------------------------------------------------------- what rows have in common
 OFFICIAL = "BSD-3-Clause (the official repository's; none is stated for the weights themselves)"
 OPENAI = "MIT (OpenAI's repository); the model card declares any deployed use out of scope"
+# of parts that come from files of their own: (licence, whether commercial use is allowed; None: not stated)
+PART_LICENCES: Mapping[str, tuple[str, bool | None]] = {
+    GS + "LAVIS/models/BLIP2/eva_vit_g.pth": ("MIT (EVA's repository; none is stated for this file)", None),
+    GS + "LAVIS/models/BLIP2/clip_vit_L.pth": (OPENAI, None),
+    "facebook/opt-2.7b": ("OPT-175B licence: research, not commercial", False),
+    "facebook/opt-6.7b": ("OPT-175B licence: research, not commercial", False),
+    "google/flan-t5-xl": ("Apache-2.0", True),
+    "google/flan-t5-xxl": ("Apache-2.0", True),
+    "vicuna7b": ("LLaMA's and Vicuna 1.1's: research, not commercial", False),
+    "vicuna13b": ("LLaMA's and Vicuna 1.1's: research, not commercial", False),
+}
 PROMPTED = {"train": {"name": "blip_caption", "prompt": "a picture of "}, "eval": {"name": "blip_caption"}}
 CLIP_IMAGES = {"train": {"name": "clip_image_train"}, "eval": {"name": "clip_image_eval"}}
 DIALOGUES = {"train": {"name": "gpt_dialogue"}, "eval": {"name": "gpt_dialogue"}}
@@ -473,6 +484,17 @@ ROWS |= {
 
 # ------------------------------------------------------------------------------------------- access
 _BY_NAME: dict[str, dict[str, Preset]] = {}
+
+
+def licence_of(part: Part, model_type: str) -> tuple[str, bool | None]:
+    """The licence of a part's weights, and whether commercial use is allowed; None: not stated."""
+    return PART_LICENCES.get(part.source or model_type, ("not stated", None))
+
+
+def commercial(preset: Preset, model_type: str) -> bool | None:
+    """Whether commercial use of all of a model is allowed; None where one of its weights' publishers does not say."""
+    stated = {preset.commercial, *(licence_of(part, model_type)[1] for part in preset.parts.values())}
+    return False if False in stated else None if None in stated else True
 
 
 def add_rows(rows: Mapping[str, Preset]) -> None:
