@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.demo_server import running
+from tests.helpers import blip2_reference as reference
 
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -24,6 +25,7 @@ if CHROMIUM is None and not os.environ.get("CI"):
 PAGES = {  # name: what a good result holds
     "captioning": "purple ring",
     "answering": "red",
+    "chat": "red",
     "search": "drawing_00.png",
     "localization": "triangle",
     "classification": "green square",
@@ -119,6 +121,55 @@ def test_a_page_gives_its_result(chromium, demo, name, size):
             " && !(e.ariaLabel || e.labels?.length || e.innerText.trim() || e.title)).map(e => e.outerHTML)"
         )
         assert unnamed == []
+
+
+ROUNDS = ":is(.lv-asked, .lv-said) p"
+
+
+def test_a_conversation_in_the_browser(chromium, tmp_path):
+    described = reference.manifest("t5_instruct")
+    reference.build(described, reference.write(described, tmp_path / "model.pth")).save_pretrained(
+        tmp_path / "saved"
+    )
+    with (
+        running(tmp_path, "--model", str(tmp_path / "saved")) as demo,
+        watched(chromium, demo, "wide") as page,
+        watched(chromium, demo, "narrow") as other,
+    ):
+        for visitor in (page, other):
+            visitor.set_default_timeout(120_000)  # transformers is imported, too
+            go(visitor, demo, "chat")
+
+        def said(visitor):
+            return visitor.locator(ROUNDS).all_inner_texts()
+
+        def send(visitor, text):
+            visitor.get_by_label("Message").fill(text)
+            return press(visitor)
+
+        assert " s with " in send(page, "what is it?")
+        assert page.get_by_label("Message").input_value() == ""
+        assert " s with " in send(page, "is it <b>red</b>?")
+        assert said(page)[::2] == ["what is it?", "is it <b>red</b>?"] and len(said(page)) == 4
+        assert " s with " in send(other, "which color?")
+        assert said(other)[::2] == ["which color?"]  # nobody reads what another said
+        before = said(page)
+        answers = set()
+        for _ in range(4):
+            assert " s with " in press(page, page.get_by_role("button", name="Retry"))
+            assert said(page)[:3] == before[:3]
+            answers.add(said(page)[3])
+        assert len(answers) > 1
+        page.get_by_role("button", name="Stop").click()  # nothing is written
+        assert "write something first" in press(page)
+        assert said(page)[:3] == before[:3]  # an error takes nothing away
+        page.get_by_role("button", name="Clear").click()
+        page.wait_for_selector(".lv-empty")
+        assert "there is no answer yet" in press(page, page.get_by_role("button", name="Retry"))
+        assert " s with " in send(page, "and now?") and said(page)[::2] == ["and now?"]
+        choose(page, example=2)  # about another picture
+        page.wait_for_selector(".lv-empty")
+        assert len(said(other)) == 2
 
 
 def test_reading_a_gallery_shows_how_far_it_is_beside_the_button(chromium, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -367,3 +368,57 @@ def test_evaluation_of_own_data(tmp_path: Path, instructed: Any) -> None:
     language = {"t5_model": str(reference.write_language_model(described, tmp_path / "language"))}
     metrics = evaluate({**content, "model": {**content["model"], "parts": language}})
     assert set(metrics) == {"test"} and "accuracy_percent" in metrics["test"]
+
+
+# ------------------------------------------------------------------------------------------ examples before an image
+def test_examples_are_read_before_an_image(instructed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = reference.images(6)
+    questions, answers = ["what is it?", "is it red?"], ["a dog", "no"]
+    texts = [["which color? red.", "is it? yes."], ["what? a longer example, two of them.", "who?"]]
+    examples = [{"image": pixels[2 * i : 2 * i + 2], "text_input": texts[i]} for i in range(2)]
+    samples = {
+        "image": pixels[4:],
+        "text_input": questions,
+        "text_output": answers,
+        "few_shot_samples": examples,
+    }
+    plain = {key: value for key, value in samples.items() if key != "few_shot_samples"}
+    with torch.no_grad():
+        assert torch.equal(instructed(samples).loss, instructed(plain).loss)  # the config asks for none
+        few = dataclasses.replace(instructed.config, num_few_shot_examples=2, few_shot_prob=1.0)
+        monkeypatch.setattr(instructed, "config", few)
+        drawn = {instructed.prepare_few_shot_embeds(examples)[0].shape[1] for _ in range(20)}
+        assert len(drawn) == 2  # one example or two
+        monkeypatch.setattr(torch, "randint", lambda *a, **k: torch.tensor(2))
+        loss = instructed(samples).loss
+        # the encoder reads the examples' queries and texts, one after another, then the image's
+        read, masks = [], []
+        for i in range(2):
+            rows = instructed._padded(instructed._rows([t for own in texts for t in own], 128))
+            both = instructed.prefix(pixels[:4], instructed.instruction([t for own in texts for t in own]))
+            words = instructed.language.get_input_embeddings()(rows.ids)
+            queries = torch.ones(1, both.shape[1], dtype=torch.bool)
+            read.append(torch.cat([torch.cat([both[k], words[k]]) for k in (2 * i, 2 * i + 1)]))
+            masks.append(torch.cat([torch.cat([queries[0], rows.mask[k]]) for k in (2 * i, 2 * i + 1)]))
+        own = instructed.prefix(pixels[4:], instructed.instruction(questions))
+        rows = instructed._padded(instructed._rows(questions, 128))
+        embeds = torch.cat(
+            [torch.stack(read), own, instructed.language.get_input_embeddings()(rows.ids)], dim=1
+        )
+        queries = torch.ones(2, own.shape[1], dtype=torch.bool)
+        mask = torch.cat([torch.stack(masks), queries, rows.mask], dim=1)
+        labels = instructed._padded(instructed._rows(answers))
+        wanted = instructed.language(
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            labels=labels.ids.masked_fill(~labels.mask, -100),
+        ).loss
+        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-6)
+        short = [{"image": pixels[:1], "text_input": ["a"]}] * 2
+        with pytest.raises(ValueError, match="num_few_shot_examples is 2"):
+            instructed({**samples, "few_shot_samples": short})
+        with pytest.raises(ValueError, match="examples for 1 images, and 2 images"):
+            instructed({**samples, "few_shot_samples": examples[:1]})
+        monkeypatch.setattr(instructed, "config", dataclasses.replace(few, few_shot_prob=0.5))
+        often = sum(instructed.prepare_few_shot_embeds(examples)[0] is not None for _ in range(60))
+        assert 10 < often < 50

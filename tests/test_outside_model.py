@@ -25,11 +25,12 @@ from tests.pages import ROOT, blocks
 SPEC = "my_palette/base"
 Ran = tuple[int, list[dict], str]
 PAGES = {
-    "captioning": ("Beam search", 2, 5, 0.9, 0, 40),
-    "answering": ("what color is it?", "red\nblue"),
+    "captioning": ("Beam search", 2, 5, 0.9, 0, 40, ""),
+    "answering": ("what color is it?", "red\nblue", ""),
+    "chat": ("what color is it?", "[]", "no", "", 3, 60, "", ""),
     "matching": ("something blue\nsomething red",),
     "search": ("blue", None, 2, 4),
-    "classification": ("red\nblue", "a {}"),
+    "classification": ("red\nblue", "a {}", ""),
     "localization": ("something blue",),
 }
 

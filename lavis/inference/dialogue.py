@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from lavis.common.arguments import accepted
+from lavis.common.arguments import accepted, parameters
 from lavis.inference.abilities import cannot, require
 from lavis.inference.answering import Answerer
 from lavis.inference.loading import Loaded
@@ -69,6 +69,14 @@ class Conversation:
         self._answerer = None if self.reads_history else Answerer(loaded, candidates, prompt=prompt)
         self._media = loaded.prepare(picture)[None].to(model.device)
         self.turns: list[Turn] = []
+
+    def takes(self, options: Iterable[str]) -> list[str]:
+        """Which of some options of `ask` the model takes."""
+        if not self.reads_history:
+            return []
+        model: Any = self.loaded.model
+        names, takes_any = parameters(model.reply)
+        return [name for name in options if takes_any or name in names]
 
     @torch.no_grad()
     def ask(self, question: str, **options: Any) -> Turn:

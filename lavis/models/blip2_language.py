@@ -55,6 +55,8 @@ class Blip2LanguageConfig(Blip2Config):
         prompt: what the language model reads before it writes, where samples have no prompt of their own.
         max_output_txt_len: tokens that the loss of InstructBLIP reads of a text to be written.
         qformer_text_input: whether InstructBLIP's Q-Former reads the instruction.
+        num_few_shot_examples: of InstructBLIP with T5, the most examples that are read before an image in training,
+            see `Blip2T5Instruct.prepare_few_shot_embeds`. few_shot_prob: how often there are any.
         apply_lemmatizer: whether nouns and verbs of answers are put into their basic forms, as OK-VQA's answers are.
         language: config.json of the language model, read with its part.
         language_source: the folder that its tokenizer lies in.
@@ -63,6 +65,8 @@ class Blip2LanguageConfig(Blip2Config):
     prompt: str = ""
     max_output_txt_len: int = 256
     qformer_text_input: bool = True
+    num_few_shot_examples: int = 0
+    few_shot_prob: float = 0.0
     apply_lemmatizer: bool = False
     language: Any = field(default=None, repr=False)
     language_source: str = ""
@@ -570,9 +574,18 @@ class WithT5:
         """Tokens that the loss reads of a text to be written."""
         return self.max_output_txt_len if self.INSTRUCT else self.max_txt_len
 
-    def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
-        prefix = self.prefix(media, self.instruction(read))
-        embeds, mask = self._embedded(prefix, self._padded(self._rows(read, self.max_txt_len)))
+    def _read(self, media: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the encoder reads of images and their texts: embeddings (R, P + T, W) and their mask."""
+        prefix = self.prefix(media, self.instruction(texts))
+        return self._embedded(prefix, self._padded(self._rows(texts, self.max_txt_len)))
+
+    def _loss(
+        self, media: torch.Tensor, read: list[str], written: list[str], before: tuple[torch.Tensor, ...] = ()
+    ) -> torch.Tensor:
+        """`before`: embeddings (R, N, W) and their mask (R, N), which the encoder reads first."""
+        embeds, mask = self._read(media, read)
+        if before:
+            embeds, mask = (torch.cat(pair, dim=1) for pair in zip(before, (embeds, mask)))
         ids, real = self._padded(self._rows(written, self.written_cut))
         labels = ids.masked_fill(~real, IGNORE)
         out = self.language(inputs_embeds=embeds, attention_mask=mask.long(), labels=labels, use_cache=False)
@@ -731,6 +744,48 @@ class Blip2T5Instruct(Instruct, WithT5, Blip2Language):
     registered_name = "blip2_t5_instruct"
     TRANSFORMERS = (blip2_folders.INSTRUCTED, "t5")
     FOREIGN_RULES = (blip2_folders.rules(blip2_folders.INSTRUCTED, "t5_model", "t5_proj"),)
+
+    def forward(self, samples: Mapping[str, Any]) -> LanguageOutput:
+        """As of the others; samples may hold `few_shot_samples`, see `prepare_few_shot_embeds`."""
+        examples = samples.get("few_shot_samples")
+        embeds, mask = (None, None) if examples is None else self.prepare_few_shot_embeds(examples)
+        if embeds is None or mask is None:
+            return super().forward(samples)
+        media = media_of(self._seen(samples), self.MEDIA, self.device)
+        if len(embeds) != len(media):
+            raise ValueError(f"there are examples for {len(embeds)} images, and {len(media)} images")
+        read, written = (texts_of(samples, len(media), key) for key in ("text_input", "text_output"))
+        return LanguageOutput(loss=self._loss(media, read, written, (embeds, mask)))
+
+    def prepare_few_shot_embeds(
+        self, samples: Sequence[Mapping[str, Any]]
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Examples that are read before an image: n of each, an image and its text one after another.
+
+        n is drawn for the whole batch: 0 with probability 1 - few_shot_prob, else 1 to num_few_shot_examples alike.
+
+        Args:
+            samples: for each image of the batch its examples: `image`, at least num_few_shot_examples of (3, h, w);
+                `text_input`, as many texts.
+
+        Returns:
+            embeddings (B, n·(Q + T), W) and their mask; None and None where n is 0.
+        """
+        most, chance = self.config.num_few_shot_examples, self.config.few_shot_prob
+        if most < 1 or chance <= 0 or float(torch.rand(())) >= chance:
+            return None, None
+        count = int(torch.randint(1, most + 1, ()))
+        for each in samples:
+            require(each, ("image", "text_input"), "examples, images and their texts")
+            if min(len(each["image"]), len(each["text_input"])) < count:
+                raise ValueError(
+                    f"few_shot_samples has {len(each['image'])} images and {len(each['text_input'])} texts of an item; "
+                    f"num_few_shot_examples is {most}"
+                )
+        images = torch.stack([each["image"][i] for each in samples for i in range(count)]).to(self.device)
+        texts = [each["text_input"][i] for each in samples for i in range(count)]
+        embeds, mask = (part.unflatten(0, (-1, count)).flatten(1, 2) for part in self._read(images, texts))
+        return embeds, mask
 
 
 @registry.register_model("blip2_vicuna_instruct")

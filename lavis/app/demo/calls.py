@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lavis.app.demo.models import Choice, Pool
-from lavis.app.demo.page import Page, Progress, silent, values_of
+from lavis.app.demo.page import Page, Progress, Stop, silent, values_of
 from lavis.app.demo.results import message
 from lavis.app.demo.uploads import Limits
 
@@ -34,7 +34,7 @@ class _Call:
     spec: str | None
     own: Mapping[str, Any]
     common: Mapping[str, Any]
-    reply: list[str] | None = None
+    reply: list[str | None] | None = None
 
     def goes_with(self, other: _Call) -> bool:
         return self is other or (bool(self.own) and (self.spec, self.common) == (other.spec, other.common))
@@ -57,12 +57,14 @@ class Caller:
         self._guard = threading.Lock()  # of _waiting and _turns
         self._turns: defaultdict[str | None, threading.Lock] = defaultdict(threading.Lock)
 
-    def __call__(self, *values: Any, progress: Progress = silent) -> list[str]:
-        """HTML of the message, then of each output.
+    def __call__(
+        self, *values: Any, progress: Progress = silent, stop: Stop = lambda: False
+    ) -> list[str | None]:
+        """HTML of the message, then of each output; None for one that stays as it is.
 
         Args:
             values: the model's spec (where the page has models), then the inputs, as the browser sends them.
-            progress: told how far a page is that `reports`.
+            progress: told how far a page is that `reports`. stop: asked by a page that `talks`.
         """
         try:
             call = self._checked(values)
@@ -73,7 +75,7 @@ class Caller:
             turn = self._turns[call.spec]
         with turn:
             if call.reply is None:
-                self._compute(self._batch(call), progress)
+                self._compute(self._batch(call), progress, stop)
         assert call.reply is not None
         return call.reply
 
@@ -96,11 +98,12 @@ class Caller:
             self._waiting = [c for c in self._waiting if c not in batch]
         return batch
 
-    def _compute(self, batch: list[_Call], progress: Progress) -> None:
+    def _compute(self, batch: list[_Call], progress: Progress, stop: Stop) -> None:
         """Give each call of a batch its reply; an error that is no sentence for the visitor is raised."""
         first = batch[0]
         lists = {name: [call.own[name] for call in batch] for name in self.page.batched}
-        told = {"progress": progress} if self.page.reports else {}
+        told: dict[str, Any] = {"progress": progress} if self.page.reports else {}
+        told |= {"stop": stop} if self.page.talks else {}
         try:
             with self.pool.use(first.spec) if first.spec else nullcontext() as loaded:
                 start = time.perf_counter()
@@ -129,6 +132,7 @@ class Caller:
             rendered = [output.render(v) for output, v in zip(self.page.outputs, values, strict=True)]
             call.reply = [message("done", done), *rendered]
 
-    def _complaint(self, error: Exception) -> list[str]:
+    def _complaint(self, error: Exception) -> list[str | None]:
         text = " ".join(str(error).split()) or type(error).__name__
-        return [message("error", text), *(output.placeholder() for output in self.page.outputs)]
+        shown = (None if output.stays else output.placeholder() for output in self.page.outputs)
+        return [message("error", text), *shown]

@@ -6,6 +6,7 @@ else. A check returns the value that a page's `run` gets or raises ValueError wi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from lavis.app.demo.uploads import Limits, checked_clip, open_picture
 
 TEXT_LENGTH = 500  # characters
 LINES = 100
+ROUNDS = 40  # of a conversation
+ANSWER_LENGTH = 10_000  # characters
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,33 @@ class LinesInput(Field):
                 f"{self.label}: a line of {longest} characters is too long; write at most {TEXT_LENGTH}"
             )
         return lines
+
+
+@dataclass(frozen=True)
+class HistoryInput(Field):
+    """The rounds of a conversation so far, as the browser keeps them (`results.Rounds`); `run` gets a tuple of
+    (question, answer)."""
+
+    def check(self, value: Any, limits: Limits) -> tuple[tuple[str, str], ...]:
+        try:
+            rounds = json.loads(_text(self.label, value) or "[]")
+        except ValueError as e:
+            raise ValueError(f"{self.label}: this is no conversation; begin a new one") from e
+        if not isinstance(rounds, list) or not all(_is_round(each) for each in rounds):
+            raise ValueError(f"{self.label}: this is no conversation; begin a new one")
+        if len(rounds) > ROUNDS:
+            raise ValueError(f"{self.label}: {len(rounds)} rounds are too many; begin a new conversation")
+        return tuple((question, answer) for question, answer in rounds)
+
+
+def _is_round(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(text, str) for text in value)
+        and len(value[0]) <= TEXT_LENGTH
+        and len(value[1]) <= ANSWER_LENGTH
+    )
 
 
 @dataclass(frozen=True)

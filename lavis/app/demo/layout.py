@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +18,7 @@ from lavis.app.demo.fields import (
     ChoiceInput,
     ClipInput,
     Field,
+    HistoryInput,
     LinesInput,
     NumberInput,
     PictureInput,
@@ -23,13 +26,18 @@ from lavis.app.demo.fields import (
 )
 from lavis.app.demo.models import AWAY, PACKAGED, Choice
 from lavis.app.demo.page import Page
+from lavis.app.demo.results import Rounds
 
 STYLE = Path(__file__).parent / "style.css"
-# Gradio's examples are buttons with a picture and no words; a screen reader needs a name.
+# Gradio's examples are buttons with a picture and no words; a screen reader needs a name. A conversation is shown from
+# its end.
 NAMES = """
-new MutationObserver(() => document.querySelectorAll("button.gallery-item:not([aria-label])").forEach(
-  button => button.setAttribute("aria-label", "Example " + (1 + [...button.parentNode.children].indexOf(button)))
-)).observe(document, {childList: true, subtree: true});
+new MutationObserver(() => {
+  document.querySelectorAll("button.gallery-item:not([aria-label])").forEach(
+    button => button.setAttribute("aria-label", "Example " + (1 + [...button.parentNode.children].indexOf(button))));
+  document.querySelectorAll(".lv-talk:not([data-shown])").forEach(
+    talk => { talk.dataset.shown = ""; talk.scrollTop = talk.scrollHeight; });
+}).observe(document, {childList: true, subtree: true});
 """
 WAITING = 200  # calls in the queue; more are refused
 AT_ONCE = 16  # calls of a page that are taken from the queue; see `calls` for what they wait for
@@ -67,24 +75,32 @@ def _page(pages: Sequence[Ready], ready: Ready) -> None:
     _html(f'<div class="lv-about"><h1>{escape(page.title)}</h1><p>{escape(page.about)}</p></div>')
     given: list[Any] = []
     shown: dict[str, Any] = {}
+    below = {"message"} if page.talks else set()  # the conversation
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=290):
             if page.uses_models:
                 given.append(_picker(ready))
             for field in page.inputs:
-                if not field.more:
+                if not field.more and field.name not in below:
                     shown[field.name] = _component(field, page)
                     _examples(field, page, shown[field.name])
             folded = [field for field in page.inputs if field.more]
             if folded:
                 with gr.Accordion("More settings", open=False):
                     shown |= {field.name: _component(field, page) for field in folded}
-            given += [shown[field.name] for field in page.inputs]
-            button = gr.Button(page.button, variant="primary")
+            button = None if page.talks else gr.Button(page.button, variant="primary")
         with gr.Column(scale=6, min_width=290, elem_classes="lv-results"):
             said = _html("")
-            results = [_html(output.placeholder()) for output in page.outputs]
+            results = [
+                _html(output.placeholder()) for output in page.outputs if not isinstance(output, Rounds)
+            ]
+            shown |= {field.name: _component(field, page) for field in page.inputs if field.name in below}
+            buttons = _talk_buttons(page) if page.talks else []
+    given += [shown[field.name] for field in page.inputs]
     _html(_foot())
+    if button is None:
+        _talking(ready, given, shown, said, results[0], buttons)
+        return
     triggers = [button.click]
     triggers += [shown[field.name].submit for field in page.inputs if isinstance(field, TextInput)]
     gr.on(
@@ -100,10 +116,78 @@ def _page(pages: Sequence[Ready], ready: Ready) -> None:
     )
 
 
-def _reporting(caller: Caller) -> Callable[..., list[str]]:
+def _talk_buttons(page: Page) -> list[Any]:
+    buttons = [gr.Button(page.button, variant="primary")]
+    with gr.Row():
+        return buttons + [gr.Button(name, size="md", min_width=80) for name in ("Retry", "Stop", "Clear")]
+
+
+def _talking(
+    ready: Ready, given: list[Any], shown: dict[str, Any], said: Any, talk: Any, buttons: Sequence[Any]
+) -> None:
+    """What the buttons of a conversation do."""
+    send, retry, stop, clear = buttons
+    talks = _Talks(ready.caller, 1 + [field.name for field in ready.page.inputs].index("retry"))
+    message, history, empty = shown["message"], shown["history"], ready.page.outputs[0].placeholder()
+    shared: dict[str, Any] = {
+        "inputs": given, "outputs": [said, talk, history, message], "show_progress_on": talk, "preprocess": False,
+        "concurrency_limit": AT_ONCE,
+    }  # fmt: skip
+    gr.on([send.click, message.submit], talks.send, api_name=ready.name, **shared)
+    gr.on([retry.click], talks.retry, api_name=f"{ready.name}_retry", **shared)
+    stop.click(talks.stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
+    begin = [clear.click, shown["picture"].change, *([given[0].change] if ready.page.uses_models else [])]
+    gr.on(
+        begin, lambda: ["", empty, "[]"], None, [said, talk, history], show_progress="hidden",
+        api_visibility="private",
+    )  # fmt: skip
+
+
+class _Talks:
+    """Calls of a page that talks, and the answers that are being written, by visitor, so that they can be stopped.
+
+    Args:
+        place: of the input "retry" among a call's values.
+    """
+
+    def __init__(self, caller: Caller, place: int) -> None:
+        self._caller, self._place = caller, place
+        self._running: defaultdict[str | None, set[threading.Event]] = defaultdict(set)
+        self._guard = threading.Lock()
+
+    def send(self, request: gr.Request, *values: Any) -> list[Any]:
+        return self._call(request, values, "no")
+
+    def retry(self, request: gr.Request, *values: Any) -> list[Any]:
+        return self._call(request, values, "yes")
+
+    def stop(self, request: gr.Request) -> None:
+        """Stop what the visitor waits for; nobody else's."""
+        with self._guard:
+            for event in self._running.get(request.session_hash, ()):
+                event.set()
+
+    def _call(self, request: gr.Request, values: Sequence[Any], retry: str) -> list[Any]:
+        event, visitor = threading.Event(), request.session_hash
+        with self._guard:
+            self._running[visitor].add(event)
+        try:
+            changed = [*values[: self._place], retry, *values[self._place + 1 :]]
+            told, talk, rounds = self._caller(*changed, stop=event.is_set)
+        finally:
+            with self._guard:
+                self._running[visitor].discard(event)
+                if not self._running[visitor]:
+                    del self._running[visitor]
+        if talk is None:  # it went wrong, and what was said before stays
+            return [told, gr.skip(), gr.skip(), gr.skip()]
+        return [told, talk, rounds, gr.skip() if retry == "yes" else ""]
+
+
+def _reporting(caller: Caller) -> Callable[..., list[str | None]]:
     """A caller whose progress Gradio shows over the results; Gradio finds the parameter by its default."""
 
-    def call(progress: gr.Progress = gr.Progress(), *values: Any) -> list[str]:  # noqa: B008
+    def call(progress: gr.Progress = gr.Progress(), *values: Any) -> list[str | None]:  # noqa: B008
         return caller(
             *values,
             progress=lambda done, total, what: progress(
@@ -172,6 +256,10 @@ def _component(field: Field, page: Page) -> Any:
             label=field.label,
             height=260,
         )
+    if isinstance(field, HistoryInput):
+        return gr.Textbox("[]", visible="hidden", label=field.label)
+    if page.talks and field.name == "retry":
+        return gr.Textbox("no", visible="hidden", label=field.label)
     if isinstance(field, LinesInput):
         return gr.Textbox(field.value, lines=4, max_lines=8, placeholder=field.placeholder, **about)
     if isinstance(field, TextInput):

@@ -46,7 +46,7 @@ def choices(page: Page | type[Page], own: Sequence[str] = ()) -> list[Choice]:
         ValueError: there is no such model.
         FileNotFoundError: a folder of `own` holds no model.
     """
-    from lavis.inference.abilities import ability_named, models_with
+    from lavis.inference.abilities import models_with
 
     named = {architecture(spec) for spec in page.models}
     fit = [s for s in own if (architecture(s) in named if named else page.can_use(_class(s)))]
@@ -55,7 +55,9 @@ def choices(page: Page | type[Page], own: Sequence[str] = ()) -> list[Choice]:
     if not page.models and page.needs:
         found = [
             (f"{name}/{model_type}", preset)
-            for name, model_class in models_with(ability_named(page.needs)).items()
+            for name, model_class in {
+                k: v for a in page.abilities() for k, v in models_with(a).items()
+            }.items()
             if page.can_use(model_class)
             for model_type, preset in model_class.PRESETS.items()
             if page.offers(preset)

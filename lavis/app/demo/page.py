@@ -15,19 +15,22 @@ from lavis.app.demo.fields import (
     ChoiceInput,
     ClipInput,
     Field,
+    HistoryInput,
     LinesInput,
     NumberInput,
     PictureInput,
     TextInput,
 )
-from lavis.app.demo.results import Bars, Layers, Pictures, Result, Row, Shown
+from lavis.app.demo.results import Bars, Layers, Pictures, Result, Rounds, Row, Shown, Talk
 
 __all__ = [
-    "EXAMPLES", "Bars", "ChoiceInput", "ClipInput", "Field", "Layers", "LinesInput", "NumberInput", "Page",
-    "PictureInput", "Pictures", "Progress", "Result", "Row", "Settings", "Shown", "TextInput", "percent", "silent",
+    "EXAMPLES", "Bars", "ChoiceInput", "ClipInput", "Field", "HistoryInput", "Layers", "LinesInput", "NumberInput",
+    "Page", "PictureInput", "Pictures", "Progress", "Result", "Rounds", "Row", "Settings", "Shown", "Stop", "Talk",
+    "TextInput", "percent", "silent",
 ]  # fmt: skip
 
 Progress = Callable[[int, int, str], None]  # told (done, of how many, what is being done)
+Stop = Callable[[], bool]  # whether the visitor has had enough
 EXAMPLES = Path(__file__).parent / "examples"
 
 
@@ -52,7 +55,8 @@ class Page:
         about: what it does, a sentence or two.
         button: what is on the button.
         needs: the ability that a model must have to be offered, the name of a protocol of lavis.inference.protocols
-            such as "Writes"; "": the page needs no model, unless it names some in `models`.
+            such as "Writes", or several, of which one will do; "": the page needs no model, unless it names some in
+            `models`.
         sees: "image" or "video", what the offered models are for.
         task: the presets that are the default for this task come first, see `Preset.default_for`.
         models: the only ones that it can use, as <name>/<type> or folders, where that does not follow from `needs`.
@@ -63,12 +67,15 @@ class Page:
             equal in a batch. Not empty: `run` gets a list for each of these and returns a list of results.
         largest_batch: calls computed together, at most.
         reports: `run` can take minutes and is also given `progress` (`Progress`), which the visitor sees.
+        talks: the page holds a conversation: among its inputs are "message", "history" (`HistoryInput`) and "retry", a
+            choice of "no" and "yes", which the page's buttons say; its outputs are `Talk` and `Rounds`. `run` is also
+            given `stop` (`Stop`), and returns early once that says so.
     """
 
     title: ClassVar[str]
     about: str = ""
     button: ClassVar[str] = "Run"
-    needs: ClassVar[str] = ""
+    needs: ClassVar[str | tuple[str, ...]] = ""
     sees: ClassVar[str] = "image"
     task: ClassVar[str] = ""
     models: Sequence[str] = ()
@@ -79,6 +86,7 @@ class Page:
     batched: ClassVar[Sequence[str]] = ()
     largest_batch: ClassVar[int] = 8
     reports: ClassVar[bool] = False
+    talks: ClassVar[bool] = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -89,21 +97,27 @@ class Page:
         return bool(self.models) or bool(self.needs)
 
     @classmethod
-    def can_use(cls, model_class: type) -> bool:
-        """Whether the page can work with a class of models."""
+    def abilities(cls) -> list[type]:
+        """The protocols of which a model needs one."""
         from lavis.inference.abilities import ability_named
 
+        names = (cls.needs,) if isinstance(cls.needs, str) else cls.needs
+        return [ability_named(name) for name in names if name]
+
+    @classmethod
+    def can_use(cls, model_class: type) -> bool:
+        """Whether the page can work with a class of models."""
         return (
-            bool(cls.needs)
-            and issubclass(model_class, ability_named(cls.needs))
+            any(issubclass(model_class, ability) for ability in cls.abilities())
             and getattr(model_class, "MEDIA", "image") == cls.sees
             and not getattr(model_class, "PAIRS", False)
         )
 
     @classmethod
     def offers(cls, preset: Any) -> bool:
-        """Whether a preset of such a class is to be offered: one with finished weights, or the default for `task`."""
-        return bool(preset.weights) or cls.task in preset.default_for
+        """Whether a preset of such a class is to be offered: one with finished weights (a language model's are, though
+        its Q-Former is called pre-trained), or the default for `task`."""
+        return bool(preset.weights or preset.parts) or cls.task in preset.default_for
 
     def run(self, loaded: Any, *args: Any, **inputs: Any) -> Any:
         """Inputs to outputs.

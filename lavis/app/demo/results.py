@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -45,6 +46,7 @@ class Result:
     name: str
     label: str
     empty: str = "The result appears here."
+    stays: ClassVar[bool] = False  # as it is, where a call fails
 
     def render(self, value: Any) -> str:
         """HTML of what a page's `run` returned."""
@@ -115,6 +117,35 @@ class Layers(Result):
             f'<div class="lv-chips" role="radiogroup" aria-label="Words">{"".join(chips)}</div>'
             f"{''.join(pictures)}</div>"
         )
+
+
+@dataclass(frozen=True)
+class Talk(Result):
+    """A conversation. Value: pairs of question and answer, the first one first."""
+
+    empty: str = "The conversation appears here."
+    stays: ClassVar[bool] = True
+
+    def render(self, value: Sequence[tuple[str, str]]) -> str:
+        rounds = "".join(
+            f'<li class="lv-asked"><span class="lv-who">You</span><p>{escape(question)}</p></li>'
+            f'<li class="lv-said"><span class="lv-who">Model</span><p>{escape(answer) or "(no answer)"}</p></li>'
+            for question, answer in value
+        )
+        return self._framed(f'<ol class="lv-talk" aria-live="polite" tabindex="0">{rounds}</ol>')
+
+
+@dataclass(frozen=True)
+class Rounds(Result):
+    """The same for the page's `HistoryInput`, from which the next call has it; visitors don't see it."""
+
+    stays: ClassVar[bool] = True
+
+    def render(self, value: Sequence[tuple[str, str]]) -> str:
+        return json.dumps([list(each) for each in value])
+
+    def placeholder(self) -> str:
+        return "[]"
 
 
 def message(kind: str, text: str) -> str:

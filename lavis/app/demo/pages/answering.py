@@ -25,6 +25,10 @@ class Answering(Page):
             "answers", "Answers to choose from", "One a line; leave it empty to let the model write.",
             placeholder="red\ngreen\nblue", minimum=0,
         ),
+        TextInput(
+            "prompt", "Prompt", "Of a model with a language model, with {} for the question; empty: the model's own.",
+            more=True, placeholder="Question: {} Short answer:", required=False,
+        ),
     )  # fmt: skip
     outputs = (Bars("answer", "Answer"),)
     examples = tuple(EXAMPLES / f"drawing_{i:02d}.png" for i in range(6))
@@ -37,12 +41,17 @@ class Answering(Page):
         return super().offers(preset) and names_its_answers(preset)
 
     def run(
-        self, loaded: Any, picture: list[Any], question: list[str], answers: tuple[str, ...] = ()
+        self,
+        loaded: Any,
+        picture: list[Any],
+        question: list[str],
+        answers: tuple[str, ...] = (),
+        prompt: str = "",
     ) -> list[list[Row]]:
         """The answer to each question of a batch, about its picture."""
         import torch
 
-        return answer(loaded, torch.stack([loaded.prepare(p) for p in picture]), question, answers)
+        return answer(loaded, torch.stack([loaded.prepare(p) for p in picture]), question, answers, prompt)
 
 
 def names_its_answers(preset: Any) -> bool:
@@ -51,11 +60,13 @@ def names_its_answers(preset: Any) -> bool:
     return not chooses or preset.config.classnames is not None
 
 
-def answer(loaded: Any, media: Any, questions: list[str], answers: tuple[str, ...]) -> list[list[Row]]:
+def answer(
+    loaded: Any, media: Any, questions: list[str], answers: tuple[str, ...], prompt: str = ""
+) -> list[list[Row]]:
     """One row a question: the answer and its probability (among the listed ones, or of all that could be written)."""
     from lavis.inference.answering import Answerer
 
-    found = Answerer(loaded, answers)(media, questions)
+    found = Answerer(loaded, answers, prompt=prompt or None)(media, questions)
     shares = found.scores if answers else [math.exp(value) for value in found.logprobs]
     return [
         [Row(text.strip() or "(no answer)", share, percent(share))]

@@ -13,6 +13,7 @@ from lavis.app.demo.page import (
     Page,
     PictureInput,
     Row,
+    TextInput,
     percent,
 )
 from lavis.common.registry import registry
@@ -43,6 +44,10 @@ class Captioning(Page):
             value=0, minimum=0, maximum=999,
         ),
         NumberInput("longest", "Longest caption, in tokens", more=True, value=40, minimum=5, maximum=60),
+        TextInput(
+            "prompt", "Prompt", "What a model with a language model reads first; empty: the model's own.", more=True,
+            placeholder="a photo of", required=False,
+        ),
     )  # fmt: skip
     outputs = (Bars("captions", "Captions"),)
     examples = tuple(EXAMPLES / f"drawing_{i:02d}.png" for i in range(6))
@@ -59,22 +64,24 @@ class Captioning(Page):
         top_p: float = 0.9,
         seed: int = 0,
         longest: int = 40,
+        prompt: str = "",
     ) -> list[list[Row]]:
         """Captions of each picture of a batch, best first."""
         nucleus = method == NUCLEUS
         return describe(
             loaded, picture, captions, longest, use_nucleus_sampling=nucleus, num_beams=max(beams, captions),
-            top_p=top_p, seed=seed,
+            top_p=top_p, seed=seed, prompt=prompt or None,
         )  # fmt: skip
 
 
 def describe(
-    loaded: Any, media: list[Any], captions: int, longest: int = 40, **others: Any
+    loaded: Any, media: list[Any], captions: int, longest: int = 40, prompt: str | None = None, **others: Any
 ) -> list[list[Row]]:
     """Captions of each image or video of a batch, best first, with their probability per token.
 
     Args:
-        longest: tokens of a caption, at most. others: of `GenerationOptions`. Those that the model does not take are
+        longest: tokens of a caption, at most. prompt: see `Writer`.
+        others: of `GenerationOptions`. Those that the model does not take are
             left out.
     """
     import torch
@@ -83,7 +90,9 @@ def describe(
     from lavis.nn.generation import GenerationOptions
 
     options = {"max_new_tokens": longest, "min_new_tokens": min(5, longest), **others}
-    writer = Writer(loaded, GenerationOptions(num_captions=captions, **options), optional=options)
+    writer = Writer(
+        loaded, GenerationOptions(num_captions=captions, **options), optional=options, prompt=prompt
+    )
     found = writer(torch.stack([loaded.prepare(m) for m in media]))
     # of both methods the score is a log-probability per token
     rows = [
