@@ -516,7 +516,7 @@ class Blip2Qformer(WithTower, BaseModel):
     def explain_text(
         self, samples: Mapping[str, Any], text: str | None, layer: int | None = None
     ) -> Explanation:
-        """The logit that a text (or else the own caption) fits, by its words."""
+        """The logits that the words of a text (or else of the own caption) fit; `score` is the whole text's."""
         said = text or ""
         if not said.strip():
             captions: Any = self.generate({self.MEDIA: samples[self.MEDIA]}, return_scores=True)
@@ -525,10 +525,10 @@ class Blip2Qformer(WithTower, BaseModel):
         with torch.no_grad():
             image_embeds = self.encode_image(samples[self.MEDIA])
 
-        def fits() -> torch.Tensor:
-            return self.match_logits(tokens, self.memorize(image_embeds))[:, 1]
+        def fits(rows: Tokens) -> torch.Tensor:
+            return self.match_logits(rows, self.memorize(image_embeds))[:, 1]
 
-        return heat_maps.explained_by_queries(self, self.Qformer.bert, said, layer, fits)
+        return heat_maps.explained_by_queries(self, self.Qformer.bert, said, tokens, layer, fits)
 
     # ------------------------------------------------------------------------------ retrieval
     @property

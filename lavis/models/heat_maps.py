@@ -7,13 +7,14 @@ patches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from lavis.common.gradcam import gradcam, patch_grid
 from lavis.models.outputs import Explanation
+from lavis.models.tokenizer import Tokens
 from lavis.nn.text import TextTransformer
 
 _FEW_LAYERS = 6  # that read the image; fewer are looked at together: no single one finds what all find
@@ -104,64 +105,41 @@ def explained_by_queries(
     model: Any,
     transformer: TextTransformer,
     text: str,
+    tokens: Tokens,
     layer: int | None,
-    score: Callable[[], torch.Tensor],
+    score: Callable[[Tokens], torch.Tensor],
 ) -> Explanation:
     """Maps of a text's words where queries read the image, and words only the queries (a Q-Former).
 
-    What a word has to do with a patch is followed through all layers by the rules of Chefer et al. 2021 ("Generic
-    Attention-model Explainability", arXiv 2103.15679, equations 5 to 10), in which each attention counts by its weight
-    times the positive gradient of the score. A word is relevant to a query that reads it, and that query's
-    cross-attention then looks at patches with the word in mind; and a word that reads a query takes over what it has
-    seen.
+    Every word changes what all queries look at, so that attention alone does not tell which of it is whose. Each word's
+    map is therefore that of the text in which only this word is read (between the first token and the last): Grad-CAM
+    on the queries' cross-attention, summed over them and over the layers that have one.
 
     Args:
-        model: has `config.num_query_token` queries, which stand before the text, and a `tokenizer`.
+        model: has a `tokenizer`.
         transformer: its queries' and text's.
+        tokens: of the text, (1, T).
         layer: whose cross-attention is looked at; None: all of them.
-        score: computes what is explained, (1,), by a forward pass.
+        score: of rows of tokens what is explained, (R,), by a forward pass.
 
     Raises:
         ValueError: no cross-attention in this layer; no word to explain.
     """
-    layers = list(transformer.encoder.layer)
-    crossing = [i for i, each in enumerate(layers) if each.crosses]
+    crossing = [i for i, each in enumerate(transformer.encoder.layer) if each.crosses]
     if layer is not None and layer not in crossing:
         named = ", ".join(map(str, crossing))
         raise ValueError(f"layer {layer} does not read the image; choose one of {named}")
-    reading = [each.attention for each in layers]
-    looking = [layers[i].crossattention for i in crossing]
-    maps, value = gradcam([*reading, *looking], score)  # type: ignore[list-item]
-    selves, looks = maps[: len(layers)], dict(zip(crossing, maps[len(layers) :], strict=True))
-    seen = _followed(selves, {i: each for i, each in looks.items() if layer in (None, i)})  # (Q + T, N)
-    queries = model.config.num_query_token
-    grid = patch_grid(seen[queries:])[:, None]  # (T, 1, g, g)
-    words, places = words_of(model.tokenizer, text, len(grid))
-    return explanation(words, [grid[place] for place in places], text, float(value.sum()))
-
-
-def _followed(selves: Sequence[torch.Tensor], looks: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """How relevant each image token is to each query and word, after all layers.
-
-    Args:
-        selves: of each layer's self-attention (1, Q + T, Q + T). looks: by layer, cross-attention's (1, Q, N).
-
-    Returns:
-        (Q + T, N).
-    """
-    tokens = selves[0].shape[-1]
-    own = torch.eye(tokens, device=selves[0].device)  # relevance of tokens (columns) to tokens (rows)
-    queries, width = next(iter(looks.values())).shape[1:]
-    seen = own.new_zeros(tokens, width)
-    for index, each in enumerate(selves):
-        seen = seen + each[0].float() @ seen
-        own = own + each[0].float() @ own
-        if index in looks:
-            others = own - torch.eye(tokens, device=own.device)
-            sums = others.sum(dim=1, keepdim=True)
-            weighed = torch.where(sums > 0, others / sums, 0.0) + torch.eye(tokens, device=own.device)
-            seen = seen + weighed[:queries].T @ looks[index][0].float()
-    return seen
+    words, places = words_of(model.tokenizer, text, tokens.ids.shape[1])
+    seen = tokens.mask.repeat(1 + len(words), 1)  # the whole text, then each word by itself
+    seen[1:, 1:-1] = False
+    for row, place in enumerate(places, start=1):
+        seen[row, place] = True
+    rows = Tokens(tokens.ids.expand(len(seen), -1), seen)
+    chosen = crossing if layer is None else [layer]
+    modules = [transformer.encoder.layer[i].crossattention for i in chosen]
+    maps, value = gradcam(modules, lambda: score(rows))  # type: ignore[arg-type]
+    heat = torch.stack(maps).float().sum(dim=(0, 2))[1:]  # (W, N), of layers (1 + W, Q, N)
+    return explanation(words, list(patch_grid(heat)[:, None, None]), text, float(value[0]))
 
 
 def words_of(tokenizer: Any, text: str, longest: int) -> tuple[list[str], list[list[int]]]:
