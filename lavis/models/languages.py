@@ -86,7 +86,14 @@ def language_model(description: Mapping[str, Any]) -> Any:
     if description.get("tie_word_embeddings") is False and head is not None and head.weight is words:
         # transformers 5 ties Flan-T5's head all the same, and unties it only in its own loader
         head.weight = nn.Parameter(torch.empty(words.shape, dtype=words.dtype).copy_(words.detach()))
+    if head is not None:
+        head.register_forward_pre_hook(_side_by_side)
     return model
+
+
+def _side_by_side(head: nn.Module, states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """States cut out of longer rows, copied: of a frozen head PyTorch would copy the matrix instead, at each call."""
+    return tuple(part.reshape(-1).view(part.shape) for part in states)
 
 
 def texts_of_ids(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
