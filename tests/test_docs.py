@@ -96,7 +96,8 @@ def test_recipes_and_models_in_the_pages_exist():
     recipes, zoo = set(recipe_names()), dict(model_zoo)
     for page in PAGES:
         for word in re.findall(
-            r"(?<![\w/.])((?:blip|albef|alpro|clip|gpt)[\w]*)/([\w-]+)", (DOCS / page).read_text()
+            r"(?<![\w/.])((?:blip|albef|alpro|clip|gpt)[\w]*)/([\w-]+(?:\.\d[\w-]*)*)",
+            (DOCS / page).read_text(),
         ):
             name, kind = word
             assert f"{name}/{kind}" in recipes or kind in zoo.get(name, ()), f"{page}: {name}/{kind}"
