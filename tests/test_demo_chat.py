@@ -167,6 +167,21 @@ def test_a_history_comes_back_as_it_went(limits: uploads.Limits) -> None:
     assert HistoryInput("history", "Conversation").check(Rounds("r", "R").placeholder(), limits) == ()
 
 
+def test_parts_of_models_by_option(instructed: Any, tmp_path: Any) -> None:
+    pytest.importorskip("gradio")
+    from lavis.app.demo.server import Options, _loader
+
+    spec = instructed.spec
+    offered = {"chat": models.choices(Chat, own=[spec])}
+    load_model = _loader(
+        Options(parts={"t5_model": {"dtype": "bfloat16"}}, device="cpu", precision="fp32"), offered
+    )
+    assert load_model(spec).model.language.dtype.itemsize == 2
+    assert load_model(ANSWERER)  # which has no such part
+    with pytest.raises(ValueError, match="--part t5_mdel: no model of the demo has such a part"):
+        _loader(Options(parts={"t5_mdel": {"source": "x"}}), offered)
+
+
 # ------------------------------------------------------------------------------------------ buttons
 class Waiting(Chat):
     """A page whose answers take until they are stopped."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lavis.cli import common
+from lavis.cli import common, options
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +28,7 @@ def demo(
             help="A checkpoint's folder (or <name>/<type>) to offer first, on pages that it fits. Repeatable.",
         ),
     ] = None,
+    part: options.Parts = None,
     max_models: Annotated[int, typer.Option(min=1, help="Models kept in memory.")] = 2,
     max_upload_mb: Annotated[
         float, typer.Option(min=0.1, help="Megabytes of an uploaded file, at most.")
@@ -54,7 +55,8 @@ def demo(
     device: Annotated[str, common.DEVICE] = "auto",
     precision: Annotated[str, common.PRECISION] = "auto",
 ) -> None:
-    """Try the models in the browser: captions, questions, search, heat maps, zero-shot classes, matching, clips.
+    """Try the models in the browser: captions, questions, conversations, search, heat maps, zero-shot classes,
+    matching, clips.
 
     Needs the extra `app`, for clips also `video`. It works offline with the small packaged models, and makes no
     connection to other machines (with --download only those that fetch weights). Pages of other sites can't use it.
@@ -71,7 +73,8 @@ def demo(
 
     serve(
         Options(
-            host=host, port=port, gallery=gallery, models=model or (), max_models=max_models,
+            host=host, port=port, gallery=gallery, models=model or (),
+            parts=common.read_parts(part) or {}, max_models=max_models,
             max_upload_mb=max_upload_mb, max_disk_mb=max_disk_mb, allow_hosts=allow_host or (), download=download,
             device=device, precision=precision, open_browser=open_browser,
         )

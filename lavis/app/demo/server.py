@@ -6,9 +6,9 @@ import socket
 import tempfile
 import warnings
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lavis.app.demo import privacy
 from lavis.app.demo.models import AWAY, Choice, Pool, choices
 from lavis.app.demo.page import Settings
 from lavis.app.demo.uploads import Limits
+from lavis.common.values import suggest
 
 FIRST_PORT, PORTS = 7860, 100
 
@@ -35,6 +36,9 @@ class Options:
     port: int | None = None
     gallery: Path | None = None
     models: Sequence[str] = ()
+    parts: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of models that have them, see `lavis.inference.load`
     max_models: int = 2
     max_upload_mb: float = 10
     max_disk_mb: float = 1000
@@ -158,6 +162,15 @@ def _check_all_used(models: Sequence[str], offered: dict[str, list[Choice]]) -> 
             raise ValueError(f"--model {spec}: no page of the demo can use it; {_can(spec)}")
 
 
+def _parts_of(spec: str) -> set[str]:
+    """The names of the parts of a model."""
+    from lavis.app.demo.models import architecture
+    from lavis.common.registry import registry
+
+    presets = getattr(registry.get_model_class(architecture(spec)), "PRESETS", {})
+    return {name for preset in presets.values() for name in preset.parts}
+
+
 def _can(spec: str) -> str:
     """What a model can do, for a message."""
     from lavis.app.demo.models import architecture
@@ -170,6 +183,10 @@ def _can(spec: str) -> str:
 
 def _loader(options: Options, offered: dict[str, list[Choice]]) -> Any:
     where = {choice.spec: choice.where for each in offered.values() for choice in each}
+    known = {name for spec in where for name in _parts_of(spec)} if options.parts else set()
+    for name in options.parts:
+        if name not in known:
+            raise ValueError(f"--part {name}: no model of the demo has such a part.{suggest(name, known)}")
 
     def load(spec: str) -> Any:
         from lavis.inference import load
@@ -179,7 +196,8 @@ def _loader(options: Options, offered: dict[str, list[Choice]]) -> Any:
                 f"The weights of {spec} are not on this machine; start the demo with `lavis demo --download` to fetch "
                 "them, or choose another model"
             )
-        return load(spec, device=options.device, precision=options.precision)
+        own = {name: part for name, part in options.parts.items() if name in _parts_of(spec)}
+        return load(spec, device=options.device, precision=options.precision, parts=own or None)
 
     return load
 
