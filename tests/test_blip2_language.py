@@ -235,3 +235,12 @@ def test_the_matrix_of_a_frozen_head_is_not_copied(rows):
     views = (torch.ops.aten.t.default, torch.ops.aten.detach.default)
     matrix = model.lm_head.weight.numel()
     assert made and not [func for func, size in made if size >= matrix and func not in views]
+
+
+def test_a_model_without_vicuna_says_so_before_anything_is_fetched(monkeypatch):
+    monkeypatch.delenv("LAVIS_VICUNA", raising=False)
+    monkeypatch.setattr("lavis.models.loading.locate", lambda *a, **k: pytest.fail("fetched"))
+    with pytest.raises(
+        ValueError, match=r"--part llm_model=FOLDER .* checkpoint='Salesforce/instructblip-vicuna-7b'"
+    ):
+        load_model("blip2_vicuna_instruct", "vicuna7b")

@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="Show only models whose name holds this.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Show only models whose <name>/<type> holds this.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List models, their types, where the weights are, and under which licence; with --json also what they can do.
@@ -50,10 +52,10 @@ def models(
 
     rows = []
     for arch in registry.list_models():
-        if name is not None and name not in arch:
-            continue
         model_class = registry.get_model_class(arch)
         for model_type, preset in model_class.PRESETS.items():
+            if name is not None and name not in f"{arch}/{model_type}":
+                continue
             row = {"model": f"{arch}/{model_type}", **_preset(preset), "can": abilities(model_class)}
             row["commercial"] = commercial(preset, model_type)
             rows.append(row)

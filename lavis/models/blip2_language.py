@@ -805,6 +805,25 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
         return self.words
 
     @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
+        """As of the others; that nothing says where Vicuna lies is said before the other weights are fetched."""
+        named = (
+            cls.LANGUAGE in cfg or cls.LANGUAGE in (cfg.get("parts") or {}) or os.environ.get("LAVIS_VICUNA")
+        )
+        preset = cls.PRESETS.get(str(cfg.get("model_type")))
+        if not named and preset is not None and cls.source_of(cfg)[1] == preset.pretrained:
+            whole = (
+                f", or take all of it from the hub with checkpoint={preset.elsewhere!r}"
+                if preset.elsewhere
+                else ""
+            )
+            raise ValueError(
+                f"the weights of {cls.registered_name} {cfg['model_type']} are without Vicuna. Name its folder with "
+                f"parts={{'llm_model': FOLDER}}, --part llm_model=FOLDER or LAVIS_VICUNA=FOLDER{whole}"
+            )
+        return super().from_config(cfg)
+
+    @classmethod
     def from_file(
         cls,
         config: Any,
