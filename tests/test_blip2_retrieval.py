@@ -48,6 +48,23 @@ def test_scores_equal_the_originals(tmp_path, name):
         np.testing.assert_allclose(scores, wanted[key], rtol=2e-5, atol=2e-5)
 
 
+def test_clips_image_encoder_is_used_alike(tmp_path):
+    """Every pair is scored with k_test as large as the gallery; maps leave its class token out."""
+    described = reference.manifest("clip_l")
+    model = reference.build(described, reference.write(described, tmp_path / "model.pth"))
+    texts = [*INPUTS["texts"], *INPUTS["same"]]
+    i2t, t2i = model.compute_sim_matrix(Gallery(images(), texts), task_cfg={"k_test": 9})
+    np.testing.assert_array_equal(t2i, i2t.T)
+    states = model.encode_image(images()).detach()
+    for i in range(2):
+        for t, text in enumerate(texts):
+            tokens = model.tokenizer(text, return_tensors="pt", max_length=35, truncation=True)
+            fits = model.compute_itm(states[i : i + 1], tokens.input_ids, tokens.attention_mask)
+            cosine = similarities(model.embed_queries(images()[i : i + 1]), model.embed_texts([text]))
+            assert i2t[i, t] == pytest.approx(float(fits + cosine), abs=1e-4)
+    assert model.explain_text({"image": images(1)}, texts[0]).whole.shape == (4, 4)
+
+
 @pytest.mark.parametrize("k_test", [1, 2, 16])
 def test_scores_equal_the_plain_way(k_test):
     model = random_model("blip2_image_text_matching", max_txt_len=35)
