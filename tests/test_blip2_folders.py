@@ -356,6 +356,12 @@ def test_convert_both_ways(official, tmp_path, capsys, kind):
     assert main(half) == 0
     small, large = ((tmp_path / f / "model.safetensors").stat().st_size for f in ("half", "theirs"))
     assert small < 0.6 * large
+    smaller = ["--part", f"{model.LANGUAGE}=dtype=bfloat16", "--part", "visual_encoder=dtype=bfloat16"]
+    for form in ("lavis", "transformers"):
+        command = ["convert", str(tmp_path / "theirs"), "--to", form, "--out", str(tmp_path / form)]
+        assert main([*command, "--whole", *smaller]) == 0
+        state = load_file(tmp_path / form / "model.safetensors")
+        assert {t.dtype for t in state.values()} >= {torch.float32, torch.bfloat16}
     assert main(["convert", str(tmp_path / "ours"), "--to", "elsewhere"]) == 2
     assert "it must be lavis, transformers or official" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lavis.cli import common
+from lavis.cli import common, options
 from lavis.common.files import is_file, to_line
 
 
@@ -66,6 +66,7 @@ def convert(
     merge: Annotated[
         bool, typer.Option("--merge", help="Add adapters (LoRA) to the weights and write these as a whole.")
     ] = False,
+    part: options.Parts = None,
 ) -> None:
     """Convert a checkpoint to config.json and model.safetensors, to a folder of transformers, or to an official file.
 
@@ -77,6 +78,7 @@ def convert(
       lavis convert official.pt --model NAME/TYPE --out my_model --half
       lavis convert organisation/repository --model NAME/TYPE --out my_model
       lavis convert official.pth --model NAME/TYPE --to transformers --out my_model
+      lavis convert official.pth --model NAME/TYPE --part llm_model=models/vicuna-7b --whole --out my_model
       lavis convert open_clip_pytorch_model.bin --model NAME/TYPE --activation gelu --out my_model
     """
     from lavis.inference import split_model
@@ -98,7 +100,8 @@ def convert(
             f"which model are the weights {common.shortened(source)} of? Name it: --model NAME/TYPE (see "
             "`lavis models`)"
         )
-    done = run(source, out, name, model_type, half, for_training, activation, whole, merge, form)
+    parts = common.read_parts(part)
+    done = run(source, out, name, model_type, half, for_training, activation, whole, merge, form, parts)
     summary = {
         "out": str(out), "model": done.arch + (f"/{done.model_type}" if done.model_type else ""),
         "tensors": done.tensors, "bytes": done.bytes, "half": done.half,

@@ -107,7 +107,8 @@ def convert(
             again = cls.from_file(config, folder / OFFICIAL_NAME, parts=PartSettings(parts))
             again.model_type = model_type
         else:
-            again = load_model(str(folder), for_training=for_training)
+            formats = {part: {"dtype": known.dtype} for part, known in parts.items() if known.dtype}
+            again = load_model(str(folder), for_training=for_training, parts=formats or None)
         kept = {key: tensor for key, tensor in before.items() if key not in left_out}
         after = {key: tensor for key, tensor in _state(again).items() if key not in left_out}
         largest = _compare(kept, after, half, folder)

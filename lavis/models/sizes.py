@@ -119,7 +119,8 @@ def _smaller(model: nn.Module, parts: Mapping[str, Part], sizes: Mapping[str, in
         return ""
     size = whole - sum(sizes[name] // 2 for name in large)
     given = ", ".join(f"{name!r}: {{'dtype': 'bfloat16'}}" for name in large)
-    return f" With parts={{{given}}} they take {memory.shown(size)}"
+    command = " ".join(f"--part {name}=dtype=bfloat16" for name in large)
+    return f" With parts={{{given}}} (in a command {command}) they take {memory.shown(size)}"
 
 
 def _bytes(module: nn.Module, meta: bool | None = None) -> int:
