@@ -11,7 +11,6 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,9 +20,9 @@ from lavis.common.registry import registry
 from lavis.models.base import BaseModel, Output, inference
 from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer, WithTower
 from lavis.models.checkpoints import read_json
+from lavis.models.configs import Preset
 from lavis.models.languages import language_model, language_tokenizer, texts_of_ids
 from lavis.models.lemmas import lemmatized, lemmatizer
-from lavis.models.loading import PartSettings
 from lavis.models.outputs import Texts
 from lavis.models.parts import Sources, building
 from lavis.models.samples import media_of, require, texts_of
@@ -87,11 +86,8 @@ class Blip2Language(WithTower, BaseModel):
     PROJECTION: ClassVar[str]
     INSTRUCT: ClassVar[bool] = False
     ENCODES: ClassVar[bool] = False
-    REPLIES: ClassVar[Mapping[str, Any]] = {
-        "num_beams": 5,
-        "max_length": 30,
-        "min_length": 1,
-    }  # as in `generate`
+    # options of `reply`, the defaults of `generate`
+    REPLIES: ClassVar[Mapping[str, Any]] = {"num_beams": 5, "max_length": 30, "min_length": 1}
 
     config: Any
 
@@ -743,15 +739,13 @@ class Blip2VicunaInstruct(Instruct, Blip2Language):
     PRETRAINED_RULES = RULES
 
     @classmethod
-    def from_file(
-        cls, config: Any, path: Path, rules: Any = None, name: str | None = None, activation: str | None = None,
-        parts: PartSettings | None = None,
-    ) -> BaseModel:  # fmt: skip
-        """As of the others; where nothing names Vicuna's folder, the environment's LAVIS_VICUNA does."""
-        folder, known = os.environ.get("LAVIS_VICUNA"), (parts or PartSettings()).preset.get(cls.LANGUAGE)
-        if parts is not None and folder and known is not None and known.source is None:
-            parts = replace(parts, preset={**parts.preset, cls.LANGUAGE: replace(known, source=folder)})
-        return super().from_file(config, path, rules, name, activation, parts)
+    def preset(cls, model_type: str) -> Preset:
+        """As of the others; where it names no folder of Vicuna, the environment's LAVIS_VICUNA does."""
+        found, folder = super().preset(model_type), os.environ.get("LAVIS_VICUNA")
+        part = found.parts[cls.LANGUAGE]
+        if part.source is not None or not folder:
+            return found
+        return replace(found, parts={**found.parts, cls.LANGUAGE: replace(part, source=folder)})
 
     def _rows(self, texts: Sequence[str], most: int | None = None, cut: str = "right") -> list[list[int]]:
         # the original made the end token that of beginnings, too
