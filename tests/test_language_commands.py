@@ -18,6 +18,7 @@ from lavis.inference import RankedLabels, load
 from lavis.inference.answering import Answerer
 from lavis.inference.dialogue import Conversation
 from lavis.inference.protocols import Answers, Chats, Prompted, Ranks, Writes, lacking
+from lavis.models import build_model, load_model
 from tests.helpers import blip2_reference as reference
 
 KINDS = ("opt", "t5", "t5_instruct", "vicuna_instruct")
@@ -213,6 +214,18 @@ def test_a_missing_language_model_names_the_option(
     file = reference.write(described, tmp_path / "model.pth")
     code, _, said = run("caption", photos, "--model", "blip2_vicuna_instruct/vicuna7b", "--checkpoint", file)
     assert code == 2 and "the part 'llm_model'" in said and "--part llm_model=PATH" in said
+
+
+def test_the_environment_names_vicuna_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = reference.manifest("vicuna_instruct")
+    file = reference.write(described, tmp_path / "model.pth")
+    folder = str(reference.write_language_model(described, tmp_path / "vicuna"))
+    section = {"arch": "blip2_vicuna_instruct", "model_type": "vicuna7b", **reference.sizes_of(described)}
+    monkeypatch.setenv("LAVIS_VICUNA", folder)
+    assert build_model({**section, "weights": str(file)}).parts["llm_model"].source == folder
+    # beside a checkpoint, too: what is looked for next is the image encoder of this type's size
+    with pytest.raises(OSError, match="its part 'visual_encoder'"):
+        load_model("blip2_vicuna_instruct", "vicuna7b", checkpoint=file)
 
 
 def test_number_formats_of_parts(folders: Any, photos: Path, run: Callable[..., Ran]) -> None:

@@ -167,7 +167,8 @@ _BUILDERS = {
 _FAMILIES_MODELS = _rows(
     ("lavis.models.blip2:Blip2Qformer", "Blip2Base"),
     ("lavis.models.blip2", "Blip2ITM Blip2Qformer"),
-    ("lavis.models.blip2_language", "Blip2OPT Blip2T5 Blip2T5Instruct Blip2VicunaInstruct"),
+    ("lavis.models.blip2_language", "Blip2OPT Blip2T5"),
+    ("lavis.models.instructblip", "Blip2T5Instruct Blip2VicunaInstruct"),
     (X_INSTRUCT, "Blip2VicunaXInstruct"),
     (DIFFUSION, "BlipDiffusion"),
     (IMG2LLM, "Img2PromptVQA"),
@@ -458,9 +459,9 @@ TABLE: dict[str, Rows] = {
     "lavis.models.blip2_models.blip2_opt": _rows(("lavis.models.blip2_language", "Blip2OPT")),
     "lavis.models.blip2_models.blip2_qformer": _rows(("lavis.models.blip2", "Blip2Qformer")),
     "lavis.models.blip2_models.blip2_t5": _rows(("lavis.models.blip2_language", "Blip2T5")),
-    "lavis.models.blip2_models.blip2_t5_instruct": _rows(("lavis.models.blip2_language", "Blip2T5Instruct")),
+    "lavis.models.blip2_models.blip2_t5_instruct": _rows(("lavis.models.instructblip", "Blip2T5Instruct")),
     "lavis.models.blip2_models.blip2_vicuna_instruct": _rows(
-        ("lavis.models.blip2_language", "Blip2VicunaInstruct")
+        ("lavis.models.instructblip", "Blip2VicunaInstruct")
     ),
     "lavis.models.eva_vit": _rows(("lavis.nn.vit", "VisionTransformer"), (TIMM, "*")),
     "lavis.models.blip_models": _rows(

@@ -6,8 +6,6 @@ B images, F frames of a video, R = B·G rows of text, Q queries, T tokens, W wid
 
 from __future__ import annotations
 
-import os
-import string
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,28 +22,28 @@ from lavis.models.blip2 import OFFICIAL, Blip2Config, Blip2Qformer, WithTower
 from lavis.models.checkpoints import Rules, StateDict, read_json
 from lavis.models.languages import language_model, language_tokenizer, texts_of_ids
 from lavis.models.lemmas import lemmatized, lemmatizer
-from lavis.models.loading import PartSettings
 from lavis.models.outputs import Texts
 from lavis.models.parts import Sources, building
+from lavis.models.prompts import (
+    INSTRUCTED,
+    PLAIN,
+    SHORT_ANSWER,
+    asked,
+    check_places,
+    in_dialogue,
+    prompts_of,
+    with_words,
+)
 from lavis.models.samples import media_of, require, texts_of
 from lavis.models.tokenizer import Tokens
 from lavis.nn import generation
 from lavis.nn.causal_lm import CausalDecoding, Decoding, EncoderDecoding, positions
-from lavis.nn.finite import check_finite
 from lavis.nn.generation import GenerationOptions
 from lavis.nn.losses import IGNORE, language_modelling_loss
 from lavis.nn.qformer import QueryReader
 
-CONTEXTS = {  # what samples may hold beside a question, and how it is put before the prompt
-    "context": "context: {}. {}",
-    "history": "dialog history: {}\n{}",
-    "caption": 'This image has the caption "{}". {}',
-}
-TURN = ("Question: {} Answer:", "{}.")  # of BLIP-2's conversations, in the original's notebook
 # a language model's own file: tables that are no weights, and a bias that T5 never reads
 LANGUAGE_FILE = Rules(drop=("*.rotary_emb.inv_freq", "*.EncDecAttention.relative_attention_bias.weight"))
-OCR_TOKENS = 30  # words read in an image that a prompt names at most
-SHORT_ANSWER = "Question: {} Short answer:"  # of the original's evaluations
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,8 @@ class Blip2Language(WithTower, BaseModel):
     PROJECTION: ClassVar[str]
     INSTRUCT: ClassVar[bool] = False
     ENCODES: ClassVar[bool] = False
-    REPLIES: ClassVar[Mapping[str, Any]] = {
-        "num_beams": 5,
-        "max_length": 30,
-        "min_length": 1,
-    }  # as in `generate`
+    # options of `reply`, the defaults of `generate`
+    REPLIES: ClassVar[Mapping[str, Any]] = {"num_beams": 5, "max_length": 30, "min_length": 1}
 
     PART_RULES: ClassVar[Mapping[str, tuple[Rules, ...]]] = {
         **WithTower.PART_RULES, **dict.fromkeys(("opt_model", "t5_model", "llm_model"), (LANGUAGE_FILE,)),
@@ -210,8 +205,10 @@ class Blip2Language(WithTower, BaseModel):
         if instruction is not None:  # a frame's rows are side by side: (B·F·G, T)
             each = (part.unflatten(0, (len(memory) // frames, 1, -1)) for part in instruction)  # (B, 1, G, T)
             ids, mask = (part.expand(-1, frames, -1, -1).flatten(0, 2) for part in each)
-        states = self.Qformer.bert(ids, queries=self.query_tokens, mask=mask, memory=memory)
-        found = self.get_submodule(self.PROJECTION)(states[:, : self.config.num_query_token])
+        states = self.Qformer.bert(
+            ids, queries=self.query_tokens, mask=mask, memory=memory, only_queries=True
+        )
+        found = self.get_submodule(self.PROJECTION)(states)
         found = found.unflatten(0, (len(memory) // frames, frames, -1))  # (B, F, G, Q, W)
         return found.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
@@ -242,17 +239,7 @@ class Blip2Language(WithTower, BaseModel):
 
     def _prompts(self, samples: Mapping[str, Any], images: int) -> list[str]:
         """Prompts of the samples or the model's own, G for each image; "{}" becomes the words that were read in it."""
-        prompt = samples.get("prompt", self.prompt)
-        prompts = [prompt] * images if isinstance(prompt, str) else list(prompt)
-        if not prompts or len(prompts) % images:
-            raise ValueError(
-                f"there are {len(prompts)} prompts for {images} images; give one, or the same number for each"
-            )
-        if samples.get("ocr_tokens") is not None and "{}" in prompts[0]:
-            words = samples["ocr_tokens"]
-            each = len(prompts) // images
-            prompts = [p.format(", ".join(words[i // each][:OCR_TOKENS])) for i, p in enumerate(prompts)]
-        return prompts
+        return with_words(samples, prompts_of(samples.get("prompt", self.prompt), images), images)
 
     # ------------------------------------------------------------------------------ training
     def forward(self, samples: Mapping[str, Any]) -> LanguageOutput:
@@ -404,7 +391,7 @@ class Blip2Language(WithTower, BaseModel):
             length_penalty = -1.0 if self.ENCODES else 0.0
         samples = self._seen(samples)
         media = media_of(samples, self.MEDIA)
-        questions = self._questions(samples, texts_of(samples, len(media)), prompt)
+        questions = asked(samples, texts_of(samples, len(media)), prompt)
         lemmas = self.config.apply_lemmatizer or bool(samples.get("apply_lemmatizer"))
         if lemmas:
             lemmatizer()  # that it lacks is said before anything is written
@@ -421,25 +408,6 @@ class Blip2Language(WithTower, BaseModel):
         )
         return self._write(samples, questions, options, None if self.ENCODES else self.max_txt_len)
 
-    @staticmethod
-    def _questions(samples: Mapping[str, Any], questions: list[str], prompt: str) -> list[str]:
-        """Questions in a prompt's places."""
-        if not prompt:
-            return questions
-        if prompt.count("{}") != 2:
-            return [prompt.format(question) for question in questions]
-        out = []
-        for i, question in enumerate(questions):
-            if samples.get("choices") is not None:
-                choices = (
-                    f"({letter}) {c}" for letter, c in zip(string.ascii_lowercase, samples["choices"][i])
-                )
-                out.append(prompt.format(question, " ".join(choices)))
-            else:
-                require(samples, ("ocr_tokens",), "words read in each image, for the prompt's first place")
-                out.append(prompt.format(", ".join(samples["ocr_tokens"][i][:OCR_TOKENS]), question))
-        return out
-
     # ------------------------------------------------------------ abilities, see `lavis.inference.protocols`
     @property
     def question_prompt(self) -> str:
@@ -451,18 +419,7 @@ class Blip2Language(WithTower, BaseModel):
         Raises:
             ValueError: it has another number of places.
         """
-        try:
-            found = [field for field in string.Formatter().parse(prompt) if field[1] is not None]
-        except ValueError:
-            found = []
-        plain = all(name == spec == "" and not conversion for _, name, spec, conversion in found)
-        if prompt.count("{}") != places or (places and (len(found) != places or not plain)):
-            right = (
-                'one "{}", the place of the question, as in "Question: {} Short answer:"'
-                if places
-                else 'no "{}", which stands for words read in each image (samples["ocr_tokens"])'
-            )
-            raise ValueError(f"the prompt {prompt[:200]!r} should have {right}")
+        check_places(prompt, places)
 
     def check_dialogue(self, caption: str | None, candidates: Sequence[str] | None) -> None:
         """
@@ -483,18 +440,9 @@ class Blip2Language(WithTower, BaseModel):
         samples = self._seen(samples)
         history, question = samples["dialog"][0], texts_of(samples, 1)[0]
         caption = (samples.get("caption") or [""])[0]
-        form = samples.get("prompt") or ("{}" if self.INSTRUCT else TURN[0])
-        prompt = form.format(question)
-        if history and self.INSTRUCT:
-            rounds = " ".join(f"{asked} {answered.rstrip('.')}." for asked, answered in history)
-            prompt = CONTEXTS["history"].format(rounds, prompt)
-        elif history:
-            rounds = " ".join(
-                " ".join(TURN).format(asked, answered.rstrip(".")) for asked, answered in history
-            )
-            prompt = f"{rounds} {prompt}"
-        if caption:
-            prompt = CONTEXTS["caption"].format(caption, prompt)
+        prompt = in_dialogue(
+            question, history, caption, samples.get("prompt"), INSTRUCTED if self.INSTRUCT else PLAIN
+        )
         seen = {self.MEDIA: media_of(samples, self.MEDIA)}
         if candidates is not None:
             self.check_dialogue(caption, candidates)
@@ -609,254 +557,3 @@ class Blip2T5(WithT5, Blip2Language):
     registered_name = "blip2_t5"
     TRANSFORMERS = (blip2_folders.WRITES, "t5")
     FOREIGN_RULES = (blip2_folders.rules(blip2_folders.WRITES, "t5_model", "t5_proj"),)
-
-
-class Instruct:
-    """What InstructBLIP's models share: the Q-Former reads the instruction; answers are written like any text."""
-
-    INSTRUCT = True
-    REPLIES: ClassVar[Mapping[str, Any]] = {
-        "num_beams": 5, "max_length": 256, "min_length": 1, "repetition_penalty": 1.5
-    }  # fmt: skip
-
-    def generate(
-        self, samples: Mapping[str, Any], use_nucleus_sampling: bool = False, num_beams: int = 5, max_length: int = 256,
-        min_length: int = 1, top_p: float = 0.9, repetition_penalty: float = 1.5, length_penalty: float = 1.0,
-        num_captions: int = 1, temperature: float = 1.0, **more: Any,
-    ) -> Any:  # fmt: skip
-        """As `Blip2Language.generate`, with InstructBLIP's defaults."""
-        return super().generate(  # type: ignore[misc]
-            samples, use_nucleus_sampling, num_beams, max_length, min_length, top_p, repetition_penalty,
-            length_penalty, num_captions, temperature, **more,
-        )  # fmt: skip
-
-    def _answer(
-        self, samples: Mapping[str, Any], questions: list[str], num_beams: int, max_len: int, min_len: int,
-        length_penalty: float,
-    ) -> Texts:  # fmt: skip
-        found: Texts = self.generate(
-            {**samples, "prompt": questions}, num_beams=num_beams, max_length=max_len, min_length=min_len,
-            length_penalty=length_penalty, return_scores=True,
-        )  # fmt: skip
-        return found
-
-    @inference
-    def predict_class(
-        self,
-        samples: Mapping[str, Any],
-        candidates: Sequence[str] | Sequence[Sequence[str]],
-        n_segments: int = 1,
-        return_scores: bool = False,
-    ) -> torch.Tensor | list[torch.Tensor] | tuple[Any, Any]:
-        """Rank candidates by the probability that the language model writes them.
-
-        Args:
-            samples: `image` (B, 3, h, w) or videos; `prompt`, whose place "{}" takes the image's `text_input`; before
-                it come, an entry for each image, `context`, `history` (of a dialogue) and `caption`.
-            candidates: C texts, or for each image a list of its own.
-            n_segments: in how many parts the candidates are read; it changes no result.
-            return_scores: also give each candidate's log-probability.
-
-        Returns:
-            Places of the candidates, best first: (B, C); a list of tensors where images have different numbers of them.
-            With scores a pair of these and the log-probabilities, in the candidates' order.
-        """
-        model: Any = self
-        samples = model._seen(samples)
-        media = media_of(samples, model.MEDIA, model.device)
-        prompts = _with_context(samples, model._prompts(samples, len(media)))
-        shared = isinstance(candidates[0], str)
-        lists = [candidates] * len(prompts) if shared else candidates
-        if len(lists) != len(prompts):
-            raise ValueError(
-                f"there are {len(lists)} lists of candidates for {len(prompts)} prompts; give one for each"
-            )
-        decoding, first = model.begin(model.prefix(media, model.instruction(prompts)), prompts)
-        counts = [len(own) for own in lists]
-        rows = [row for own in lists for row in model.candidate_rows(list(own))]
-        items = torch.arange(len(lists), device=model.device).repeat_interleave(
-            torch.tensor(counts, device=model.device)
-        )
-        tokens = model._padded(rows)
-        logs = decoding.log_probabilities(first, tokens.ids, tokens.mask, items)
-        check_finite(logs, kind="candidate")
-        found = list(logs.split(counts))
-        scores: Any = torch.stack(found) if len({len(row) for row in found}) == 1 else found
-        if isinstance(scores, list):
-            ranks: Any = [row.argsort(descending=True, stable=True) for row in scores]
-        else:
-            ranks = scores.argsort(dim=1, descending=True, stable=True)
-        return (ranks, scores) if return_scores else ranks
-
-    def predict_answers(
-        self, samples: Mapping[str, Any], num_beams: int = 5, inference_method: str = "generate", max_len: int = 10,
-        min_len: int = 1, num_ans_candidates: int = 128, answer_list: Sequence[str] | None = None, prompt: str = "",
-        length_penalty: float | None = None, *, return_scores: bool = False, **unused: Any,
-    ) -> Any:  # fmt: skip
-        """As `Blip2Language.predict_answers`; "rank" chooses the likeliest of `answer_list`, all of which are read."""
-        if inference_method != "rank":
-            return super().predict_answers(  # type: ignore[misc]
-                samples, num_beams, inference_method, max_len, min_len, num_ans_candidates, answer_list, prompt,
-                length_penalty, return_scores=return_scores, **unused,
-            )  # fmt: skip
-        if not answer_list:
-            raise ValueError(
-                "there is no answer_list to choose from; give one, or inference_method='generate'"
-            )
-        model: Any = self
-        samples = model._seen(samples)
-        media = media_of(samples, model.MEDIA)
-        questions = model._questions(samples, texts_of(samples, len(media)), prompt)
-        found = self.chosen({model.MEDIA: media}, questions, [list(answer_list)] * len(questions))
-        return found if return_scores else found.texts
-
-    def chosen(
-        self, samples: Mapping[str, Any], prompts: Sequence[str], candidates: Sequence[Sequence[str]]
-    ) -> Texts:
-        """Of the candidates of each prompt the likeliest; its score is its probability among them."""
-        ranks, scores = self.predict_class(
-            {**samples, "prompt": list(prompts)}, candidates, return_scores=True
-        )
-        best = [int(row[0]) for row in ranks]
-        return Texts(
-            [own[place] for own, place in zip(candidates, best, strict=True)],
-            [float(row[place]) for row, place in zip(scores, best, strict=True)],
-            [float(row.softmax(dim=0)[place]) for row, place in zip(scores, best, strict=True)],
-        )
-
-
-def _with_context(samples: Mapping[str, Any], prompts: list[str]) -> list[str]:
-    """Prompts with their questions, and what comes before them."""
-    if samples.get("text_input") is not None:
-        questions = texts_of(samples, len(prompts))
-        prompts = [prompt.format(question) for prompt, question in zip(prompts, questions)]
-    for key, form in CONTEXTS.items():
-        given = samples.get(key)
-        if given is not None and given[0] != "":
-            prompts = [form.format(text, prompt) for text, prompt in zip(given, prompts)]
-    return prompts
-
-
-@registry.register_model("blip2_t5_instruct")
-class Blip2T5Instruct(Instruct, WithT5, Blip2Language):
-    """InstructBLIP with Flan-T5."""
-
-    registered_name = "blip2_t5_instruct"
-    TRANSFORMERS = (blip2_folders.INSTRUCTED, "t5")
-    FOREIGN_RULES = (blip2_folders.rules(blip2_folders.INSTRUCTED, "t5_model", "t5_proj"),)
-
-    def forward(self, samples: Mapping[str, Any]) -> LanguageOutput:
-        """As of the others; samples may hold `few_shot_samples`, see `prepare_few_shot_embeds`."""
-        examples = samples.get("few_shot_samples")
-        embeds, mask = (None, None) if examples is None else self.prepare_few_shot_embeds(examples)
-        if embeds is None or mask is None:
-            return super().forward(samples)
-        media = media_of(self._seen(samples), self.MEDIA, self.device)
-        if len(embeds) != len(media):
-            raise ValueError(f"there are examples for {len(embeds)} images, and {len(media)} images")
-        read, written = (texts_of(samples, len(media), key) for key in ("text_input", "text_output"))
-        return LanguageOutput(loss=self._loss(media, read, written, (embeds, mask)))
-
-    def prepare_few_shot_embeds(
-        self, samples: Sequence[Mapping[str, Any]]
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Examples that are read before an image: n of each, an image and its text one after another.
-
-        n is drawn for the whole batch: 0 with probability 1 - few_shot_prob, else 1 to num_few_shot_examples alike.
-
-        Args:
-            samples: for each image of the batch its examples: `image`, at least num_few_shot_examples of (3, h, w);
-                `text_input`, as many texts.
-
-        Returns:
-            embeddings (B, n·(Q + T), W) and their mask; None and None where n is 0.
-        """
-        most, chance = self.config.num_few_shot_examples, self.config.few_shot_prob
-        if most < 1 or chance <= 0 or float(torch.rand(())) >= chance:
-            return None, None
-        count = int(torch.randint(1, most + 1, ()))
-        for each in samples:
-            require(each, ("image", "text_input"), "examples, images and their texts")
-            if min(len(each["image"]), len(each["text_input"])) < count:
-                raise ValueError(
-                    f"few_shot_samples has {len(each['image'])} images and {len(each['text_input'])} texts of an item; "
-                    f"num_few_shot_examples is {most}"
-                )
-        images = torch.stack([each["image"][i] for each in samples for i in range(count)]).to(self.device)
-        texts = [each["text_input"][i] for each in samples for i in range(count)]
-        embeds, mask = (part.unflatten(0, (-1, count)).flatten(1, 2) for part in self._read(images, texts))
-        return embeds, mask
-
-
-@registry.register_model("blip2_vicuna_instruct")
-class Blip2VicunaInstruct(Instruct, Blip2Language):
-    """InstructBLIP with Vicuna, a decoder-only language model."""
-
-    registered_name = "blip2_vicuna_instruct"
-    LANGUAGE, PROJECTION = "llm_model", "llm_proj"
-    RULES = replace(OFFICIAL, external=("visual_encoder.*", "llm_model.*"), drop=("*.rotary_emb.inv_freq",))
-    PRETRAINED_RULES = RULES
-    TRANSFORMERS = (blip2_folders.INSTRUCTED, "llama")
-    FOREIGN_RULES = (blip2_folders.rules(blip2_folders.INSTRUCTED, LANGUAGE, PROJECTION),)
-
-    @property
-    def llm_tokenizer(self) -> Any:
-        """The language model's tokenizer, under the original's name."""
-        return self.words
-
-    @classmethod
-    def from_config(cls, cfg: Mapping[str, Any]) -> BaseModel:
-        """As of the others; that nothing says where Vicuna lies is said before the other weights are fetched."""
-        named = (
-            cls.LANGUAGE in cfg or cls.LANGUAGE in (cfg.get("parts") or {}) or os.environ.get("LAVIS_VICUNA")
-        )
-        preset = cls.PRESETS.get(str(cfg.get("model_type")))
-        if not named and preset is not None and cls.source_of(cfg)[1] == preset.pretrained:
-            whole = (
-                f", or take all of it from the hub with checkpoint={preset.elsewhere!r}"
-                if preset.elsewhere
-                else ""
-            )
-            raise ValueError(
-                f"the weights of {cls.registered_name} {cfg['model_type']} are without Vicuna. Name its folder with "
-                f"parts={{'llm_model': FOLDER}}, --part llm_model=FOLDER or LAVIS_VICUNA=FOLDER{whole}"
-            )
-        return super().from_config(cfg)
-
-    @classmethod
-    def from_file(
-        cls,
-        config: Any,
-        path: Path,
-        rules: Rules | None = None,
-        name: str | None = None,
-        activation: str | None = None,
-        parts: PartSettings | None = None,
-    ) -> BaseModel:
-        """As of the others; where nothing names Vicuna's folder, the environment's LAVIS_VICUNA does."""
-        if parts is not None:
-            parts = parts.with_default("llm_model", os.environ.get("LAVIS_VICUNA"))
-        return super().from_file(config, path, rules, name, activation, parts)
-
-    def _rows(self, texts: Sequence[str], most: int | None = None, cut: str = "right") -> list[list[int]]:
-        # the original made the end token that of beginnings, too
-        end = self.language.config.eos_token_id
-        return [[end, *row[1:]] for row in super()._rows(texts, most, cut)]
-
-    def _loss(self, media: torch.Tensor, read: list[str], written: list[str]) -> torch.Tensor:
-        end = self.language.config.eos_token_id
-        instructions = self._rows(read, self.max_txt_len, "left")
-        answers = [[*row[1:], end][: self.max_output_txt_len - 1] for row in self._rows(written)]
-        tokens = self._padded([a + b for a, b in zip(instructions, answers)])
-        labels = tokens.ids.masked_fill(~tokens.mask, IGNORE)
-        for row, instruction in zip(labels, instructions):
-            row[: len(instruction)] = IGNORE
-        return self._causal_loss(self.prefix(media, self.instruction(read)), tokens, labels)
-
-    def candidate_rows(self, candidates: list[str]) -> list[list[int]]:
-        """Tokens of candidates, without beginnings and ends."""
-        return [row[1:] for row in self._rows(candidates)]
-
-    def special_ids(self) -> tuple[int, int, int]:
-        config = self.language.config
-        return config.bos_token_id, config.eos_token_id, config.eos_token_id

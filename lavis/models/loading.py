@@ -79,13 +79,6 @@ class PartSettings:
                 known[name] = replace(known[name], sha256=None)
         return {name: replace(part, sha256=None) for name, part in kept.items()}, known
 
-    def with_default(self, name: str, source: str | None) -> PartSettings:
-        """The same with a source for a part of which the model type names none."""
-        part = self.preset.get(name)
-        if not source or part is None or part.source is not None:
-            return self
-        return replace(self, preset={**self.preset, name: replace(part, source=source)})
-
 
 # ------------------------------------------------------------------------------------------ files
 def from_file(
