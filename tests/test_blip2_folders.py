@@ -176,6 +176,28 @@ def test_descriptions_that_do_not_fit_are_refused(published, tmp_path, change, m
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("name", ["blip2_opt", "blip2_t5_instruct", "blip2_vicuna_instruct"])
+def test_descriptions_as_older_versions_wrote_them(published, tmp_path, name):
+    """With options of generation, of training and of saving in every section; in another format than is loaded."""
+    folder = shutil.copytree(published(name), tmp_path / "old")
+    description = json.loads((folder / "config.json").read_text())
+    older = {
+        "torch_dtype": "float16", "do_sample": False, "early_stopping": False, "length_penalty": 1.0, "max_length": 20,
+        "num_beams": 1, "bad_words_ids": None, "pruned_heads": {}, "return_dict": True, "tf_legacy_loss": False,
+        "torchscript": False, "use_bfloat16": False, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
+        "task_specific_params": {"summarization": {"num_beams": 4}}, "transformers_version": "4.27.0.dev0",
+        "chunk_size_feed_forward": 0, "_name_or_path": "elsewhere", "prefix": "</s>",
+    }  # fmt: skip
+    for section in ("text_config", "vision_config", "qformer_config"):
+        description[section] = {**older, **description[section], "torch_dtype": "float16"}
+    for key in ("image_token_index", "transformers_version", "dtype"):
+        description.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(description))
+    model = load_model(str(folder), is_eval=True)
+    same(model, load_model(str(published(name))))
+    assert model.language.dtype == torch.float32
+
+
 def test_another_class_is_named(published):
     with pytest.raises(ValueError, match="holds a blip2_opt, not a blip2_t5"):
         load_model("blip2_t5", "pretrain_flant5xl", checkpoint=published("blip2_opt"))
