@@ -43,7 +43,7 @@ def models(
     \b
     Examples:
       lavis models
-      lavis models blip2_opt
+      lavis models NAME/TYPE
       lavis models vqa --json
     """
     from lavis.common.registry import registry

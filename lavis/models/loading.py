@@ -142,7 +142,9 @@ def _assembled(
     config = cls.with_parts(config, sources)
     check_sizes(dataclasses.asdict(config), entries, Path(where), _ENTRIES * len(kept))
     left_out = tuple(f"{name}.*" for name, part in known.items() if part.sha256 is not None)
-    rules = replace(rules, external=rules.external + left_out)
+    # a source that a caller names wins over what the file itself holds
+    named = tuple(f"{name}.*" for name, part in kept.items() if part.source != known[name].source)
+    rules = replace(rules, external=rules.external + left_out + named, replaced=named)
     with to_be_loaded(frozenset(n for n, p in kept.items() if p.source) if rules.fresh else None):
         model = cls.build(config, empty=not rules.fresh)
     settle(model, kept)
