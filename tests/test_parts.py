@@ -93,12 +93,17 @@ def test_a_part_that_the_file_holds_is_taken_from_it_and_not_fetched(files):
     whole = {k: t.clone() for k, t in load_model(NAME, "base").state_dict().items()}
     whole["visual_encoder.patches.weight"] += 1
     torch.save({"model": whole}, files / "whole.pth")
-    parts = {"visual_encoder": "not there", "language_model": str(files / "language")}
-    model = load_model(NAME, "base", checkpoint=files / "whole.pth", parts=parts)
+    (files / "tower.pth").rename(files / "moved.pth")
+    model = load_model(NAME, "base", checkpoint=files / "whole.pth")
     assert torch.equal(model.visual_encoder.patches.weight, whole["visual_encoder.patches.weight"])
     model.save_pretrained(files / "saved")  # what no source gives is written
-    (files / "tower.pth").unlink()
     same(load_model(str(files / "saved")), model)
+    # but a source that is named wins
+    named = load_model(
+        NAME, "base", checkpoint=files / "whole.pth", parts={"visual_encoder": str(files / "moved.pth")}
+    )
+    assert torch.equal(named.visual_encoder.patches.weight + 1, whole["visual_encoder.patches.weight"])
+    assert torch.equal(named.head.weight, model.head.weight)
 
 
 def test_parts_of_random_and_of_pretrained_weights_and_of_a_module_of_ours(files):
