@@ -226,7 +226,7 @@ def test_weights_that_are_gone_are_taken_from_elsewhere(published, monkeypatch, 
     monkeypatch.setenv("LAVIS_CACHE", str(tmp_path))
     for name in ("LAVIS_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision: [])
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo, revision: [])
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda repo, **_: str(published(repo.partition("/")[2]))
     )

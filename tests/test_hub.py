@@ -596,7 +596,7 @@ def test_hub_ids_go_to_huggingface_hub(monkeypatch: pytest.MonkeyPatch, tmp_path
         "tf_model.h5",
         "vocab.txt",
     ]
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo, revision: names)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repo, revision: names)
     assert hub.fetch("org/name@v1:sub/w.safetensors", sha256=SHA256) == tmp_path / "w.safetensors"
     assert hub.fetch("org/na.me-1") == tmp_path
     monkeypatch.setenv("LAVIS_OFFLINE", "1")

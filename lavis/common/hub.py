@@ -341,7 +341,9 @@ def _fetch_from_hub(
         if file is not None:
             path = huggingface_hub.hf_hub_download(repo, file, revision=revision, local_files_only=offline)
         else:
-            needless = [] if offline else _needless(huggingface_hub.list_repo_files(repo, revision=revision))
+            needless = (
+                [] if offline else _needless(huggingface_hub.HfApi().list_repo_files(repo, revision=revision))
+            )
             path = huggingface_hub.snapshot_download(
                 repo, revision=revision, local_files_only=offline, ignore_patterns=needless
             )
