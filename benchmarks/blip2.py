@@ -1,6 +1,6 @@
 """BLIP-2 and InstructBLIP beside transformers': same weights, inputs, threads, run.
 
-    python benchmarks/blip2.py               # everything, about 40 minutes on 2 cores
+    python benchmarks/blip2.py               # everything, about 25 minutes on 2 cores
     python benchmarks/blip2.py itm classes   # parts: captions, itm, classes, features, memory
 
 Image encoder of width 768 with 12 blocks at 224 px, Q-Former of BERT base's size, language models of OPT-125m's,
@@ -270,7 +270,8 @@ def part_itm() -> dict[str, Any]:
                     "transformers, image repeated in one batch": repeated,
                     "lavis": in_this_library,
                     "lavis packed": lambda: in_this_library(packed),
-                }
+                },
+                rounds=3,
             ),
         }
     }
