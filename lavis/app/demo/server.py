@@ -36,9 +36,8 @@ class Options:
     port: int | None = None
     gallery: Path | None = None
     models: Sequence[str] = ()
-    parts: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # of models that have them, see `lavis.inference.load`
+    # of models that have them, see `lavis.inference.load`
+    parts: Mapping[str, Any] = field(default_factory=dict)
     max_models: int = 2
     max_upload_mb: float = 10
     max_disk_mb: float = 1000
