@@ -76,6 +76,8 @@ def peer(language: str | None, instruct: bool = False) -> Any:
             for parameter in model.language_model.parameters():
                 if parameter.ndim == 2:
                     parameter *= 3
+        # states of the size that trained ones have: the norm after them has another epsilon there than in the original
+        model.vision_model.embeddings.position_embedding.normal_()
         for block in model.vision_model.encoder.layers:  # the published encoders have none of keys
             block.self_attn.qkv.bias.view(3, -1)[1] = 0
     return model
