@@ -644,3 +644,16 @@ def test_checkpoints_of_others_are_converted(kind: str, tmp_path: Path, drawings
         Encoder(Loaded("x", m, load("clip/tiny").vis, str)).images(drawings[:2]) for m in (first, again)
     )
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(("left", "packed"), [(1 << 40, True), (1 << 10, False), (None, True)])
+def test_weights_are_copied_only_where_there_is_room(left, packed, monkeypatch):
+    """A language model of 11 GB must not become 22 GB unasked."""
+    from lavis.common import memory
+    from lavis.nn import cpu
+
+    seen = []
+    monkeypatch.setattr(memory, "available", lambda device: left)
+    monkeypatch.setattr(cpu, "prepare", lambda model, pack=False: seen.append(pack) or model)
+    load("blip_caption/tiny_shapes", device="cpu", precision="fp32")
+    assert seen == [packed]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from lavis.common import device as devices
-from lavis.common import elsewhere
+from lavis.common import elsewhere, memory
 from lavis.common.files import is_clip, is_folder
 from lavis.common.images import open_image
 from lavis.common.registry import registry
@@ -25,6 +25,7 @@ from lavis.nn import cpu
 from lavis.processors.video import choose_frames
 
 _VALUES = 1024  # of a tensor that a fingerprint looks at
+UNKNOWN_ROOM = 1 << 32  # bytes of weights that are copied where nobody knows how much memory is left
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,13 @@ def _media_of(model_class: type) -> str:
     return str(getattr(model_class, "MEDIA", "image"))
 
 
+def _has_room_twice(model: Any, device: torch.device) -> bool:
+    """Whether a second copy of a model's weights leaves at least as much memory as it takes."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    left = memory.available(device)
+    return size <= (UNKNOWN_ROOM if left is None else left // 2)
+
+
 def load(
     spec: str,
     checkpoint: str | None = None,
@@ -218,7 +226,7 @@ def load(
     if isinstance(model, BaseModel):
         model.merge_lora()  # nothing is trained here
     if where.type == "cpu" and chosen == "fp32":
-        cpu.prepare(model, pack=True)
+        cpu.prepare(model, pack=_has_room_twice(model, where))
     presets = getattr(type(model), "PRESETS", {})
     named, of_folder = presets.get(model_type), presets.get(getattr(model, "model_type", None))
     pointing = None if checkpoint or named is None else named.pointing
