@@ -223,7 +223,8 @@ class Blip2Qformer(WithTower, BaseModel):
         self.Qformer.tie_weights()
 
     def start_from(self, init: Mapping[str, str]) -> None:
-        """See `lavis.models.starting.start_from`."""
+        """Start modules from other models' weights: {"Qformer": "bert"}, or a path, URL or Hugging Face id in place of
+        "bert"; the queries' feed-forward parts begin as those of text."""
         starting.start_from(self, init)
 
     # ------------------------------------------------------------------------------ the parts
@@ -537,7 +538,7 @@ class Blip2Qformer(WithTower, BaseModel):
         return self.num_queries, self.embed_dim
 
     def head_logits(self, text: TextStates, memory: Memory) -> torch.Tensor:
-        """`match_logits`, as `lavis.models.reranking` calls it."""
+        """`match_logits`, as re-ranking calls it."""
         return self.match_logits(text.tokens, memory)
 
     @inference
