@@ -479,6 +479,7 @@ def _module_of(
     wanted = {key: tensor for key, tensor in module.state_dict().items() if not lora.is_adapter(key)}
     if wanted.keys().isdisjoint(state):  # a language model's own names may begin as wrappers do ("model.")
         state = checkpoints.without_wrappers(state, where)
+    state = checkpoints.part_of(state, name)
     kind = next((r for r in rules if not r.marker or r.marker in state), checkpoints.Rules())
     tied = checkpoints.tied_names(module)
-    return checkpoints.apply_rules(checkpoints.part_of(state, name), wanted, kind, where, tied=tied)
+    return checkpoints.apply_rules(state, wanted, kind, where, tied=tied)
