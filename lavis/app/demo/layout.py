@@ -29,12 +29,13 @@ from lavis.app.demo.page import Page
 from lavis.app.demo.results import Rounds
 
 STYLE = Path(__file__).parent / "style.css"
-# Gradio's examples are buttons with a picture and no words; a screen reader needs a name. A conversation is shown from
-# its end.
+# Gradio's examples are buttons with a picture and no words; a screen reader needs a name. A list of choices
+# that is long enough to scroll would be a stop of its own for the keyboard. A conversation is shown from its end.
 NAMES = """
 new MutationObserver(() => {
   document.querySelectorAll("button.gallery-item:not([aria-label])").forEach(
     button => button.setAttribute("aria-label", "Example " + (1 + [...button.parentNode.children].indexOf(button))));
+  document.querySelectorAll("ul[role=listbox]:not([tabindex])").forEach(list => { list.tabIndex = -1; });
   document.querySelectorAll(".lv-talk:not([data-shown])").forEach(
     talk => { talk.dataset.shown = ""; talk.scrollTop = talk.scrollHeight; });
 }).observe(document, {childList: true, subtree: true});
