@@ -134,7 +134,7 @@ def test_paths_of_other_files_are_not_opened(demo):
     for path in (str(picture), "/etc/passwd", "http://192.0.2.1/a.png"):
         for value in ({"path": path}, {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}):
             said = call(
-                demo, "captioning", "blip_caption/tiny_shapes", value, "Beam search", 1, 1, 0.9, 0, 20
+                demo, "captioning", "blip_caption/tiny_shapes", value, "Beam search", 1, 1, 0.9, 0, 20, ""
             )
             assert "no file that was uploaded here" in said[0] or said[0].startswith("refused"), said
     assert files_of(demo) == before  # none was copied to where it would be served from
@@ -143,7 +143,7 @@ def test_paths_of_other_files_are_not_opened(demo):
 def test_an_upload_is_captioned_and_a_bad_one_explained(demo):
     def ask(content, name="a.png"):
         (path,) = json.loads(upload(demo, name, content)[1])
-        settings = ("blip_caption/tiny_shapes", {"path": path}, "Beam search", 2, 3, 0.9, 0, 20)
+        settings = ("blip_caption/tiny_shapes", {"path": path}, "Beam search", 2, 3, 0.9, 0, 20, "")
         return call(demo, "captioning", *settings)
 
     good = ask(png((64, 64)))
@@ -153,14 +153,16 @@ def test_an_upload_is_captioned_and_a_bad_one_explained(demo):
     Image.new("1", (9000, 9000)).save(big, "PNG")
     assert "81 megapixels, at most 40" in ask(big.getvalue())[0]
     assert upload(demo, "b.png", bytes(1_200_000))[0] == 413
-    other = call(demo, "captioning", "/etc", {"path": "x"}, "Beam search", 1, 1, 0.9, 0, 20)
+    other = call(demo, "captioning", "/etc", {"path": "x"}, "Beam search", 1, 1, 0.9, 0, 20, "")
     assert "choose one of the list" in other[0]
 
 
 def test_weights_that_are_not_here_are_one_sentence(demo):
     before = demo.said()
     (path,) = json.loads(upload(demo, "a.png", png())[1])
-    said = call(demo, "captioning", "blip_caption/base_coco", {"path": path}, "Beam search", 1, 1, 0.9, 0, 20)
+    said = call(
+        demo, "captioning", "blip_caption/base_coco", {"path": path}, "Beam search", 1, 1, 0.9, 0, 20, ""
+    )
     assert "The weights of blip_caption/base_coco are not on this machine" in said[0]
     assert "Traceback" not in demo.said().removeprefix(before)
 
@@ -170,7 +172,7 @@ def test_uploaded_programs_are_not_shown_as_pages(demo):
     for name, content in (("a.svg", svg), ("a.html", b"<script>alert(1)</script>"), ("a.js", b"alert(1)")):
         (path,) = json.loads(upload(demo, name, content)[1])
         value = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-        call(demo, "captioning", "blip_caption/tiny_shapes", value, "Beam search", 1, 1, 0.9, 0, 20)
+        call(demo, "captioning", "blip_caption/tiny_shapes", value, "Beam search", 1, 1, 0.9, 0, 20, "")
         _, headers, _ = get(f"{demo.url}/gradio_api/file={path}")
         assert "attachment" in headers.get("Content-Disposition", ""), (name, headers.items())
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -203,6 +205,7 @@ def test_many_visitors_at_once_all_get_their_answer(demo):
                 0.9,
                 0,
                 30,
+                "",
             )
         )
 
