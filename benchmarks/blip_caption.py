@@ -256,19 +256,9 @@ def main() -> None:
     elif sys.argv[1:2] == ["--part"]:
         print(json.dumps(PARTS[sys.argv[2]]()))
     else:
-        from benchmarks.common import RESULTS, by_processor, write
+        from benchmarks.common import run_parts
 
-        name = by_processor("blip_caption")
-        path = RESULTS / f"{name}.json"
-        results = json.loads(path.read_text()) if path.is_file() else {}
-        for part in sys.argv[1:] or PARTS:
-            done = subprocess.run(
-                [sys.executable, __file__, "--part", part], stdout=subprocess.PIPE, text=True, check=True
-            )
-            results[part] = json.loads(done.stdout.splitlines()[-1])
-            print(part, json.dumps(results[part], indent=1))
-            results.pop("machine", None)
-            write(name, {"threads": THREADS, **results})
+        run_parts(__file__, "blip_caption", sys.argv[1:] or list(PARTS), THREADS)
 
 
 if __name__ == "__main__":

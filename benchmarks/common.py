@@ -7,8 +7,10 @@ import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -75,3 +77,19 @@ def write(name: str, data: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **data}, indent=1) + "\n")
     return path
+
+
+def run_parts(script: str, name: str, parts: Sequence[str], threads: int) -> None:
+    """Run parts of a benchmark, each in a process of its own (`script --part PART`, whose last line is JSON), and write
+    their results as those of this processor; parts that aren't run keep theirs."""
+    name = by_processor(name)
+    path = RESULTS / f"{name}.json"
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    for part in parts:
+        done = subprocess.run(
+            [sys.executable, script, "--part", part], stdout=subprocess.PIPE, text=True, check=True
+        )
+        results[part] = json.loads(done.stdout.splitlines()[-1])
+        print(part, json.dumps(results[part], indent=1))
+        results.pop("machine", None)
+        write(name, {"threads": threads, **results})

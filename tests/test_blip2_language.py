@@ -244,3 +244,17 @@ def test_a_model_without_vicuna_says_so_before_anything_is_fetched(monkeypatch):
         ValueError, match=r"--part llm_model=FOLDER .* checkpoint='Salesforce/instructblip-vicuna-7b'"
     ):
         load_model("blip2_vicuna_instruct", "vicuna7b")
+
+
+@pytest.mark.parametrize("kind", ["t5_instruct", "vicuna_instruct"])
+@pytest.mark.parametrize("candidates", [[], [["a dog"], []]])
+def test_nothing_to_rank_is_said(models, kind, candidates):
+    model, _ = models(kind)
+    with pytest.raises(ValueError, match="to rank"):
+        model.predict_class({"image": images(), "prompt": "what is it?"}, candidates)
+
+
+def test_an_empty_candidate_of_a_decoder_only_model_is_said(models):
+    model, _ = models("vicuna_instruct")
+    with pytest.raises(ValueError, match="a candidate is an empty text"):
+        model.predict_class({"image": images(), "prompt": "what is it?"}, ["a dog", ""])

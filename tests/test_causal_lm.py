@@ -122,14 +122,18 @@ def test_what_is_written_is_what_transformers_writes(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("at_once", [1 << 25, V * 4 * 2])
+@pytest.mark.parametrize("at_once", [{}, {"AT_ONCE": V * 4 * 2}, {"CACHE_AT_ONCE": 1}])
 @torch.no_grad()
 def test_given_texts_are_scored_as_if_each_was_read_alone(
-    kind: str, at_once: int, prompts: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    at_once: dict[str, int],
+    prompts: tuple[torch.Tensor, torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from lavis.nn import causal_lm
 
-    monkeypatch.setattr(causal_lm, "AT_ONCE", at_once)
+    for name, most in at_once.items():
+        monkeypatch.setattr(causal_lm, name, most)
     model, (prompt, mask) = model_of(kind), prompts
     texts = [[5, 6, 7, 8, 9], [11], [5, 6, 20], [33, 34, 35, 36], [40, 41]]
     items = torch.tensor([0, 2, 1, 1, 0])

@@ -35,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[st
         if kind not in made:
             described = reference.manifest(kind)
             folder = tmp_path_factory.mktemp(kind)
-            model = reference.build(described, reference.write(described, folder / "model.pth"))
+            model = reference.build(described, reference.write(described, folder / "model.pth", trimmed=True))
             model.save_pretrained(folder / "saved")
             (folder / "language").rename(folder / "moved")
             part = f"{model.LANGUAGE}={folder / 'moved'}"

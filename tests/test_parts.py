@@ -89,7 +89,7 @@ def test_frozen_parts_are_not_trained(files):
     assert torch.equal(free.visual_encoder.patches.weight, write_tower(files / "tower.pth")["patches.weight"])
 
 
-def test_a_part_that_the_file_holds_is_taken_from_it_and_not_fetched(files):
+def test_a_part_that_the_file_holds_is_taken_from_it_and_not_fetched(files, caplog):
     whole = {k: t.clone() for k, t in load_model(NAME, "base").state_dict().items()}
     whole["visual_encoder.patches.weight"] += 1
     torch.save({"model": whole}, files / "whole.pth")
@@ -98,12 +98,16 @@ def test_a_part_that_the_file_holds_is_taken_from_it_and_not_fetched(files):
     assert torch.equal(model.visual_encoder.patches.weight, whole["visual_encoder.patches.weight"])
     model.save_pretrained(files / "saved")  # what no source gives is written
     same(load_model(str(files / "saved")), model)
-    # but a source that is named wins
-    named = load_model(
-        NAME, "base", checkpoint=files / "whole.pth", parts={"visual_encoder": str(files / "moved.pth")}
-    )
-    assert torch.equal(named.visual_encoder.patches.weight + 1, whole["visual_encoder.patches.weight"])
-    assert torch.equal(named.head.weight, model.head.weight)
+    # neither is one that is named, as by the recipe that a run's checkpoint is evaluated with; that is said
+    caplog.clear()
+    parts = {"visual_encoder": str(files / "moved.pth")}
+    named = load_model(NAME, "base", checkpoint=files / "whole.pth", parts=parts)
+    assert torch.equal(named.visual_encoder.patches.weight, whole["visual_encoder.patches.weight"])
+    assert "holds the part 'visual_encoder' itself" in caplog.text and "moved.pth is not read" in caplog.text
+    caplog.clear()
+    section = {"arch": NAME, "model_type": "base", "weights": str(files / "saved"), "parts": parts}
+    same(build_model(section), model)
+    assert "holds the part 'visual_encoder' itself" in caplog.text
 
 
 def test_parts_of_random_and_of_pretrained_weights_and_of_a_module_of_ours(files):

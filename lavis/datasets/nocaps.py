@@ -17,7 +17,7 @@ server.
 
 **Metrics.** CIDEr and SPICE, over all pictures and by domain (in, near, out of COCO's): the evaluation server's, from
 the file that evaluation writes. With references given here (`captions: FILE`), BLEU-4, CIDEr and the others, too; with
-`domain: out` of the 1,413 pictures of val that are out of COCO's domain.
+`domain: out` of the 1,413 images of val that are out of COCO's domain.
 
 **Files.** Annotation files are downloaded on first use to `nocaps/annotations` under the cache root. Pictures are
 expected in `nocaps/images/{val,test}`.
@@ -26,7 +26,7 @@ expected in `nocaps/images/{val,test}`.
 for it.
 
 **Known faults.** The domains (in, near, out) are not in the annotation files used here; the server knows them, and the
-original's configurations list the pictures that are out.
+original's configurations list the images that are out.
 
 **Responsible use.** As for other photographs of people from Flickr: nobody in them was asked.
 
@@ -47,7 +47,7 @@ from lavis.datasets.captioning import CaptionDataset, CaptionOptions, read_refer
 from lavis.datasets.sources import ByHand, Source
 from lavis.datasets.tables import PackedRecords, read_json
 
-OUT_OF_DOMAIN = Path(__file__).parent / "nocaps_out_domain.json"  # numbers of pictures
+OUT_OF_DOMAIN = Path(__file__).parent / "nocaps_out_domain.json"  # numbers of images
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class NoCapsOptions(CaptionOptions):
 
     Args:
         captions: a file with references in COCO's layout (nocaps_val_4500_captions.json), for scores of val.
-        domain: "out": only the pictures of val that show classes of objects of which COCO's captions name none, which
+        domain: "out": only the images of val that show classes of objects of which COCO's captions name none, which
             the original's configurations list; null: all.
     """
 

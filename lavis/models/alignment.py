@@ -221,7 +221,7 @@ class Alignment(VisionText, BaseModel):
     def match_texts(self, media: torch.Tensor, texts: Sequence[str]) -> Matched:
         """Every image with every text; each image is encoded once. All is on the CPU."""
         image = self.encode_image(media)  # (B, N, D)
-        logits, vectors = match_every(self, self.memorize(image), len(image), texts)
+        logits, vectors = match_every(self, self.memorize(image), len(image), texts, self.config.max_txt_len)
         return Matched(logits, self.image_feature(image).float().cpu(), vectors)
 
     @prepared

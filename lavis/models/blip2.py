@@ -488,7 +488,7 @@ class Blip2Qformer(WithTower, BaseModel):
     def embed_images(self, media: torch.Tensor) -> torch.Tensor:
         """The mean of images' query features, (B, E), of length 1: one vector to search by, or to compare images by.
 
-        It orders images for a text much as the largest similarity does, not exactly so.
+        For a first search only: by the largest similarity images come in another order.
         """
         return F.normalize(self.image_feature(self.encode_image(media)).mean(dim=1), dim=-1)
 
@@ -503,7 +503,7 @@ class Blip2Qformer(WithTower, BaseModel):
     def match_texts(self, media: torch.Tensor, texts: Sequence[str]) -> Matched:
         """Every image with every text; each image is encoded once. All is on the CPU."""
         memory = self.memorize(self.encode_image(media))
-        logits, vectors = match_every(self, memory, len(media), texts)
+        logits, vectors = match_every(self, memory, len(media), texts, self.max_txt_len)
         return Matched(logits, self.query_features(self.query(memory)).float().cpu(), vectors)
 
     @prepared

@@ -63,7 +63,6 @@ class Rules:
     renew: entries of the file that are passed over, so that the model's are fresh; shell patterns.
     external: model entries that the file need not have because they come from the model's parts, see
         `lavis.models.parts`; shell patterns.
-    replaced: those of them that are taken from the parts even where the file has them, since somebody asked for it.
 
     Whatever they say, a number (`SCALARS`) takes the model's shape.
     """
@@ -78,7 +77,6 @@ class Rules:
     fresh: tuple[str, ...] = ()
     renew: tuple[str, ...] = ()
     external: tuple[str, ...] = ()
-    replaced: tuple[str, ...] = ()
 
     def is_fresh(self, entry: str) -> bool:
         """Whether a file need not have an entry of the model."""
@@ -434,7 +432,6 @@ def apply_rules(
         tensors = [pieces[part] for part in sorted(pieces)]
         fitting = tensors[0].ndim > 0 and len({t.shape[1:] for t in tensors}) == 1
         out[key] = torch.cat(tensors) if fitting else tensors[0]  # whose shape is reported
-    out = {key: tensor for key, tensor in out.items() if not _matches(key, rules.replaced)}
     external = [k for k in wanted if k not in out and _matches(k, rules.external)]
     if external and fill is not None:
         out.update(fill(external))

@@ -79,15 +79,21 @@ class Instruct:
         samples = model._seen(samples)
         media = media_of(samples, model.MEDIA, model.device)
         prompts = with_context(samples, model._prompts(samples, len(media)))
+        if not len(candidates):
+            raise ValueError("there are no candidates to rank")
         shared = isinstance(candidates[0], str)
         lists = [candidates] * len(prompts) if shared else candidates
         if len(lists) != len(prompts):
             raise ValueError(
                 f"there are {len(lists)} lists of candidates for {len(prompts)} prompts; give one for each"
             )
-        decoding, first = model.begin(model.prefix(media, model.instruction(prompts)), prompts)
         counts = [len(own) for own in lists]
+        if not all(counts):
+            raise ValueError(f"image {counts.index(0)} has no candidates to rank")
         rows = [row for own in lists for row in model.candidate_rows(list(own))]
+        if not all(rows):
+            raise ValueError("a candidate is an empty text, which has no probability")
+        decoding, first = model.begin(model.prefix(media, model.instruction(prompts)), prompts)
         items = torch.arange(len(lists), device=model.device).repeat_interleave(
             torch.tensor(counts, device=model.device)
         )

@@ -142,9 +142,7 @@ def _assembled(
     config = cls.with_parts(config, sources)
     check_sizes(dataclasses.asdict(config), entries, Path(where), _ENTRIES * len(kept))
     left_out = tuple(f"{name}.*" for name, part in known.items() if part.sha256 is not None)
-    # a source that a caller names wins over what the file itself holds
-    named = tuple(f"{name}.*" for name, part in kept.items() if part.source != known[name].source)
-    rules = replace(rules, external=rules.external + left_out + named, replaced=named)
+    rules = replace(rules, external=rules.external + left_out)
     with to_be_loaded(frozenset(n for n, p in kept.items() if p.source) if rules.fresh else None):
         model = cls.build(config, empty=not rules.fresh)
     settle(model, kept)
@@ -152,6 +150,9 @@ def _assembled(
     model.fresh_entries = checkpoints.load_into(
         model, state_for(model), rules, where, partial(sources.fill, model)
     )
+    for name, part in kept.items():
+        if part.source != known[name].source and name not in sources.filled:
+            log.warning("%s holds the part %r itself; %s is not read", where, name, part.source)
     _remember(model, kept, sources)
     return model
 

@@ -391,6 +391,7 @@ class Sources:
 
     Attributes:
         taken: of each part that came from its source as a whole, its digest where it was compared.
+        filled: parts of which entries came from their sources.
     """
 
     parts: Mapping[str, Part]
@@ -398,6 +399,7 @@ class Sources:
     where: str = "this model"
     recorded: Mapping[str, Part] = field(default_factory=dict)
     taken: dict[str, str | None] = field(default_factory=dict)
+    filled: set[str] = field(default_factory=set)
 
     def path(self, name: str) -> Path:
         """The local file or folder of a part.
@@ -448,6 +450,7 @@ class Sources:
                 if recorded.dtype != part.dtype:
                     self.taken.pop(name)
             out.update({key: state[key.removeprefix(f"{name}.")] for key in mine})
+            self.filled.add(name)
         return out
 
     def _compare(self, name: str, state: checkpoints.StateDict, wanted: str, path: Path) -> None:

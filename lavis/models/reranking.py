@@ -147,9 +147,12 @@ def match_all(
 
 
 def match_every(
-    network: Any, memory: Any, batch: int, texts: Sequence[str]
+    network: Any, memory: Any, batch: int, texts: Sequence[str], longest: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Every image of a memory of B = `batch` images with every text, in chunks of bounded memory.
+
+    Args:
+        longest: tokens of a text that are read.
 
     Returns:
         logits (B, n, 2) and the texts' features (n, E), on the CPU.
@@ -161,7 +164,7 @@ def match_every(
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for start in range(0, len(order), each):
         columns = order[start : start + each]
-        tokens = network.tokens([texts[i] for i in columns], max_length=network.config.max_txt_len)
+        tokens = network.tokens([texts[i] for i in columns], max_length=longest)
         states = network.encode_text(tokens)  # (G, T, D)
         vectors[columns] = network.text_feature(states).float().cpu()
         text = TextStates(tokens, None if network.begin is None else network.begin(tokens, states))

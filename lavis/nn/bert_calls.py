@@ -104,12 +104,7 @@ def decode(
     if mode != "text" and encoder_hidden_states is not None:
         memory = _memory(decoder.bert, encoder_hidden_states, encoder_attention_mask)
     logits = decoder(input_ids, mask=None if attention_mask is None else attention_mask.bool(), memory=memory)
-    if return_logits:
-        return logits[:, :-1]
-    loss = None
-    if labels is not None:
-        loss = language_modelling_loss(logits, labels, smoothing=SMOOTHING, per_text=reduction == "none")
-    return DecoderOutput(loss=loss, logits=logits)
+    return _predicted(logits, labels, reduction, return_logits)
 
 
 def write(
@@ -227,6 +222,13 @@ def write_after_queries(
     found = read_queries(former.bert, input_ids, attention_mask, is_decoder=is_decoder, **given)
     assert found.last_hidden_state is not None
     logits = former.cls(found.last_hidden_state[:, -input_ids.shape[1] :])
+    return _predicted(logits, labels, reduction, return_logits)
+
+
+def _predicted(
+    logits: torch.Tensor, labels: torch.Tensor | None, reduction: str, return_logits: bool
+) -> DecoderOutput | torch.Tensor:
+    """What `decode` and `write_after_queries` give of logits (R, T, V)."""
     if return_logits:
         return logits[:, :-1]
     loss = None

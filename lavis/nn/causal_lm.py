@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 AT_ONCE = 1 << 25  # numbers in the logits of given texts that are read at a time (128 MiB in float32)
+CACHE_AT_ONCE = 1 << 29  # bytes of their prompts' keys and values
 ROOM = 32  # tokens that a cache grows by at most
 
 
@@ -164,7 +165,13 @@ class Decoding:
         if ids.shape[1] == 1:
             return first
         rest = []
-        rows = max(1, AT_ONCE // (self.model.config.vocab_size * (ids.shape[1] - 1)))
+        rows = max(
+            1,
+            min(
+                AT_ONCE // (self.model.config.vocab_size * (ids.shape[1] - 1)),
+                CACHE_AT_ONCE // max(1, self._row_bytes()),
+            ),
+        )
         for some, real, item in zip(ids.split(rows), mask.split(rows), items.split(rows)):
             logits = self._read(some[:, :-1], self._cache_for(item), self.mask[item], last=False).float()
             logs = logits.log_softmax(dim=-1).gather(2, some[:, 1:, None])[:, :, 0]
@@ -181,6 +188,15 @@ class Decoding:
 
     def _reorder(self, index: torch.Tensor) -> None:
         self.cache.reorder_cache(index)
+
+    def _caches(self) -> tuple[Any, ...]:
+        """All that is kept of tokens."""
+        return (self.cache,)
+
+    def _row_bytes(self) -> int:
+        """Of what the cache holds for one row."""
+        kept = [getattr(layer, "keys", None) for cache in self._caches() for layer in cache.layers]
+        return sum(2 * keys[0].numel() * keys.element_size() for keys in kept if keys is not None)
 
     def _cache_for(self, items: torch.Tensor) -> Any:
         """A copy of the cache for rows that go on from these items."""
@@ -272,6 +288,8 @@ class EncoderDecoding(Decoding):
         if len(index) != rows:
             self.cache.cross_attention_cache.reorder_cache(index)
 
+    def _caches(self) -> tuple[Any, ...]:
+        return self.cache.self_attention_cache, self.cache.cross_attention_cache
+
     def _cache_for(self, items: torch.Tensor) -> Any:
-        own, crossing = self.cache.self_attention_cache, self.cache.cross_attention_cache
-        return type(self.cache)(_for_rows(own, items), _for_rows(crossing, items))
+        return type(self.cache)(*(_for_rows(cache, items) for cache in self._caches()))

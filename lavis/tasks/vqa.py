@@ -111,21 +111,23 @@ class VQATask(Task):
             options["prompt"] = getattr(model, "question_prompt", None)
         return {name: value for name, value in options.items() if value is not None}
 
-    def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+    def asked(self, model: nn.Module, samples: Mapping[str, Any], **given: Any) -> Any:
+        """What a model's `predict_answers` gives, called with those of the settings that it takes."""
         method: Any = model.predict_answers
         options = self.options(model)
-        answers = method(
-            samples=samples,
-            answer_list=self.answer_list,
-            inference_method=self.settings.inference_method,
-            **accepted(
-                method,
-                options,
-                {f.name: f.default for f in fields(self.Config)},
-                lambda name: (
-                    f"run.{name}={options[name]!r}: {type(model).__name__} takes no {name}; remove the key"
-                ),
+        taken = accepted(
+            method,
+            options,
+            {f.name: f.default for f in fields(self.Config)},
+            lambda name: (
+                f"run.{name}={options[name]!r}: {type(model).__name__} takes no {name}; remove the key"
             ),
+        )
+        return method(samples=samples, **given, **taken)
+
+    def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
+        answers = self.asked(
+            model, samples, answer_list=self.answer_list, inference_method=self.settings.inference_method
         )
         ids = as_list(samples["question_id"])
         return [
@@ -359,19 +361,7 @@ class VQAReadingTask(VQATask):
         return options | {name: getattr(self.settings, name) for name in _READING}
 
     def predict(self, model: nn.Module, samples: Mapping[str, Any]) -> Sequence[Record | None]:
-        method: Any = model.predict_answers
-        options = self.options(model)
-        answers, captions, maps = method(
-            samples=samples,
-            **accepted(
-                method,
-                options,
-                {f.name: f.default for f in fields(self.Config)},
-                lambda name: (
-                    f"run.{name}={options[name]!r}: {type(model).__name__} takes no {name}; remove the key"
-                ),
-            ),
-        )
+        answers, captions, maps = self.asked(model, samples)
         ids = as_list(samples["question_id"])
         return [
             {"question_id": i, "answer": a, "captions": list(c), "gradcam": as_list(m)}

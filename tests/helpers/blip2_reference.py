@@ -47,9 +47,12 @@ def state_dict(described: dict[str, Any]) -> dict[str, torch.Tensor]:
     return state
 
 
-def write(described: dict[str, Any], path: Path) -> Path:
-    """A .pth as the original publishes it."""
-    torch.save({"model": state_dict(described)}, path)
+def write(described: dict[str, Any], path: Path, trimmed: bool = False) -> Path:
+    """A .pth with all entries; trimmed: without the language model, as the original publishes it."""
+    left_out = tuple(f"{part}." for part in LANGUAGES.values()) if trimmed else ()
+    torch.save(
+        {"model": {k: t for k, t in state_dict(described).items() if not k.startswith(left_out)}}, path
+    )
     return path
 
 

@@ -1,4 +1,4 @@
-"""A conversation about a picture."""
+"""A conversation about an image."""
 
 from __future__ import annotations
 
